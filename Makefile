@@ -1,0 +1,39 @@
+# Two commands: `make tour` (set up and see it work) and `make test`. Everything lives in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: tour test test-all lint bench install clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tenfold needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	touch $@
+
+tour: install
+	$(BIN)/tenfold tour
+
+# Two processes: shape checks on everything, then what torch.compile and export need without them.
+test: install
+	$(BIN)/pytest -m 'not slow and not oracle and not compiled'
+	JAXTYPING_DISABLE=1 $(BIN)/pytest -m 'compiled and not slow and not oracle'
+
+test-all: install
+	$(BIN)/pytest -m 'not oracle and not compiled' --timeout 1800
+	JAXTYPING_DISABLE=1 $(BIN)/pytest -m 'compiled and not oracle' --timeout 1800
+
+lint: install
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+bench: install
+	$(BIN)/tenfold bench all
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,1 @@
+"""Bounded readers with typed errors, sources, the stateful loader, and samples that come inside wheels."""

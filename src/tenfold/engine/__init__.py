@@ -1,0 +1,1 @@
+"""The one training engine: trainer, checkpoints, schedules, optimizers, executor, reports."""

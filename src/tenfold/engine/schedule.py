@@ -1,0 +1,64 @@
+"""Values that change with the step: learning rates, weight decay, teacher temperature, EMA momentum, loss weights.
+
+A schedule is a pure function of (step, total steps), so resuming needs no state and a short run keeps the shape of a
+long one: every length is a fraction of the run (a float <= 1) or a number of steps (an int).
+
+    Schedule(kind="cosine", peak=1.5e-3, warmup=0.05, final=0.02 * 1.5e-3).at(step, total)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from tenfold.errors import UsageError
+
+
+def length(value: int | float, total: int) -> int:
+    """Steps meant by `value`: an int is steps, a float in [0, 1] is a fraction of `total`."""
+    return value if isinstance(value, int) else round(value * total)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """From `start` up to `peak` over `warmup`, then towards `final` until the end of the run (or over `decay`).
+
+    kind: constant | linear | cosine, the curve after warm-up.
+    warmup, decay: steps (int) or fraction of the run (float). `decay=None` is the rest of the run; after it the value
+    stays at `final`.
+    """
+
+    kind: Literal["constant", "linear", "cosine"] = "cosine"
+    peak: float = 1.0
+    start: float = 0.0
+    final: float = 0.0
+    warmup: int | float = 0
+    decay: int | float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "decay"):
+            value = getattr(self, name)
+            if value is not None and (value < 0 or (isinstance(value, float) and value > 1)):
+                raise UsageError(
+                    f"schedule.{name} = {value}: allowed are a number of steps (int >= 0) "
+                    f"or a fraction of the run (float from 0.0 to 1.0)."
+                )
+
+    def at(self, step: int, total: int) -> float:
+        """The value for step `step` (0-based) of a run of `total` steps."""
+        warmup = length(self.warmup, total)
+        if step < warmup:
+            return self.start + (self.peak - self.start) * (step + 1) / (warmup + 1)
+        if self.kind == "constant":
+            return self.peak
+        span = max(1, (total - warmup - 1) if self.decay is None else length(self.decay, total))
+        progress = min(1.0, (step - warmup) / span)
+        if self.kind == "cosine":
+            progress = 0.5 - 0.5 * math.cos(math.pi * progress)
+        return self.peak + (self.final - self.peak) * progress
+
+
+def constant(value: float) -> Schedule:
+    """A value that does not change."""
+    return Schedule(kind="constant", peak=value, final=value)

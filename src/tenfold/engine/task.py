@@ -1,0 +1,107 @@
+"""Task: what a system gives the trainer. It never owns a loop.
+
+    build() ------------------> nn.Module            everything trainable, and frozen teachers
+    batches(shard) -----------> Loader               endless, stateful, this rank's share of every global batch
+    training_step(...) -------> {"loss": ..., ...}   named scalar losses and their weighted sum `loss`
+    after_step(model, step) --> None                 EMA teachers, Gram refresh
+    validate(model) ----------> {"knn": 46.6, ...}   numbers, each beside its floor
+    deliver(model) -----------> {name: Tensor}       what is saved as the final weights
+
+The trainer wraps `build()`'s module for data parallelism, so `training_step` reaches parameters through one call of
+`model(...)` per phase; attributes of the module itself are on `unwrap(model)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from tenfold.engine.config import OptimConfig
+from tenfold.engine.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This process's place among the data-parallel ranks. One process is rank 0 of 1."""
+
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimizer and the parameters it moves (names that start with one of `prefixes`).
+
+    Most systems have one phase. Adversarial training has two (generator, discriminator), taken in order every step.
+    """
+
+    name: str = "main"
+    prefixes: tuple[str, ...] = ("",)
+    optim: OptimConfig | None = None
+
+
+class Batches(Protocol):
+    """An endless stream of batches whose position can be saved and restored exactly."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Task:
+    """Base class. `hparams` holds live values: the trainer sets those of `schedules` before each step, and
+    population-based training may set any of them."""
+
+    phases: tuple[Phase, ...] = (Phase(),)
+    schedules: Mapping[str, Schedule] = {}
+
+    def __init__(self) -> None:
+        self.hparams: dict[str, float] = {}
+
+    def build(self) -> nn.Module:
+        """The module to train, in its initial state (the trainer has seeded torch). Frozen teachers are part of it."""
+        raise TypeError(f"{type(self).__name__} does not build a model")
+
+    def batches(self, shard: Shard) -> Batches:
+        """This rank's stream. The union over ranks of one step's batches is the global batch, for any world size."""
+        raise TypeError(f"{type(self).__name__} has no data")
+
+    def training_step(self, model: nn.Module, batch: Any, phase: Phase) -> dict[str, Tensor]:
+        """Named scalar losses of this rank's batch; `loss` is what is differentiated. Mean semantics: the trainer
+        averages gradients and reported values over ranks and accumulation."""
+        raise TypeError(f"{type(self).__name__} has no training step")
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Runs after the optimizers of step `step` (0-based) have moved the parameters."""
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Numbers on held-back data. Called on every rank; rank 0's result is recorded."""
+        return {}
+
+    def deliver(self, model: nn.Module) -> dict[str, Tensor]:
+        """The final weights, in tenfold's own layout."""
+        return {name: value for name, value in unwrap(model).state_dict().items() if isinstance(value, Tensor)}
+
+    def parameter_depth(self, name: str) -> tuple[int, int] | None:
+        """(layer, layers) of a parameter for layer-wise decay; None when it takes the full rate."""
+        return None
+
+    def parameter_scale(self, name: str, parameter: nn.Parameter) -> tuple[float, float]:
+        """(rate multiplier, decay multiplier) of a parameter: by default no decay on vectors and scalars."""
+        return 1.0, 0.0 if parameter.ndim < 2 else 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values that the task needs to resume beyond the module's own tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict`."""
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The task's own module, without a data-parallel wrapper."""
+    inner = getattr(model, "module", None)
+    return inner if isinstance(inner, nn.Module) else model

@@ -1,0 +1,103 @@
+"""The error family: every mistake a user can make is one of these, with its exit code.
+
+A message says what was given, what is allowed, the nearest match and what to do next, so it never needs a traceback.
+The command line prints `str(error)` and leaves with `error.exit_code`; a library user catches the class.
+
+    0 done | 2 usage or configuration | 3 data | 4 checkpoint, weights or storage | 5 non-finite numbers | 75 preempted
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable
+
+
+class TenfoldError(Exception):
+    """Base of the family. `exit_code` is what the command line leaves with."""
+
+    exit_code = 1
+
+
+class UsageError(TenfoldError, ValueError):
+    """A wrong flag, name, value or configuration."""
+
+    exit_code = 2
+
+
+class MissingExtra(UsageError):
+    """A package outside the base install is absent.
+
+    Raised by the one file that owns the package; the message is the exact line to type.
+    """
+
+    def __init__(self, package: str, extra: str, why: str = "") -> None:
+        self.package, self.extra = package, extra
+        needed = f" ({why})" if why else ""
+        super().__init__(f'{package} is not installed{needed}. Type: pip install "tenfold[{extra}]"')
+
+
+class DataError(TenfoldError):
+    """An input that cannot be read or breaks a limit. The message names the file and the field or offset."""
+
+    exit_code = 3
+
+
+class WeightsError(TenfoldError):
+    """Weights that do not fit the model: the message lists every missing, unexpected or misshaped key."""
+
+    exit_code = 4
+
+
+class CheckpointError(TenfoldError):
+    """A checkpoint or run folder that cannot be used."""
+
+    exit_code = 4
+
+
+class StorageError(TenfoldError):
+    """Writing failed (disk full, no permission). What was there before is intact."""
+
+    exit_code = 4
+
+
+class LockHeld(UsageError):
+    """Another process works on the same run folder or cache; the message says who."""
+
+
+class NonFiniteError(TenfoldError):
+    """NaN or Inf in a loss or gradient: training stopped before the optimizer step."""
+
+    exit_code = 5
+
+
+class Preempted(TenfoldError):
+    """A signal asked to stop; the state is saved and `--resume` goes on from it."""
+
+    exit_code = 75
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """The allowed name most like `name`, or None when nothing is close."""
+    matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown_name(what: str, name: str, allowed: Iterable[str], todo: str = "") -> UsageError:
+    """A UsageError for a name that is not in `allowed`, naming the nearest one."""
+    names = sorted(allowed)
+    guess = nearest(name, names)
+    parts = [f"unknown {what} {name!r}."]
+    if guess:
+        parts.append(f"Did you mean {guess!r}?")
+    parts.append(f"Allowed: {', '.join(names) if names else '(none)'}.")
+    if todo:
+        parts.append(todo)
+    return UsageError(" ".join(parts))
+
+
+def storage_error(path: object, error: OSError) -> StorageError:
+    """Turns an OSError of a write into a StorageError that says what to do."""
+    if error.errno == errno.ENOSPC:
+        return StorageError(f"no space left while writing {path}. Nothing was replaced; free some space and run again.")
+    return StorageError(f"could not write {path}: {error.strerror or error}. Nothing was replaced.")

@@ -1,0 +1,1 @@
+"""Weights in and out: safe loading, key maps, strict differences."""

@@ -1,0 +1,1 @@
+"""Blocks: torch alone, no files. A process group is used only when one is handed in."""

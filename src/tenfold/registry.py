@@ -1,0 +1,65 @@
+"""Names to code: `"module:attribute"` references that are imported only when used.
+
+The command line lists verbs, recipes and systems from here without importing torch, and a wing offers a part to another
+wing under a name (a perceptual backbone, a text tower) without either importing the other.
+
+    recipes = Registry("recipe")
+    recipes.add("dinov3-mini", "tenfold.vision.recipes:dinov3_mini", "self-supervised training on a laptop CPU")
+    recipes.load("dinov3-mini")()
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tenfold.errors import unknown_name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name. `target` is `"module:attribute"`; `summary` is the line that `--help` prints."""
+
+    name: str
+    target: str
+    summary: str = ""
+
+    def load(self) -> Any:
+        module, _, attribute = self.target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+class Registry:
+    """An ordered set of names of one kind (`kind` is the noun that errors use)."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def add(self, name: str, target: str, summary: str = "") -> None:
+        assert name not in self._entries, f"{self.kind} {name!r} is registered twice"
+        assert ":" in target, f"{target!r} is not 'module:attribute'"
+        self._entries[name] = Entry(name, target, summary)
+
+    def entry(self, name: str) -> Entry:
+        """Raises UsageError with the nearest name when `name` is unknown."""
+        if name not in self._entries:
+            raise unknown_name(self.kind, name, self._entries)
+        return self._entries[name]
+
+    def load(self, name: str) -> Any:
+        return self.entry(name).load()
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+
+recipes = Registry("recipe")
+recipes.add("dinov3-mini", "tenfold.vision.recipes:dinov3_mini", "self-supervised training on a laptop CPU")
+
+parts = Registry("part")  # what one wing offers to another

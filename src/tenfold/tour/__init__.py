@@ -1,0 +1,1 @@
+"""`tenfold tour`: every system on real input, one HTML page."""

@@ -1,0 +1,1 @@
+"""DINOv2 and DINOv3: self-supervised vision on the shared block and trainer."""

@@ -1,0 +1,48 @@
+"""Shared by all tests: shape checks on every annotated function, the test data, and CI's rule that nothing is skipped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+if not os.environ.get("JAXTYPING_DISABLE"):
+    from jaxtyping import install_import_hook
+
+    install_import_hook("tenfold", "beartype.beartype")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _data_root() -> Path | None:
+    for candidate in (os.environ.get("TENFOLD_TEST_DATA"), ROOT / "../shared/data"):
+        if candidate and Path(candidate).is_dir():
+            return Path(candidate).resolve()
+    return None
+
+
+def absent(what: str) -> None:
+    """Skips on a laptop; fails in CI, where a missing input is a broken set-up."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what} is missing; in CI that is a failure")
+    pytest.skip(f"{what} is missing")
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real test data (`TENFOLD_TEST_DATA`, or shared/data beside the checkout)."""
+    root = _data_root()
+    if root is None:
+        absent("the test data folder (TENFOLD_TEST_DATA)")
+    assert root is not None
+    return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA on this machine"))
