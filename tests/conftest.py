@@ -1,4 +1,4 @@
-"""Shared by all tests: shape checks on every annotated function, the test data, and CI's rule that nothing is skipped."""
+"""Shared by all tests: shape checks on every annotated function, the test data, and that CI skips nothing."""
 
 from __future__ import annotations
 

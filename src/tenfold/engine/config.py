@@ -37,7 +37,7 @@ class OptimConfig:
 
     `lr` is the peak; `schedule` gives its shape (its own `peak` multiplies `lr`, so 1.0 is the usual choice).
     `weight_decay` applies to matrices; norms, biases, gains and whatever the task exempts get none.
-    `layer_decay` multiplies the rate of block i of n by `layer_decay ** (n - i)` (Task.parameter_groups names the depth).
+    `layer_decay` multiplies the rate of block i of n by `layer_decay ** (n - i)` (see Task.parameter_depth).
     `clip` is the largest gradient norm; `clip_per_module` applies it to each child of the model alone.
     """
 
