@@ -1,0 +1,122 @@
+"""The self-distillation losses of DINOv2 and DINOv3: Sinkhorn-Knopp targets, DINO, iBOT and KoLeo.
+
+Papers: DINOv2 (arXiv 2304.07193, section 4), DINOv3 (arXiv 2508.10104, section 3), Sinkhorn-Knopp centring as in SwAV.
+Everything is computed in fp32 whatever the network ran in.
+
+Across ranks the losses see the *global* batch through two callables that are the identity in one process:
+`all_reduce(tensor, "sum" | "max")` and `all_gather(tensor)` along dimension 0, both differentiable.
+
+    B batch of this rank   S student crops   T teacher crops   K prototypes   M masked patches   D feature width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+AllReduce = Callable[[Tensor, Literal["sum", "max"]], Tensor]
+AllGather = Callable[[Tensor], Tensor]
+
+
+def _alone(tensor: Tensor, _op: str = "sum") -> Tensor:
+    return tensor
+
+
+@torch.no_grad()
+def sinkhorn_knopp(
+    logits: Float[Tensor, "n k"],
+    temperature: float,
+    iterations: int = 3,
+    all_reduce: AllReduce = _alone,
+) -> Float[Tensor, "n k"]:
+    """Teacher targets: exp(logits / temperature), alternately normalised over samples and over prototypes.
+
+    The last normalisation is over prototypes, so every row of the result sums to 1. The factors K and B of the usual
+    statement cancel there and are left out. Worked in log space: the plain form overflows once logits / temperature
+    passes 88. A rank may hold any number of rows, none included.
+    """
+    logits = logits.float()
+    # Subtracting before dividing keeps the digits of the entries that matter; both shifts cancel exactly.
+    row_max = logits.amax(1, keepdim=True)
+    local_top = row_max.max() if len(row_max) else logits.new_tensor(-torch.inf)
+    top = all_reduce(local_top.reshape(1), "max")
+    log_q = (logits - row_max) / temperature + (row_max - top) / temperature
+    for _ in range(iterations):
+        log_q = log_q - _logsumexp_over_samples(log_q, all_reduce)
+        log_q = log_q - log_q.logsumexp(1, keepdim=True)
+    return log_q.exp()
+
+
+def _logsumexp_over_samples(log_q: Tensor, all_reduce: AllReduce) -> Tensor:
+    local = log_q.amax(0) if len(log_q) else log_q.new_full(log_q.shape[1:], -torch.inf)
+    top = all_reduce(local, "max")
+    return top + all_reduce((log_q - top).exp().sum(0), "sum").log()
+
+
+def softmax_center(
+    logits: Float[Tensor, "n k"], center: Float[Tensor, " k"], temperature: float
+) -> Float[Tensor, "n k"]:
+    """DINOv2's other option for targets: softmax of the centred logits (`center` is their running mean)."""
+    return F.softmax((logits.float() - center) / temperature, dim=1)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    logits = logits.float()  # shifted before the division, which keeps the digits of the entries that matter
+    return F.log_softmax((logits - logits.detach().amax(-1, keepdim=True)) / temperature, dim=-1)
+
+
+def dino_loss(
+    student_logits: Float[Tensor, "s b k"],
+    teacher_probs: Float[Tensor, "t b k"],
+    temperature: float = 0.1,
+    skip_same: bool = False,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of every student crop with every teacher crop, a mean over pairs and batch.
+
+    skip_same leaves out the pairs s = t (the same global crop on both sides).
+    """
+    log_p = _log_softmax(student_logits, temperature)
+    crops, teachers = len(student_logits), len(teacher_probs)
+    targets = teacher_probs.sum(0)
+    if not skip_same:
+        return -(targets * log_p.sum(0)).sum(-1).mean() / (crops * teachers)
+    same = min(crops, teachers)
+    pairs = crops * teachers - same
+    total = (targets * log_p.sum(0)).sum(-1) - (teacher_probs[:same] * log_p[:same]).sum((0, -1))
+    return -total.mean() / pairs
+
+
+def ibot_loss(
+    student_logits: Float[Tensor, "m k"],
+    teacher_probs: Float[Tensor, "m k"],
+    weights: Float[Tensor, " m"],
+    samples: int,
+    temperature: float = 0.1,
+) -> Float[Tensor, ""]:
+    """Masked-patch cross-entropy. `weights` is 1 / (masked patches of that sample); the sum is divided by `samples`,
+    the number of global crops on this rank, unmasked ones included."""
+    log_p = _log_softmax(student_logits, temperature)
+    return -((teacher_probs * log_p).sum(-1) * weights).sum() / samples
+
+
+def koleo_loss(
+    features: Float[Tensor, "b d"], all_gather: AllGather = _alone, rank: int = 0, eps: float = 1e-8
+) -> Float[Tensor, ""]:
+    """-mean log(distance to the nearest neighbour in the batch + eps) on L2-normalised features.
+
+    `features` are the student's, before the head (DINOv2, equation 5 of arXiv 2304.07193 and its reference 33).
+    With `all_gather` neighbours are sought in the global batch; `rank` says where this rank's rows begin in it.
+    """
+    x = F.normalize(features.float(), dim=-1)
+    everyone = all_gather(x)
+    with torch.no_grad():
+        similarity = x @ everyone.T
+        own = torch.arange(len(x), device=x.device)
+        similarity[own, own + rank * len(x)] = -torch.inf
+        neighbor = similarity.argmax(1)
+    return -torch.log((x - everyone[neighbor]).norm(dim=-1) + eps).mean()
