@@ -7,6 +7,7 @@ hand, for student and teacher alike, so there are no running averages to keep.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ class PrototypeHead(nn.Module):
         super().__init__()
         widths = [dim, config.hidden, config.hidden, config.bottleneck]
         layers: list[nn.Module] = []
-        for i, (n_in, n_out) in enumerate(zip(widths, widths[1:])):
+        for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
             last = i == len(widths) - 2
             linear = nn.Linear(n_in, n_out, bias=not config.batch_norm)
             # Fan-in scale where batch statistics follow (they set the gain); the papers' 0.02 otherwise.

