@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 if not os.environ.get("JAXTYPING_DISABLE"):
     from jaxtyping import install_import_hook
 
-    install_import_hook("tenfold", "beartype.beartype")
+    sys.path.insert(0, str(Path(__file__).parent))
+    install_import_hook("tenfold", "typecheck.check")
 
 ROOT = Path(__file__).resolve().parents[1]
 

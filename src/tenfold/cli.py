@@ -104,7 +104,7 @@ def _overview() -> str:
             _listing("per kind of data", wings),
             "",
             "Start here:  tenfold tour        then  tenfold systems",
-            "Exit codes:  0 done | 2 usage | 3 data | 4 weights, checkpoint or storage | 5 not finite | 75 stopped, state saved",
+            "Exit codes:  0 done | 2 usage | 3 data | 4 weights or storage | 5 not finite | 75 stopped, state saved",
         ]
     )
 
