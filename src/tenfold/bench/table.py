@@ -1,0 +1,84 @@
+"""How a comparison is shown and kept. A benchmark's `run()` returns
+
+    {"title": str, "rows": [{...}, ...], "notes": [str, ...]}
+
+with both sides, the ratio and the physical limit among its rows; `save` adds it to docs/benchmarks with date, commit
+and machine, because a number without them cannot be believed later.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from tenfold.data.atomic import write_atomic
+from tenfold.engine.report import table_markdown
+
+
+def interleave(sides: dict[str, Callable[[], object]], rounds: int = 9, warmup: int = 2) -> dict[str, list[float]]:
+    """Seconds of every side, measured in turns so that a drift of the machine's speed falls on all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(warmup + rounds):
+        for name, work in sides.items():
+            start = perf_counter()
+            work()
+            if turn >= warmup:
+                seconds[name].append(perf_counter() - start)
+    return seconds
+
+
+def ratio(ours: Sequence[float], peer: Sequence[float]) -> tuple[float, float, float]:
+    """Median, smallest and largest of peer / ours, pair by pair: above 1 is faster than the peer."""
+    ratios = sorted(p / o for o, p in zip(ours, peer, strict=True))
+    return median(ratios), ratios[0], ratios[-1]
+
+
+def present(name: str, result: dict[str, Any]) -> str:
+    """The result as Markdown, for a terminal and for the page alike."""
+    lines = [f"## {result.get('title', name)}", "", table_markdown(result["rows"]), ""]
+    lines += [f"- {note}" for note in result.get("notes", [])]
+    return "\n".join(lines)
+
+
+def save(folder: Path, name: str, result: dict[str, Any]) -> Path:
+    """Puts the newest measurement on top of folder/NAME.md."""
+    path = folder / f"{name}.md"
+    older = path.read_text().partition("\n")[2].lstrip("\n") if path.exists() else ""
+    stamp = f"*{datetime.date.today().isoformat()}, commit {commit()}, {machine()}, `tenfold bench {name}`*"
+    title, _, rest = present(name, result).partition("\n")
+    text = f"# tenfold bench {name}\n\n{title}\n\n{stamp}\n{rest}\n"
+    write_atomic(path, (text + (f"\n{older}" if older else "")).encode())
+    return path
+
+
+def commit() -> str:
+    """The checkout's commit, with a mark when files differ from it; `unknown` outside a checkout."""
+    here = Path(__file__).resolve().parent
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return described.stdout.strip() if described.returncode == 0 else "unknown"
+
+
+def machine() -> str:
+    """Processor, cores and torch build."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
+    return (
+        f"{model} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
+    )

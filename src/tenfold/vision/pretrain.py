@@ -1,0 +1,221 @@
+"""Self-supervised pretraining of DINOv2 and DINOv3 stage 1: one Task, configured by its recipes.
+
+    crops ──► student (masked) ──► CLS or mean patch ──► DINO head ──► logits ─┐
+      │                       └──► masked patches ────► iBOT head ──► logits ─┤ cross-entropy
+      └─────► teacher (EMA) ──► heads ──► Sinkhorn-Knopp over the global batch ┘   + KoLeo on the features
+
+Papers: DINOv2 (arXiv 2304.07193, section 4), DINOv3 (arXiv 2508.10104, section 3). With two global and eight local
+crops the DINO term is 2/18 of the global pairs and 16/18 of the local ones, as in the released code.
+
+    B batch of this rank   G global crops   L local crops   P patches   D feature width
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tenfold.engine.config import Recipe, require
+from tenfold.engine.parallel import Collectives
+from tenfold.engine.schedule import Schedule
+from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
+from tenfold.vision.crops import MultiCropConfig
+from tenfold.vision.heads import BatchStatistics, HeadConfig, PrototypeHead
+from tenfold.vision.objectives import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
+from tenfold.vision.photographs import Photographs, open_photographs
+from tenfold.vision.vit import VisionOutput, VisionTransformer, VitConfig
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Weights and temperatures of the losses. `pool` is the feature that feeds the DINO head, KoLeo and k-NN."""
+
+    ibot: float = 1.0
+    koleo: float = 0.1
+    local: float = 1.0
+    student_temperature: float = 0.1
+    teacher_temperature: Schedule = field(default_factory=lambda: Schedule("constant", 0.07, start=0.04, warmup=0.3))
+    momentum: Schedule = field(default_factory=lambda: Schedule("cosine", peak=0.992, final=1.0))
+    pool: Literal["cls", "patch-mean"] = "cls"
+    freeze_prototypes: int | float = 0  # steps, or share of the run, in which the prototypes do not move
+    mask_probability: float = 0.5  # share of global crops that are masked for iBOT
+    mask_ratio: tuple[float, float] = (0.1, 0.5)
+
+    def __post_init__(self) -> None:
+        for name in ("ibot", "koleo", "local"):
+            require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), "a weight >= 0")
+        require(self.student_temperature > 0, "objective.student_temperature", self.student_temperature, "a number > 0")
+        require(
+            0 <= self.mask_probability <= 1, "objective.mask_probability", self.mask_probability, "a share in [0, 1]"
+        )
+        low, high = self.mask_ratio
+        require(0 < low <= high < 1, "objective.mask_ratio", self.mask_ratio, "two rising shares in (0, 1)")
+
+
+@dataclass(frozen=True)
+class PretrainRecipe(Recipe):
+    """Self-supervised pretraining on a folder, tar or parquet of images; labels are never used to train."""
+
+    data: Path | None = None  # images to train on; without it, the photographs of the scikit-image sample
+    val: Path | None = None  # labelled images for the k-NN curve; without it, held-back tiles of the photographs
+    batch: int = 64  # images per step, over all ranks
+    source_side: int = 64  # images are decoded once and kept at this side in memory
+    model: VitConfig = field(default_factory=VitConfig)
+    crops: MultiCropConfig = field(default_factory=MultiCropConfig)
+    dino: HeadConfig = field(default_factory=HeadConfig)
+    ibot: HeadConfig = field(default_factory=HeadConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    val_k: int = 20  # neighbours of the k-NN curve
+    val_rows: int | None = None  # use only the first rows of train and val for the curve
+
+    def __post_init__(self) -> None:
+        require(self.batch >= 2, "batch", self.batch, "a whole number >= 2 (Sinkhorn and KoLeo compare images)")
+        require(self.val_k >= 1, "val_k", self.val_k, "a whole number >= 1")
+        require(self.source_side >= 8, "source_side", self.source_side, "a side in pixels >= 8")
+
+    def make_task(self) -> PretrainTask:
+        return PretrainTask(self)
+
+
+class Network(nn.Module):
+    """Backbone and heads of one side (student or teacher)."""
+
+    def __init__(self, recipe: PretrainRecipe) -> None:
+        super().__init__()
+        self.backbone = VisionTransformer(recipe.model)
+        self.dino_head = PrototypeHead(recipe.model.dim, recipe.dino)
+        self.ibot_head = PrototypeHead(recipe.model.dim, recipe.ibot) if recipe.objective.ibot > 0 else None
+
+
+class SelfDistillation(nn.Module):
+    """Student and EMA teacher. `forward(batch)` gives the losses; `forward({"images": x})` the teacher's features."""
+
+    def __init__(self, recipe: PretrainRecipe, collectives: Collectives, hparams: Mapping[str, float]) -> None:
+        super().__init__()
+        self.student = Network(recipe)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.objective, self.hparams, self.collectives = recipe.objective, hparams, collectives
+        for module in self.modules():
+            if isinstance(module, BatchStatistics) and collectives.world > 1:
+                module.all_reduce = collectives.all_reduce  # statistics of the global batch: losses equal one process's
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        if "images" in batch:
+            with torch.no_grad():
+                return {"features": self.pool(self.teacher.backbone(batch["images"]))}
+        return self.losses(batch["global_crops"], batch["local_crops"], batch.get("masks"))
+
+    def pool(self, output: VisionOutput) -> Tensor:
+        if self.objective.pool == "cls":
+            return output.cls_token
+        return output.patch_tokens.flatten(1, 2).mean(1)
+
+    @torch.no_grad()
+    def targets(self, global_crops: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Teacher probabilities (G*B, K) of the crops and (M, K) of the masked patches, from *unmasked* images."""
+        output = self.teacher.backbone(global_crops)
+        temperature = self.hparams["teacher_temperature"]
+        reduce = self.collectives.all_reduce
+        crops = sinkhorn_knopp(self.teacher.dino_head(self.pool(output)), temperature, all_reduce=reduce)
+        if masks is None or self.teacher.ibot_head is None:
+            return crops, None
+        patches = self.teacher.ibot_head(output.patch_tokens.flatten(1, 2)[masks])
+        return crops, sinkhorn_knopp(patches, temperature, all_reduce=reduce)
+
+    def losses(self, global_crops: Tensor, local_crops: Tensor, masks: Tensor | None) -> dict[str, Tensor]:
+        """global_crops (G, B, 3, H, W), local_crops (L, B, 3, h, w), masks (G*B, P) bool or None."""
+        objective, student = self.objective, self.student
+        n_global, batch = global_crops.shape[:2]
+        n_local = len(local_crops)
+        global_crops, local_crops = global_crops.flatten(0, 1), local_crops.flatten(0, 1)
+        target, patch_target = self.targets(global_crops, masks)
+        target = target.unflatten(0, (n_global, batch))
+
+        outputs = student.backbone.forward_crops(
+            [global_crops, local_crops] if n_local else [global_crops], [masks, None][: 1 + bool(n_local)]
+        )
+        features = self.pool(outputs[0])
+        tau = objective.student_temperature
+        logits = student.dino_head(features).unflatten(0, (n_global, batch))
+        losses = {"dino_global": dino_loss(logits, target, tau, skip_same=True)}
+        if n_local:
+            logits = student.dino_head(self.pool(outputs[1])).unflatten(0, (n_local, batch))
+            losses["dino_local"] = dino_loss(logits, target, tau)
+        pairs_global, pairs_local = n_global * (n_global - 1), n_global * n_local
+        pairs = pairs_global + pairs_local
+        total = losses["dino_global"] * (pairs_global / pairs)
+        if n_local:
+            total = total + losses["dino_local"] * (pairs_local / pairs) * objective.local
+        if objective.koleo > 0:
+            gather, rank = self.collectives.all_gather, self.collectives.rank
+            terms = [koleo_loss(crop, gather, rank) for crop in features.unflatten(0, (n_global, batch))]
+            losses["koleo"] = torch.stack(terms).sum()
+            total = total + objective.koleo * losses["koleo"]
+        if patch_target is not None and masks is not None and student.ibot_head is not None:
+            patches = student.ibot_head(outputs[0].patch_tokens.flatten(1, 2)[masks])
+            weights = (1.0 / masks.sum(1).clamp_min(1))[:, None].expand_as(masks)[masks]
+            losses["ibot"] = ibot_loss(patches, patch_target, weights, samples=len(masks), temperature=tau)
+            total = total + objective.ibot * losses["ibot"]
+        return {**losses, "loss": total}
+
+
+class PretrainTask(Task):
+    """DINOv2 and DINOv3 stage 1 for the trainer."""
+
+    def __init__(self, recipe: PretrainRecipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.schedules = {
+            "teacher_temperature": recipe.objective.teacher_temperature,
+            "momentum": recipe.objective.momentum,
+        }
+        self.collectives = Collectives()
+        self._photographs: Photographs | None = None
+        self._floors: dict[str, float] | None = None
+
+    @property
+    def photographs(self) -> Photographs:
+        """The images, decoded once."""
+        if self._photographs is None:
+            self._photographs = open_photographs(self.recipe.data, self.recipe.val, self.recipe.source_side)
+        return self._photographs
+
+    def build(self) -> nn.Module:
+        return SelfDistillation(self.recipe, self.collectives, self.hparams)
+
+    def batches(self, shard: Shard) -> Batches:
+        return self.photographs.batches(self.recipe, shard)
+
+    def training_step(self, model: nn.Module, batch: Any, phase: Phase) -> dict[str, Tensor]:
+        return model(batch)
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """teacher = momentum * teacher + (1 - momentum) * student, in fp32."""
+        module = unwrap(model)
+        teacher, student = list(module.teacher.parameters()), list(module.student.parameters())
+        torch._foreach_lerp_(teacher, student, 1.0 - self.hparams["momentum"])
+
+    def parameter_scale(self, name: str, parameter: nn.Parameter) -> tuple[float, float]:
+        free = parameter.ndim < 2 or "prototypes" in name or "token" in name or "pos_embed" in name
+        return 1.0, 0.0 if free else 1.0
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Teacher k-NN beside its floors: raw pixels, and the same network before training."""
+        knn = self.knn(lambda images: model({"images": images})["features"])
+        if self._floors is None:
+            self._floors = self.floors()
+        return {"knn": knn, **self._floors}
+
+    def knn(self, embed: Callable[[Tensor], Tensor]) -> float:
+        """Percent right of weighted k-NN with features from `embed(images (n, 3, s, s)) -> (n, d)`."""
+        return self.photographs.knn(embed, self.recipe)
+
+    def deliver(self, model: nn.Module) -> dict[str, Tensor]:
+        return dict(unwrap(model).teacher.backbone.state_dict())
