@@ -1,0 +1,72 @@
+"""The command line as a person meets it: real processes, exit codes, messages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tenfold.cli import VERBS, main
+from tenfold.systems import SYSTEMS
+
+
+def tenfold(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tenfold", *args], capture_output=True, text=True, check=False)
+
+
+def test_help_lists_every_command_that_exists() -> None:
+    result = tenfold("--help")
+    assert result.returncode == 0
+    for entry in VERBS:
+        assert entry.name in result.stdout
+
+
+@pytest.mark.parametrize("entry", list(VERBS), ids=lambda e: e.name)
+def test_every_command_explains_itself(entry: object, capsys: pytest.CaptureFixture[str]) -> None:
+    name = getattr(entry, "name")
+    assert main([*name.split(), "--help"]) == 0
+    assert f"tenfold {name.split()[0]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["trian"], "Did you mean 'train'"),
+        (["vision", "embd"], "Did you mean 'embed'"),
+        (["train", "dinov3-mimi"], "Did you mean 'dinov3-mini'"),
+        (["systems", "--jsn"], "--json"),
+        (["convert", "a"], "destination"),
+        (["convert", "a", "b", "--to", "hff"], "official"),
+        (["--json"], "comes before any command"),
+        (["bench", "vitt"], "Did you mean 'vit'"),
+    ],
+)
+def test_a_wrong_word_leaves_with_2_and_names_the_right_one(args: list[str], said: str) -> None:
+    result = tenfold(*args)
+    assert result.returncode == 2
+    assert said in result.stderr.replace("│", "").replace("\n", " ") or said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_systems_tells_ten_rows_whose_commands_exist() -> None:
+    rows = json.loads(tenfold("systems", "--json").stdout)
+    assert [row["number"] for row in rows] == list(range(1, 11))
+    from tenfold.registry import recipes
+
+    for system in SYSTEMS:
+        assert (system.state == "planned") == (system.commands == ())
+        for command in system.commands:
+            words = command.split()[1:]
+            assert words[0] in VERBS or " ".join(words[:2]) in VERBS
+            if words[0] == "train":
+                assert words[1] in recipes
+
+
+def test_a_reader_that_closes_early_is_no_error() -> None:
+    result = subprocess.run(
+        f"{sys.executable} -m tenfold systems | head -1", shell=True, capture_output=True, text=True, check=False
+    )
+    assert result.stderr == ""
