@@ -1,0 +1,37 @@
+"""The tour's page: ten sections in the order of the table of systems, one self-contained HTML file.
+
+A section of a system that exists shows its pictures, numbers and the next command to type; one that does not says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+
+from tenfold.engine.report import Report, page_html, part_html
+from tenfold.systems import SYSTEMS, System
+
+
+def tour_page(panels: Mapping[int, Report], minutes: float) -> str:
+    """HTML of the whole page. `panels` maps a system's number to what was measured for it."""
+    built = sum(system.state != "planned" for system in SYSTEMS)
+    intro = (
+        f"<h1>tenfold, on this machine</h1><p>{built} of the ten systems can be tried today; each section says what works "
+        f"and what does not. Everything below was computed on this machine, in {minutes:.1f} minutes.</p>"
+    )
+    return page_html(
+        "tenfold tour", intro + "\n".join(section(system, panels.get(system.number)) for system in SYSTEMS)
+    )
+
+
+def section(system: System, panel: Report | None) -> str:
+    head = (
+        f"<h2>{system.number}. {escape(system.name)} <small>({system.state})</small></h2><p>{escape(system.note)}.</p>"
+    )
+    body = "\n".join(part_html(part) for part in panel.parts) if panel else ""
+    if system.state == "planned":
+        body = "<p><b>Not built yet.</b> Nothing is shown because nothing was run.</p>"
+    elif panel is None:
+        body = "<p>Not part of this tour's run.</p>"
+    commands = "".join(f"<pre>$ {escape(command)}</pre>" for command in system.commands)
+    return f'<section data-system="{system.number}" data-state="{system.state}">{head}{body}{commands}</section>'
