@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tenfold.cli import VERBS, main
+from tenfold.registry import Entry
 from tenfold.systems import SYSTEMS
 
 
@@ -24,8 +25,8 @@ def test_help_lists_every_command_that_exists() -> None:
 
 
 @pytest.mark.parametrize("entry", list(VERBS), ids=lambda e: e.name)
-def test_every_command_explains_itself(entry: object, capsys: pytest.CaptureFixture[str]) -> None:
-    name = getattr(entry, "name")
+def test_every_command_explains_itself(entry: Entry, capsys: pytest.CaptureFixture[str]) -> None:
+    name = entry.name
     assert main([*name.split(), "--help"]) == 0
     assert f"tenfold {name.split()[0]}" in capsys.readouterr().out
 

@@ -16,8 +16,8 @@ def tour_page(panels: Mapping[int, Report], minutes: float) -> str:
     """HTML of the whole page. `panels` maps a system's number to what was measured for it."""
     built = sum(system.state != "planned" for system in SYSTEMS)
     intro = (
-        f"<h1>tenfold, on this machine</h1><p>{built} of the ten systems can be tried today; each section says what works "
-        f"and what does not. Everything below was computed on this machine, in {minutes:.1f} minutes.</p>"
+        f"<h1>tenfold, on this machine</h1><p>{built} of the ten systems can be tried today; each section says "
+        f"what works and what does not. Everything below was computed on this machine, in {minutes:.1f} minutes.</p>"
     )
     return page_html(
         "tenfold tour", intro + "\n".join(section(system, panels.get(system.number)) for system in SYSTEMS)

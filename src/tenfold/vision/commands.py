@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -127,7 +128,7 @@ def _write(out: Path, files: list[Path], rows: list[Tensor]) -> None:
         pq.write_table(pa.table({"path": [str(f) for f in files], "feature": vectors}), temporary)
 
 
-def _track(files: list[Path]):  # noqa: ANN202
+def _track(files: list[Path]) -> Iterable[Path]:
     """Files one by one, with progress, rate and time left on a terminal."""
     from rich.console import Console
     from rich.progress import track
