@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tenfold.engine.parallel import Collectives
 from tenfold.vision.objectives import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 
 
@@ -62,14 +63,21 @@ def _lockstep(parts: list[torch.Tensor], temperature: float) -> list[torch.Tenso
     results: list[torch.Tensor] = [torch.empty(0)] * len(parts)
 
     def work(rank: int) -> None:
-        def all_reduce(tensor: torch.Tensor, op: str) -> torch.Tensor:
+        def meet(tensor: torch.Tensor) -> torch.Tensor:
             slots[rank] = tensor
             barrier.wait()
             stacked = torch.stack(slots)
             barrier.wait()
-            return stacked.amax(0) if op == "max" else stacked.sum(0)
+            return stacked
 
-        results[rank] = sinkhorn_knopp(parts[rank], temperature, all_reduce=all_reduce)
+        class Threads(Collectives):
+            def all_reduce_sum(self, value: torch.Tensor) -> torch.Tensor:
+                return meet(value).sum(0)
+
+            def maximum(self, value: torch.Tensor) -> torch.Tensor:
+                return meet(value).amax(0)
+
+        results[rank] = sinkhorn_knopp(parts[rank], temperature, ranks=Threads(rank, len(parts)))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(parts))]
     for thread in threads:

@@ -8,7 +8,6 @@ hand, for student and teacher alike, so there are no running averages to keep.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenfold.engine.config import require
+from tenfold.engine.parallel import Collectives
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,21 @@ class HeadConfig:
 
 
 class BatchStatistics(nn.Module):
-    """Normalises by the mean and variance of the batch at hand, in fp32; of the global batch with `all_reduce`.
-
-    all_reduce(tensor, "sum") must be differentiable; None is one process.
-    """
+    """Normalises by the mean and variance of the batch at hand, in fp32: of the global batch when `ranks` are several."""
 
     def __init__(self, width: int, affine: bool = True, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
-        self.all_reduce: Callable[[Tensor, str], Tensor] | None = None
+        self.ranks = Collectives()
         self.weight = nn.Parameter(torch.ones(width)) if affine else None
         self.bias = nn.Parameter(torch.zeros(width)) if affine else None
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         x = x.float()
-        if self.all_reduce is None:
+        if self.ranks.world == 1:
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
         moments = torch.cat([x.new_full((1,), len(x)), x.sum(0), x.square().sum(0)])
-        count, total, squares = self.all_reduce(moments, "sum").split([1, x.shape[1], x.shape[1]])
+        count, total, squares = self.ranks.all_reduce_sum(moments).split([1, x.shape[1], x.shape[1]])
         mean = total / count
         x = (x - mean) * torch.rsqrt((squares / count - mean.square()).clamp_min(0) + self.eps)
         if self.weight is not None and self.bias is not None:

@@ -3,28 +3,21 @@
 Papers: DINOv2 (arXiv 2304.07193, section 4), DINOv3 (arXiv 2508.10104, section 3), Sinkhorn-Knopp centring as in SwAV.
 Everything is computed in fp32 whatever the network ran in.
 
-Across ranks the losses see the *global* batch through two callables that are the identity in one process:
-`all_reduce(tensor, "sum" | "max")` and `all_gather(tensor)` along dimension 0, both differentiable.
+Across ranks the losses see the *global* batch through `ranks` (engine/parallel.py); in one process it is the identity.
 
     B batch of this rank   S student crops   T teacher crops   K prototypes   M masked patches   D feature width
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-AllReduce = Callable[[Tensor, Literal["sum", "max"]], Tensor]
-AllGather = Callable[[Tensor], Tensor]
+from tenfold.engine.parallel import Collectives
 
-
-def _alone(tensor: Tensor, _op: str = "sum") -> Tensor:
-    return tensor
+ALONE = Collectives()
 
 
 @torch.no_grad()
@@ -32,7 +25,7 @@ def sinkhorn_knopp(
     logits: Float[Tensor, "n k"],
     temperature: float,
     iterations: int = 3,
-    all_reduce: AllReduce = _alone,
+    ranks: Collectives = ALONE,
 ) -> Float[Tensor, "n k"]:
     """Teacher targets: exp(logits / temperature), alternately normalised over samples and over prototypes.
 
@@ -44,18 +37,18 @@ def sinkhorn_knopp(
     # Subtracting before dividing keeps the digits of the entries that matter; both shifts cancel exactly.
     row_max = logits.amax(1, keepdim=True)
     local_top = row_max.max() if len(row_max) else logits.new_tensor(-torch.inf)
-    top = all_reduce(local_top.reshape(1), "max")
+    top = ranks.maximum(local_top.reshape(1))
     log_q = (logits - row_max) / temperature + (row_max - top) / temperature
     for _ in range(iterations):
-        log_q = log_q - _logsumexp_over_samples(log_q, all_reduce)
+        log_q = log_q - _logsumexp_over_samples(log_q, ranks)
         log_q = log_q - log_q.logsumexp(1, keepdim=True)
     return log_q.exp()
 
 
-def _logsumexp_over_samples(log_q: Tensor, all_reduce: AllReduce) -> Tensor:
+def _logsumexp_over_samples(log_q: Tensor, ranks: Collectives) -> Tensor:
     local = log_q.amax(0) if len(log_q) else log_q.new_full(log_q.shape[1:], -torch.inf)
-    top = all_reduce(local, "max")
-    return top + all_reduce((log_q - top).exp().sum(0), "sum").log()
+    top = ranks.maximum(local)
+    return top + ranks.all_reduce_sum((log_q - top).exp().sum(0)).log()
 
 
 def softmax_center(
@@ -105,18 +98,18 @@ def ibot_loss(
 
 
 def koleo_loss(
-    features: Float[Tensor, "b d"], all_gather: AllGather = _alone, rank: int = 0, eps: float = 1e-8
+    features: Float[Tensor, "b d"], ranks: Collectives = ALONE, eps: float = 1e-8
 ) -> Float[Tensor, ""]:
     """-mean log(distance to the nearest neighbour in the batch + eps) on L2-normalised features.
 
     `features` are the student's, before the head (DINOv2, equation 5 of arXiv 2304.07193 and its reference 33).
-    With `all_gather` neighbours are sought in the global batch; `rank` says where this rank's rows begin in it.
+    Neighbours are sought in the global batch, of which every rank holds an equal part.
     """
     x = F.normalize(features.float(), dim=-1)
-    everyone = all_gather(x)
+    everyone = ranks.all_gather(x)
     with torch.no_grad():
         similarity = x @ everyone.T
         own = torch.arange(len(x), device=x.device)
-        similarity[own, own + rank * len(x)] = -torch.inf
+        similarity[own, own + ranks.rank * len(x)] = -torch.inf
         neighbor = similarity.argmax(1)
     return -torch.log((x - everyone[neighbor]).norm(dim=-1) + eps).mean()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +26,9 @@ from tenfold.engine.config import Recipe, require
 from tenfold.engine.parallel import Collectives
 from tenfold.engine.schedule import Schedule
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
-from tenfold.vision.crops import MultiCropConfig
+from tenfold.vision.crops import MultiCropConfig, normalize
 from tenfold.vision.heads import BatchStatistics, HeadConfig, PrototypeHead
+from tenfold.vision.masking import block_masks
 from tenfold.vision.objectives import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from tenfold.vision.photographs import Photographs, open_photographs
 from tenfold.vision.vit import VisionOutput, VisionTransformer, VitConfig
@@ -96,20 +98,24 @@ class Network(nn.Module):
 class SelfDistillation(nn.Module):
     """Student and EMA teacher. `forward(batch)` gives the losses; `forward({"images": x})` the teacher's features."""
 
-    def __init__(self, recipe: PretrainRecipe, collectives: Collectives, hparams: Mapping[str, float]) -> None:
+    def __init__(self, recipe: PretrainRecipe, ranks: Collectives, hparams: Mapping[str, float]) -> None:
         super().__init__()
         self.student = Network(recipe)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.objective, self.hparams, self.collectives = recipe.objective, hparams, collectives
+        self.objective, self.hparams, self.ranks = recipe.objective, hparams, ranks
         for module in self.modules():
-            if isinstance(module, BatchStatistics) and collectives.world > 1:
-                module.all_reduce = collectives.all_reduce  # statistics of the global batch: losses equal one process's
+            if isinstance(module, BatchStatistics):
+                module.ranks = ranks  # statistics of the global batch: the losses equal one process's
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         if "images" in batch:
             with torch.no_grad():
                 return {"features": self.pool(self.teacher.backbone(batch["images"]))}
-        return self.losses(batch["global_crops"], batch["local_crops"], batch.get("masks"))
+        return self.losses(batch["global_crops"], batch.get("local_crops"), batch.get("masks"))
+
+    def normalized(self, crops: Tensor) -> Tensor:
+        config = self.student.backbone.config
+        return normalize(crops.flatten(0, 1), config.mean, config.std)
 
     def pool(self, output: VisionOutput) -> Tensor:
         if self.objective.pool == "cls":
@@ -121,25 +127,22 @@ class SelfDistillation(nn.Module):
         """Teacher probabilities (G*B, K) of the crops and (M, K) of the masked patches, from *unmasked* images."""
         output = self.teacher.backbone(global_crops)
         temperature = self.hparams["teacher_temperature"]
-        reduce = self.collectives.all_reduce
-        crops = sinkhorn_knopp(self.teacher.dino_head(self.pool(output)), temperature, all_reduce=reduce)
+        crops = sinkhorn_knopp(self.teacher.dino_head(self.pool(output)), temperature, ranks=self.ranks)
         if masks is None or self.teacher.ibot_head is None:
             return crops, None
         patches = self.teacher.ibot_head(output.patch_tokens.flatten(1, 2)[masks])
-        return crops, sinkhorn_knopp(patches, temperature, all_reduce=reduce)
+        return crops, sinkhorn_knopp(patches, temperature, ranks=self.ranks)
 
-    def losses(self, global_crops: Tensor, local_crops: Tensor, masks: Tensor | None) -> dict[str, Tensor]:
-        """global_crops (G, B, 3, H, W), local_crops (L, B, 3, h, w), masks (G*B, P) bool or None."""
+    def losses(self, global_crops: Tensor, local_crops: Tensor | None, masks: Tensor | None) -> dict[str, Tensor]:
+        """uint8 crops: global (G, B, 3, H, W), local (L, B, 3, h, w) or None; masks (G*B, P) bool or None."""
         objective, student = self.objective, self.student
         n_global, batch = global_crops.shape[:2]
-        n_local = len(local_crops)
-        global_crops, local_crops = global_crops.flatten(0, 1), local_crops.flatten(0, 1)
-        target, patch_target = self.targets(global_crops, masks)
+        n_local = 0 if local_crops is None else len(local_crops)
+        views = [self.normalized(global_crops)] + ([] if local_crops is None else [self.normalized(local_crops)])
+        target, patch_target = self.targets(views[0], masks)
         target = target.unflatten(0, (n_global, batch))
 
-        outputs = student.backbone.forward_crops(
-            [global_crops, local_crops] if n_local else [global_crops], [masks, None][: 1 + bool(n_local)]
-        )
+        outputs = student.backbone.forward_crops(views, [masks, None][: len(views)])
         features = self.pool(outputs[0])
         tau = objective.student_temperature
         logits = student.dino_head(features).unflatten(0, (n_global, batch))
@@ -153,8 +156,7 @@ class SelfDistillation(nn.Module):
         if n_local:
             total = total + losses["dino_local"] * (pairs_local / pairs) * objective.local
         if objective.koleo > 0:
-            gather, rank = self.collectives.all_gather, self.collectives.rank
-            terms = [koleo_loss(crop, gather, rank) for crop in features.unflatten(0, (n_global, batch))]
+            terms = [koleo_loss(crop, self.ranks) for crop in features.unflatten(0, (n_global, batch))]
             losses["koleo"] = torch.stack(terms).sum()
             total = total + objective.koleo * losses["koleo"]
         if patch_target is not None and masks is not None and student.ibot_head is not None:
@@ -175,7 +177,6 @@ class PretrainTask(Task):
             "teacher_temperature": recipe.objective.teacher_temperature,
             "momentum": recipe.objective.momentum,
         }
-        self.collectives = Collectives()
         self._photographs: Photographs | None = None
         self._floors: dict[str, float] | None = None
 
@@ -183,17 +184,30 @@ class PretrainTask(Task):
     def photographs(self) -> Photographs:
         """The images, decoded once."""
         if self._photographs is None:
-            self._photographs = open_photographs(self.recipe.data, self.recipe.val, self.recipe.source_side)
+            r = self.recipe
+            self._photographs = open_photographs(r.data, r.val, r.source_side, r.trainer.data_errors)
         return self._photographs
 
     def build(self) -> nn.Module:
-        return SelfDistillation(self.recipe, self.collectives, self.hparams)
+        return SelfDistillation(self.recipe, self.ranks, self.hparams)
 
     def batches(self, shard: Shard) -> Batches:
-        return self.photographs.batches(self.recipe, shard)
+        r = self.recipe
+        trainer = r.trainer
+        return self.photographs.batches(r.crops, r.batch, trainer.seed, shard, trainer.data_errors, trainer.workers)
 
     def training_step(self, model: nn.Module, batch: Any, phase: Phase) -> dict[str, Tensor]:
+        if self.recipe.objective.ibot > 0:
+            batch = {**batch, "masks": self.masks(batch["global_crops"])}
         return model(batch)
+
+    def masks(self, global_crops: Tensor) -> Tensor:
+        """(G*B, P) bool. Drawn from torch's generator, which is part of the checkpoint."""
+        objective, patch = self.recipe.objective, self.recipe.model.patch_size
+        count, side = global_crops.shape[0] * global_crops.shape[1], global_crops.shape[-1] // patch
+        generator = np.random.default_rng(int(torch.randint(2**62, ())))
+        masks = block_masks(count, (side, side), objective.mask_ratio, generator, objective.mask_probability)
+        return torch.as_tensor(masks).to(global_crops.device)
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: int) -> None:
@@ -207,15 +221,29 @@ class PretrainTask(Task):
         return 1.0, 0.0 if free else 1.0
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Teacher k-NN beside its floors: raw pixels, and the same network before training."""
+        """Teacher k-NN, per cent, beside raw pixels and the same network before training; nothing without labels."""
         knn = self.knn(lambda images: model({"images": images})["features"])
+        if knn is None:
+            return {}
         if self._floors is None:
             self._floors = self.floors()
         return {"knn": knn, **self._floors}
 
-    def knn(self, embed: Callable[[Tensor], Tensor]) -> float:
-        """Percent right of weighted k-NN with features from `embed(images (n, 3, s, s)) -> (n, d)`."""
-        return self.photographs.knn(embed, self.recipe)
+    def knn(self, embed: Callable[[Tensor], Tensor]) -> float | None:
+        """Per cent right of weighted k-NN with features from `embed(images (n, 3, s, s)) -> (n, d)`."""
+        r = self.recipe
+        return self.photographs.knn(embed, r.model, r.crops.global_size, r.val_k, r.val_rows)
+
+    def floors(self) -> dict[str, float]:
+        """k-NN of raw pixels, and of the network as it was before the first step (same seed)."""
+        pixels = self.photographs.floor(self.recipe.val_k, self.recipe.val_rows)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.trainer.seed)
+            untrained = SelfDistillation(self.recipe, Collectives(), self.hparams).eval()
+        score = self.knn(lambda images: untrained({"images": images})["features"])
+        assert pixels is not None
+        assert score is not None
+        return {"knn_pixels": pixels, "knn_untrained": score}
 
     def deliver(self, model: nn.Module) -> dict[str, Tensor]:
         return dict(unwrap(model).teacher.backbone.state_dict())
