@@ -1,9 +1,9 @@
 """`tenfold train RECIPE`: a recipe's configuration becomes flags, its task goes to the trainer, the run to a folder.
 
-    tenfold train                                          lists the recipes
-    tenfold train dinov3-mini --out runs/a --optim.lr 1e-3
-    tenfold train --resume runs/a                          goes on with the run's own configuration
-    torchrun --nproc-per-node 2 -m tenfold train dinov3-mini --out runs/a
+tenfold train                                          lists the recipes
+tenfold train dinov3-mini --out runs/a --optim.lr 1e-3
+tenfold train --resume runs/a                          goes on with the run's own configuration
+torchrun --nproc-per-node 2 -m tenfold train dinov3-mini --out runs/a
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def run_recipe(name: str, recipe: Recipe, out: Path, resume: bool = False) -> di
     from tenfold.engine.trainer import Trainer
 
     if not resume and (out / "config.json").exists():
-        raise UsageError(f"{out} holds a run already. Go on with it: tenfold train --resume {out}; or choose another --out.")
+        raise UsageError(
+            f"{out} holds a run already. Go on with it: tenfold train --resume {out}; or choose another --out."
+        )
     trainer = Trainer(recipe.make_task(), recipe, out, name=name, resume=resume)
     return trainer.fit()
 
@@ -104,5 +106,3 @@ def reopen(folder: Path) -> tuple[str, Recipe]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
     return name, from_dict(type(recipes.load(name)()), values)
-
-

@@ -97,9 +97,7 @@ def ibot_loss(
     return -((teacher_probs * log_p).sum(-1) * weights).sum() / samples
 
 
-def koleo_loss(
-    features: Float[Tensor, "b d"], ranks: Collectives = ALONE, eps: float = 1e-8
-) -> Float[Tensor, ""]:
+def koleo_loss(features: Float[Tensor, "b d"], ranks: Collectives = ALONE, eps: float = 1e-8) -> Float[Tensor, ""]:
     """-mean log(distance to the nearest neighbour in the batch + eps) on L2-normalised features.
 
     `features` are the student's, before the head (DINOv2, equation 5 of arXiv 2304.07193 and its reference 33).

@@ -68,7 +68,9 @@ class Photographs:
     train: InMemory
     val: InMemory | None
 
-    def batches(self, crops: MultiCropConfig, batch: int, seed: int, shard: Shard, error_rate: float, workers: int) -> Loader:
+    def batches(
+        self, crops: MultiCropConfig, batch: int, seed: int, shard: Shard, error_rate: float, workers: int
+    ) -> Loader:
         """The endless stream of crops of this rank: {"global_crops": uint8 (G, B, 3, h, w), "local_crops": ...}."""
         return Loader(
             self.train,
@@ -126,9 +128,13 @@ def open_photographs(data: Path | None, val: Path | None, side: int, error_rate:
         return Photographs(str(data), train_images, None)
     val_source = open_source(val)
     if val_source.labels is None or source.labels is None:
-        raise DataError(f"{val if val_source.labels is None else data} has no labels, and k-NN needs them in both sets.")
+        raise DataError(
+            f"{val if val_source.labels is None else data} has no labels, and k-NN needs them in both sets."
+        )
     if val_source.classes != source.classes:
-        raise DataError(f"the classes of {val} ({len(val_source.classes)}) are not those of {data} ({len(source.classes)}).")
+        raise DataError(
+            f"the classes of {val} ({len(val_source.classes)}) are not those of {data} ({len(source.classes)})."
+        )
     return Photographs(str(data), train_images, InMemory(val_source, side, error_rate))
 
 

@@ -1,0 +1,276 @@
+"""The vision transformer of DINOv2 and DINOv3: one class, every released size a configuration.
+
+    model = VisionTransformer(VIT_CONFIGS["dinov3-s"])
+    out = model(images)                          images (B, 3, H, W), normalised; H and W multiples of the patch
+    out.cls_token, out.register_tokens, out.patch_tokens      (B, D) (B, R, D) (B, h, w, D), after the final norm
+
+DINOv2: arXiv 2304.07193 (learned positions). DINOv3: arXiv 2508.10104 (axial RoPE on patch tokens alone, registers).
+Sequence: [CLS, registers, patches].
+
+    B batch   H W image sides   h w patch grid   R registers   P = h w   D width
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from tenfold.engine.config import require
+from tenfold.errors import UsageError
+from tenfold.nn.attention import AttentionConfig
+from tenfold.nn.block import Block, BlockConfig
+from tenfold.nn.embed import ConvStem, PatchEmbed, resize_positions
+from tenfold.nn.ffn import GeluFFN, SwiGLUFFN
+from tenfold.nn.rope import AxialRope, Rotation
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class VitConfig:
+    """Sizes and switches. `positions`: learned (antialias | offset resize rule, see nn/embed.py) or rope.
+
+    `rope_rescale` r draws one factor for both axes, log-uniform in [1/r, r], anew in each block and crop group while
+    training. `local_cls_norm` gives local crops their own final norm for CLS and registers while training.
+    """
+
+    dim: int = 384
+    depth: int = 12
+    heads: int = 6
+    patch_size: int = 16
+    channels: int = 3
+    ffn: Literal["gelu", "swiglu"] = "gelu"
+    hidden: int | None = None  # width of the feed-forward network; None is 4 * dim
+    registers: int = 0
+    positions: Literal["rope", "antialias", "offset"] = "rope"
+    grid: int = 37  # side of the learned position grid
+    stem: Literal["patch", "conv"] = "patch"
+    norm_eps: float = 1e-6
+    layer_scale: float | None = 1e-5
+    qkv_bias: bool = True
+    mask_k_bias: bool = False
+    drop_path: float = 0.0
+    rope_rescale: float | None = None
+    local_cls_norm: bool = False
+    fan_in_init: bool = False  # std min(0.05, fan_in ** -0.5) instead of 0.02
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "depth", "heads", "patch_size", "channels", "grid"):
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number >= 1")
+        require(self.dim % self.heads == 0, "model.heads", self.heads, f"a divisor of model.dim = {self.dim}")
+        require(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "a share in [0, 1)")
+        require(self.registers >= 0, "model.registers", self.registers, "a whole number >= 0")
+        require(
+            self.stem == "patch" or self.patch_size == 8, "model.patch_size", self.patch_size, "8 with the conv stem"
+        )
+        if self.positions == "rope":
+            require(
+                self.dim // self.heads % 4 == 0, "model.dim", self.dim, "4 * heads * a whole number, for axial RoPE"
+            )
+
+
+def _v2(dim: int, depth: int, heads: int, registers: int = 0, hidden: int | None = None) -> VitConfig:
+    return VitConfig(
+        dim, depth, heads, patch_size=14, registers=registers, ffn="swiglu" if hidden else "gelu", hidden=hidden,
+        positions="antialias" if registers else "offset",
+    )  # fmt: skip
+
+
+def _v3(dim: int, depth: int, heads: int, hidden: int | None = None, qkv_bias: bool = True) -> VitConfig:
+    return VitConfig(
+        dim, depth, heads, registers=4, ffn="swiglu" if hidden else "gelu", hidden=hidden, norm_eps=1e-5,
+        qkv_bias=qkv_bias, mask_k_bias=qkv_bias, rope_rescale=2.0, local_cls_norm=not qkv_bias,
+    )  # fmt: skip
+
+
+VIT_CONFIGS: dict[str, VitConfig] = {
+    "dinov2-s": _v2(384, 12, 6),
+    "dinov2-b": _v2(768, 12, 12),
+    "dinov2-l": _v2(1024, 24, 16),
+    "dinov2-g": _v2(1536, 40, 24, hidden=4096),
+    "dinov2-s-reg": _v2(384, 12, 6, registers=4),
+    "dinov2-b-reg": _v2(768, 12, 12, registers=4),
+    "dinov2-l-reg": _v2(1024, 24, 16, registers=4),
+    "dinov2-g-reg": _v2(1536, 40, 24, registers=4, hidden=4096),
+    "dinov3-s": _v3(384, 12, 6),
+    "dinov3-s+": _v3(384, 12, 6, hidden=1536),
+    "dinov3-b": _v3(768, 12, 12),
+    "dinov3-l": _v3(1024, 24, 16),
+    "dinov3-l+": _v3(1024, 24, 16, hidden=4096),
+    "dinov3-h+": _v3(1280, 32, 20, hidden=5120),
+    "dinov3-7b": _v3(4096, 40, 32, hidden=8192, qkv_bias=False),
+    "tiny": VitConfig(192, 12, 3, registers=4, rope_rescale=2.0),
+    "mini": VitConfig(
+        192, 4, 3, patch_size=8, positions="antialias", grid=6, stem="conv", layer_scale=None, fan_in_init=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class VisionOutput:
+    """Features after the final norm: (B, D), (B, R, D), (B, h, w, D)."""
+
+    cls_token: Float[Tensor, "b d"]
+    register_tokens: Float[Tensor, "b r d"]
+    patch_tokens: Float[Tensor, "b h w d"]
+
+
+class VisionTransformer(nn.Module):
+    """See the module's docstring. `fit` says what happens to a side that is no multiple of the patch: it is resized to
+    the nearest one, or refused ("strict")."""
+
+    def __init__(self, config: VitConfig, fit: Literal["resize", "strict"] = "resize") -> None:
+        super().__init__()
+        self.config, self.fit = config, fit
+        c = config
+        if c.stem == "patch":
+            self.patch_embed: nn.Module = PatchEmbed(c.channels, c.dim, c.patch_size)
+        else:
+            self.patch_embed = ConvStem(c.channels, c.dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, c.dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, c.dim))
+        self.register_tokens = nn.Parameter(torch.zeros(1, c.registers, c.dim)) if c.registers else None
+        learned = c.positions != "rope"
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + c.grid**2, c.dim)) if learned else None
+        self.rope = None if learned else AxialRope(c.dim // c.heads)
+        block = BlockConfig(
+            AttentionConfig(c.dim, c.heads, qkv_bias=c.qkv_bias, mask_k_bias=c.mask_k_bias),
+            norm_eps=c.norm_eps,
+            layer_scale=c.layer_scale,
+            drop_path=c.drop_path,
+        )
+        hidden = c.hidden or 4 * c.dim
+        ffn = GeluFFN if c.ffn == "gelu" else SwiGLUFFN
+        self.blocks = nn.ModuleList(Block(block, ffn(c.dim, hidden)) for _ in range(c.depth))
+        self.norm = nn.LayerNorm(c.dim, eps=c.norm_eps)
+        self.local_cls_norm = nn.LayerNorm(c.dim, eps=c.norm_eps) if c.local_cls_norm else None
+        self._initialize()
+
+    def _initialize(self) -> None:
+        for token in (self.cls_token, self.register_tokens, self.pos_embed):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                std = min(0.05, module.in_features**-0.5) if self.config.fan_in_init else 0.02
+                nn.init.trunc_normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before the patches: CLS and registers."""
+        return 1 + self.config.registers
+
+    def forward(
+        self, images: Float[Tensor, "b c height width"], masks: Bool[Tensor, "b p"] | None = None
+    ) -> VisionOutput:
+        """`masks` is True where a patch is replaced by the mask token."""
+        x, grid = self.tokens(images, masks)
+        for block in self.blocks:
+            x = block(x, self.rotation(grid))
+        return self.output(x, grid)
+
+    def forward_crops(
+        self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
+    ) -> list[VisionOutput]:
+        """Crops of several sizes in one pass, each (B_i, 3, H_i, W_i); the first group is the global one."""
+        pairs = [self.tokens(image, mask) for image, mask in zip(images, masks or [None] * len(images))]
+        xs, grids = [x for x, _ in pairs], [grid for _, grid in pairs]
+        for block in self.blocks:
+            xs = block(xs, [self.rotation(grid) for grid in grids])
+        return [self.output(x, grid, local=i > 0) for i, (x, grid) in enumerate(zip(xs, grids))]
+
+    def get_intermediate_layers(
+        self,
+        images: Float[Tensor, "b c height width"],
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Tensor | tuple[Tensor, Tensor], ...]:
+        """Patch tokens after the last `n` blocks (or after the blocks named by index), each (B, P, D), or (B, D, h, w)
+        with `reshape`; with `return_class_token` pairs of them and the (B, D) CLS token."""
+        depth = len(self.blocks)
+        wanted = list(range(depth - n, depth)) if isinstance(n, int) else [i % depth for i in n]
+        if isinstance(n, int):
+            require(1 <= n <= depth, "n", n, f"1 to {depth} blocks")
+        x, grid = self.tokens(images, None)
+        layers = {}
+        for i, block in enumerate(self.blocks):
+            x = block(x, self.rotation(grid))
+            if i in wanted:
+                layers[i] = self.norm(x) if norm else x
+        results = []
+        for i in wanted:
+            patches, cls = layers[i][:, self.prefix :], layers[i][:, 0]
+            if reshape:
+                patches = patches.transpose(1, 2).unflatten(2, grid).contiguous()
+            results.append((patches, cls) if return_class_token else patches)
+        return tuple(results)
+
+    def tokens(self, images: Tensor, masks: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
+        """(B, prefix + P, D) and the grid (h, w)."""
+        images = self._fitted(images)
+        p = self.config.patch_size
+        grid = (images.shape[2] // p, images.shape[3] // p)
+        x = self.patch_embed(images)
+        if masks is not None:
+            if masks.shape != x.shape[:2]:
+                raise UsageError(
+                    f"masks have the shape {tuple(masks.shape)}; these images have {grid[0]} x {grid[1]} patches, so "
+                    f"({x.shape[0]}, {x.shape[1]}) is needed."
+                )
+            x = torch.where(masks[..., None], self.mask_token.to(x.dtype), x)
+        cls = self.cls_token
+        if self.pos_embed is not None:
+            side, rule = self.config.grid, self.config.positions
+            learned = self.pos_embed[0, 1:].unflatten(0, (side, side))
+            assert rule != "rope"
+            x = x + resize_positions(learned, *grid, rule).flatten(0, 1).to(x.dtype)
+            cls = cls + self.pos_embed[:, :1]
+        parts = [cls.expand(len(x), -1, -1).to(x.dtype)]
+        if self.register_tokens is not None:
+            parts.append(self.register_tokens.expand(len(x), -1, -1).to(x.dtype))
+        return torch.cat([*parts, x], dim=1), grid
+
+    def rotation(self, grid: tuple[int, int]) -> Rotation | None:
+        """The rotation of one block for one group of crops; rescaled at random while training."""
+        if self.rope is None:
+            return None
+        rescale = 1.0
+        if self.training and self.config.rope_rescale:
+            limit = math.log(self.config.rope_rescale)
+            rescale = math.exp(float(torch.empty(()).uniform_(-limit, limit)))
+        return self.rope(*grid, rescale)
+
+    def output(self, x: Tensor, grid: tuple[int, int], local: bool = False) -> VisionOutput:
+        y = self.norm(x)
+        head = y[:, : self.prefix]
+        if local and self.training and self.local_cls_norm is not None:
+            head = self.local_cls_norm(x[:, : self.prefix])
+        return VisionOutput(head[:, 0], head[:, 1:], y[:, self.prefix :].unflatten(1, grid))
+
+    def _fitted(self, images: Tensor) -> Tensor:
+        p = self.config.patch_size
+        sides = images.shape[2:]
+        if all(side % p == 0 for side in sides):
+            return images
+        nearest = tuple(max(p, round(side / p) * p) for side in sides)
+        if self.fit == "strict":
+            low = tuple(max(p, side // p * p) for side in sides)
+            high = tuple(-(-side // p) * p for side in sides)
+            raise UsageError(
+                f"images of {sides[0]} x {sides[1]} do not divide into patches of {p}: "
+                f"the nearest sizes are {low[0]} x {low[1]} and {high[0]} x {high[1]}."
+            )
+        return F.interpolate(images, size=nearest, mode="bicubic", antialias=True)
