@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from tenfold.engine.config import OptimConfig
+from tenfold.engine.parallel import Collectives
 from tenfold.engine.schedule import Schedule
 
 
@@ -53,13 +54,15 @@ class Batches(Protocol):
 
 class Task:
     """Base class. `hparams` holds live values: the trainer sets those of `schedules` before each step, and
-    population-based training may set any of them."""
+    population-based training may set any of them. `ranks` are the collectives of the data-parallel ranks, set by the
+    trainer before `build`; alone it is the identity."""
 
     phases: tuple[Phase, ...] = (Phase(),)
     schedules: Mapping[str, Schedule] = {}
 
     def __init__(self) -> None:
         self.hparams: dict[str, float] = {}
+        self.ranks = Collectives()
 
     def build(self) -> nn.Module:
         """The module to train, in its initial state (the trainer has seeded torch). Frozen teachers are part of it."""
