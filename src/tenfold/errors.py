@@ -71,6 +71,10 @@ class NonFiniteError(TenfoldError):
     exit_code = 5
 
 
+class LostRank(TenfoldError):
+    """Another rank died; the message says which."""
+
+
 class Preempted(TenfoldError):
     """A signal asked to stop; the state is saved and `--resume` goes on from it."""
 

@@ -9,9 +9,6 @@ and machine, because a number without them cannot be believed later.
 from __future__ import annotations
 
 import datetime
-import os
-import platform
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -19,6 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from tenfold.data.atomic import write_atomic
+from tenfold.engine.provenance import commit, machine
 from tenfold.engine.report import table_markdown
 
 
@@ -56,29 +54,3 @@ def save(folder: Path, name: str, result: dict[str, Any]) -> Path:
     text = f"# tenfold bench {name}\n\n{title}\n\n{stamp}\n{rest}\n"
     write_atomic(path, (text + (f"\n{older}" if older else "")).encode())
     return path
-
-
-def commit() -> str:
-    """The checkout's commit, with a mark when files differ from it; `unknown` outside a checkout."""
-    here = Path(__file__).resolve().parent
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=here, capture_output=True, text=True, check=False
-    )
-    return described.stdout.strip() if described.returncode == 0 else "unknown"
-
-
-def machine() -> str:
-    """Processor, cores and torch build."""
-    import torch
-
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
-    return (
-        f"{model} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
-    )

@@ -65,13 +65,15 @@ class TrainerConfig:
     """How a run runs; what it learns is the task's business.
 
     `checkpoint_every` and `validate_every` count steps; 0 means only at the end. `keep` is the number of newest
-    checkpoints kept (at least 2). `data_errors` is the share of unreadable samples that a run skips before it stops.
+    checkpoints kept (at least 2). `precision` bf16 keeps fp32 weights and runs the matrix products in bf16; auto does so
+    where the device has units for it (on a processor without them bf16 is many times slower). `data_errors` is the
+    share of unreadable samples that a run skips before it stops.
     """
 
     steps: int = 1000
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     accumulation: int = 1
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     activation_checkpointing: bool = False

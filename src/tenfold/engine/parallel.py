@@ -66,14 +66,14 @@ class GroupCollectives(Collectives):
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value: Tensor, group: dist.ProcessGroup | None) -> Tensor:  # noqa: ANN001 (torch's context)
+    def forward(ctx, value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group
         result = value.clone()
         dist.all_reduce(result, group=group)
         return result
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         total = gradient.clone()
         dist.all_reduce(total, group=ctx.group)
         return total, None
@@ -81,14 +81,14 @@ class _Sum(torch.autograd.Function):
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, value: Tensor, group: dist.ProcessGroup | None) -> Tensor:  # noqa: ANN001
+    def forward(ctx, value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group, ctx.rows = group, len(value)
         parts = [torch.empty_like(value) for _ in range(dist.get_world_size(group))]
         dist.all_gather(parts, value.contiguous(), group)
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         total = gradient.clone()
         dist.all_reduce(total, group=ctx.group)  # gloo has no reduce-scatter
         start = dist.get_rank(ctx.group) * ctx.rows
@@ -144,9 +144,12 @@ def join(device: Literal["auto", "cpu", "cuda"] = "auto") -> Place:
     return Place(rank, world, place)
 
 
-def wrap(model: nn.Module, place: Place, parallel: Literal["auto", "ddp", "fsdp"]) -> nn.Module:
+def wrap(
+    model: nn.Module, place: Place, parallel: Literal["auto", "ddp", "fsdp"], several_phases: bool = False
+) -> nn.Module:
     """The model for data parallelism. `auto` is DDP; FSDP2 shards parameters, gradients and optimizer state of every
-    block and of the rest, and leaves the module's type and names as they are."""
+    block and of the rest, and leaves the module's type and names as they are. With `several_phases` a backward may leave
+    out parameters; otherwise each trainable one takes part in every step (freeze what does not)."""
     if place.world == 1:
         return model
     if parallel == "fsdp":
@@ -154,7 +157,7 @@ def wrap(model: nn.Module, place: Place, parallel: Literal["auto", "ddp", "fsdp"
     from torch.nn.parallel import DistributedDataParallel
 
     ids = [place.device.index] if place.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=several_phases)
 
 
 def _shard(model: nn.Module, place: Place) -> nn.Module:

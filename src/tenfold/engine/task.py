@@ -96,6 +96,14 @@ class Task:
         """(rate multiplier, decay multiplier) of a parameter: by default no decay on vectors and scalars."""
         return 1.0, 0.0 if parameter.ndim < 2 else 1.0
 
+    def clip_group(self, name: str) -> str:
+        """The sub-module whose gradients are clipped together with this parameter's (`optim.clip_per_module`)."""
+        return name.partition(".")[0]
+
+    def card(self) -> dict[str, Any]:
+        """JSON values that go into the final weights' file beside the tensors: what `tenfold.load` needs to know."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """JSON values that the task needs to resume beyond the module's own tensors."""
         return {}

@@ -1,0 +1,165 @@
+"""AdamW with parameter groups, gradient norms that know shards and row gradients, and the average of weights.
+
+    optimizers = [PhaseOptimizer(model, task, phase, config) for phase in task.phases]
+    optimizers[0].set_rates(step, total)
+    norm = optimizers[0].clip(place)          # finite or not; nothing is scaled when it is not
+    optimizers[0].step()
+
+AdamW: arXiv 1711.05101. Layer-wise decay: a block nearer to the input learns slower (arXiv 2106.08254, section 3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from tenfold.engine.config import OptimConfig
+from tenfold.engine.parallel import Place
+from tenfold.engine.task import Phase, Task, unwrap
+from tenfold.errors import UsageError
+
+
+class PhaseOptimizer:
+    """The parameters of one phase, grouped by (rate multiplier, decay multiplier), and their AdamW."""
+
+    def __init__(self, model: nn.Module, task: Task, phase: Phase, config: OptimConfig) -> None:
+        self.phase, self.config = phase, phase.optim or config
+        self.names: dict[nn.Parameter, str] = {}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in unwrap(model).named_parameters():
+            if not parameter.requires_grad or not name.startswith(phase.prefixes):
+                continue
+            self.names[parameter] = name
+            rate, decay = task.parameter_scale(name, parameter)
+            depth = task.parameter_depth(name)
+            if depth is not None:
+                rate *= self.config.layer_decay ** (depth[1] - depth[0])
+            groups.setdefault((rate, decay), []).append(parameter)
+        if not groups:
+            raise UsageError(f"phase {phase.name!r} trains no parameter: none starts with {phase.prefixes}.")
+        self.optimizer = torch.optim.AdamW(
+            [{"params": p, "rate": rate, "decay": decay} for (rate, decay), p in groups.items()],
+            lr=self.config.lr,
+            betas=self.config.betas,
+            eps=self.config.eps,
+            weight_decay=0.0,
+            fused=True,
+        )
+        modules: dict[str, list[nn.Parameter]] = {}
+        for parameter, name in self.names.items():
+            modules.setdefault(task.clip_group(name) if self.config.clip_per_module else "", []).append(parameter)
+        self.clip_groups = list(modules.values())
+
+    def set_rates(
+        self, step: int, total: int, lr: float | None = None, decay: float | None = None
+    ) -> tuple[float, float]:
+        """Sets the rates of step `step` from the schedules, or those given; returns (learning rate, weight decay)."""
+        c = self.config
+        lr = c.lr * c.schedule.at(step, total) if lr is None else lr
+        if decay is None:
+            decay = c.weight_decay
+            if c.weight_decay_end is not None:  # half a cosine from the first to the last step
+                progress = 0.5 - 0.5 * math.cos(math.pi * step / max(1, total - 1))
+                decay += (c.weight_decay_end - decay) * progress
+        for group in self.optimizer.param_groups:
+            group["lr"], group["weight_decay"] = lr * group["rate"], decay * group["decay"]
+        return lr, decay
+
+    def clip(self, place: Place) -> float:
+        """Scales gradients to `config.clip` and returns the norm of all of them. A norm that is not finite is returned
+        as it is, and no gradient is touched: the caller stops before the optimizer step."""
+        squares = torch.stack([_square(group, place) for group in self.clip_groups])
+        norms = squares.sqrt().tolist()
+        total = math.sqrt(sum(n * n for n in norms))
+        if not math.isfinite(total) or self.config.clip is None:
+            return total
+        for group, norm in zip(self.clip_groups, norms):
+            if norm > self.config.clip:
+                torch._foreach_mul_(list(_values(group)), self.config.clip / (norm + 1e-6))
+        return total
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimizer's state by parameter name, `NAME.exp_avg` and so on; step counts as one-element vectors."""
+        state = {}
+        for parameter, name in self.names.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                state[f"{name}.{key}"] = value.reshape(1) if value.ndim == 0 else value
+        return state
+
+    def allocate(self, saved: Iterable[str]) -> None:
+        """Makes empty state for the entries named in `saved`, so that a checkpoint can be read into `tensors()`.
+        A parameter that never got a gradient has no state, before and after."""
+        wanted = {name.rpartition(".")[0] for name in saved}
+        for parameter, name in self.names.items():
+            if name in wanted:
+                self.optimizer.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def _values(parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
+    """The stored values of every gradient: of a row gradient its rows, of a sharded one this rank's part."""
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if gradient.is_sparse:
+            parameter.grad = gradient = gradient.coalesce()
+            yield gradient._values()
+        else:
+            yield gradient.to_local() if isinstance(gradient, DTensor) else gradient
+
+
+def _square(parameters: list[nn.Parameter], place: Place) -> Tensor:
+    """Sum of squares over all entries, in fp64, over all ranks when the gradients are sharded."""
+    values = [value for value in _values(parameters) if value.numel()]
+    if values:
+        square = torch.stack(torch._foreach_norm(values)).double().square().sum()
+    else:
+        square = torch.zeros((), dtype=torch.float64, device=place.device)
+    if any(isinstance(p.grad, DTensor) for p in parameters):
+        dist.all_reduce(square)
+    return square
+
+
+class WeightAverage:
+    """Exponential moving average of the trainable parameters; buffers are taken as they are (`trainer.ema`)."""
+
+    def __init__(self, model: nn.Module, momentum: float) -> None:
+        self.momentum = momentum
+        self.source = {n: p for n, p in unwrap(model).named_parameters() if p.requires_grad}
+        self.average = {n: p.detach().clone() for n, p in self.source.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        torch._foreach_lerp_(list(self.average.values()), list(self.source.values()), 1.0 - self.momentum)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The model holds the averaged weights during the block."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self.source.items():
+            kept = parameter.detach().clone()
+            parameter.copy_(self.average[name])
+            self.average[name].copy_(kept)

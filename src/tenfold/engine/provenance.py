@@ -1,0 +1,34 @@
+"""Where a number comes from: the commit and the machine that stand beside every figure and in every run folder."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+
+def commit() -> str:
+    """The checkout's commit, with a mark when files differ from it; `unknown` outside a checkout."""
+    here = Path(__file__).resolve().parent
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=10"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return described.stdout.strip() if described.returncode == 0 else "unknown"
+
+
+def machine() -> str:
+    """Processor, cores and torch build."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
+    return (
+        f"{model} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
+    )
