@@ -2,12 +2,13 @@
 
     python tests/programs/byte_lm.py train byte-lm --out RUN --text FILE.gz --trainer.steps 20
 
-The whole command line runs, in a process of its own, with two more recipes. Faults are fields of the recipe.
+The whole command line runs, in a process of its own, with one more recipe. Faults are fields of the recipe.
 """
 
 from __future__ import annotations
 
 import gzip
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -19,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.cli import main
+from tenfold.engine.checkpoint import CheckpointStore
 from tenfold.engine.config import OptimConfig, Recipe, TrainerConfig
+from tenfold.engine.parallel import Place
 from tenfold.engine.task import Phase, Shard, Task
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
@@ -156,7 +159,36 @@ def byte_lm() -> ByteRecipe:
     return ByteRecipe()
 
 
+def command(args: list[str], environment: dict[str, str], errors: Path) -> None:
+    """The command line in this process, standard error into a file: what the tests fork."""
+    os.environ.update(environment)
+    with errors.open("w") as file:
+        os.dup2(file.fileno(), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    register("byte_lm")
+    sys.exit(main(args))
+
+
+def save_forever(folder: Path) -> None:
+    """Writes one checkpoint after another until it is killed."""
+    store = CheckpointStore(folder, Place(0, 1, torch.device("cpu")), "byte-lm")
+    store.clear_leftovers()
+    model = ByteModel(ByteRecipe())
+    found = store.newest()
+    step = 0
+    if found:
+        step = found[0]
+        state = store.load(found[1], model.state_dict())
+        assert state["square"] == step**2
+    while True:
+        step += 1
+        store.save(step, model.state_dict(), {"square": step**2})
+
+
+def register(module: str) -> None:
+    recipes.add("byte-lm", f"{module}:byte_lm", "next-byte prediction")
+
+
 if __name__ == "__main__":
-    recipes.add("byte-lm", "byte_lm:byte_lm", "next-byte prediction")
-    sys.modules["byte_lm"] = sys.modules["__main__"]
+    register("__main__")
     sys.exit(main())

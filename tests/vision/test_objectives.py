@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tenfold.engine.parallel import Collectives
 
+from tenfold.engine.parallel import Collectives
 from tenfold.vision.objectives import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 
 

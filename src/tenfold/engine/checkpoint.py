@@ -204,11 +204,12 @@ def _write_shards(folder: Path, tensors: Mapping[str, Tensor], place: Place) -> 
         with warnings.catch_warnings(action="ignore", category=UserWarning):  # that there is no process group
             dcp.save(dict(tensors), storage_writer=writer, no_dist=place.world == 1)
     except CheckpointException as error:
-        raise next((e for e in error.failures.values() if isinstance(e, OSError)), OSError(_causes(error))) from None
+        failed = [failure for failure, _ in error.failures.values()]  # an exception and where it was raised
+        raise next((e for e in failed if isinstance(e, OSError)), OSError(_causes(error))) from None
 
 
 def _causes(error: CheckpointException) -> str:
-    return "; ".join(f"rank {rank}: {failure}" for rank, failure in error.failures.items())
+    return "; ".join(f"rank {rank}: {failure}" for rank, (failure, _) in error.failures.items())
 
 
 def random_state(place: Place) -> dict[str, Tensor]:
