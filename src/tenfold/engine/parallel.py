@@ -38,7 +38,7 @@ class Collectives:
 
     def maximum(self, value: Tensor) -> Tensor:
         """The largest value over ranks, element by element. Not differentiable."""
-        return value
+        return value.detach()
 
     def all_gather(self, value: Tensor) -> Tensor:
         """The ranks' tensors (equal shapes) joined along the first axis, in rank order. Differentiable."""

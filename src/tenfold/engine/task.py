@@ -78,6 +78,9 @@ class Task:
         averages gradients and reported values over ranks and accumulation."""
         raise TypeError(f"{type(self).__name__} has no training step")
 
+    def after_backward(self, model: nn.Module, phase: Phase, step: int) -> None:
+        """Runs on the gradients of step `step` (0-based), before they are clipped: what is frozen for a while."""
+
     def after_step(self, model: nn.Module, step: int) -> None:
         """Runs after the optimizers of step `step` (0-based) have moved the parameters."""
 

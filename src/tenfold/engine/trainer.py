@@ -196,6 +196,7 @@ class Trainer:
         for optimizer in self.optimizers:
             lr, decay = optimizer.set_rates(self.step, self.config.steps)
             totals = self._gradients(parts, optimizer.phase)
+            self.task.after_backward(self.model, optimizer.phase, self.step)
             losses, stop = self._agree(totals)
             norm = optimizer.clip(self.place)
             if not all(map(math.isfinite, (*losses.values(), norm))):

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tenfold.engine.config import Recipe, require
+from tenfold.engine.config import Recipe, require, to_dict
 from tenfold.engine.parallel import Collectives
-from tenfold.engine.schedule import Schedule
+from tenfold.engine.schedule import Schedule, length
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
 from tenfold.vision.crops import MultiCropConfig, normalize
 from tenfold.vision.heads import BatchStatistics, HeadConfig, PrototypeHead
@@ -101,6 +101,8 @@ class SelfDistillation(nn.Module):
     def __init__(self, recipe: PretrainRecipe, ranks: Collectives, hparams: Mapping[str, float]) -> None:
         super().__init__()
         self.student = Network(recipe)
+        if recipe.objective.ibot == 0:
+            self.student.backbone.mask_token.requires_grad_(False)  # nothing is masked: it takes part in no step
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.objective, self.hparams, self.ranks = recipe.objective, hparams, ranks
         for module in self.modules():
@@ -202,12 +204,23 @@ class PretrainTask(Task):
         return model(batch)
 
     def masks(self, global_crops: Tensor) -> Tensor:
-        """(G*B, P) bool. Drawn from torch's generator, which is part of the checkpoint."""
+        """(G*B, P) bool, this rank's rows of the masks of the global batch. Every rank draws all of them from torch's
+        generator (which is part of the checkpoint), so any number of ranks gives a crop the same mask."""
         objective, patch = self.recipe.objective, self.recipe.model.patch_size
-        count, side = global_crops.shape[0] * global_crops.shape[1], global_crops.shape[-1] // patch
+        n_global, batch, side = global_crops.shape[0], global_crops.shape[1], global_crops.shape[-1] // patch
+        world, rank = self.ranks.world, self.ranks.rank
         generator = np.random.default_rng(int(torch.randint(2**62, ())))
+        count = n_global * batch * world
         masks = block_masks(count, (side, side), objective.mask_ratio, generator, objective.mask_probability)
-        return torch.as_tensor(masks).to(global_crops.device)
+        own = torch.as_tensor(masks).unflatten(0, (n_global, world, batch))[:, rank].flatten(0, 1)
+        return own.to(global_crops.device)
+
+    def after_backward(self, model: nn.Module, phase: Phase, step: int) -> None:
+        """The prototypes stand still at the start: without a gradient and without decay AdamW does not move them."""
+        if step < length(self.recipe.objective.freeze_prototypes, self.recipe.trainer.steps):
+            for name, parameter in unwrap(model).named_parameters():
+                if "prototypes" in name and parameter.grad is not None:
+                    parameter.grad.zero_()
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: int) -> None:
@@ -219,6 +232,22 @@ class PretrainTask(Task):
     def parameter_scale(self, name: str, parameter: nn.Parameter) -> tuple[float, float]:
         free = parameter.ndim < 2 or "prototypes" in name or "token" in name or "pos_embed" in name
         return 1.0, 0.0 if free else 1.0
+
+    def parameter_depth(self, name: str) -> tuple[int, int] | None:
+        """Blocks count from the input; the embeddings are layer 0 and the final norm and heads take the full rate."""
+        depth = self.recipe.model.depth + 1
+        words = name.split(".")
+        if "blocks" in words:
+            return int(words[words.index("blocks") + 1]) + 1, depth
+        embeds = any(part in name for part in ("patch_embed", "pos_embed", "_token"))
+        return (0, depth) if embeds else None
+
+    def clip_group(self, name: str) -> str:
+        """Backbone and each head (`student.backbone.blocks...` -> `backbone`)."""
+        return name.split(".")[1]
+
+    def card(self) -> dict[str, Any]:
+        return {"kind": "vit", "config": to_dict(self.recipe.model)}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Teacher k-NN, per cent, beside raw pixels and the same network before training; nothing without labels."""

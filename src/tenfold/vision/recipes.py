@@ -21,7 +21,7 @@ def dinov3_mini() -> PretrainRecipe:
     mean of the patch tokens as the feature, few unit-length prototypes with sharp targets, no iBOT.
     """
     return PretrainRecipe(
-        trainer=TrainerConfig(steps=1311, precision="bf16", checkpoint_every=200, validate_every=218, log_every=10),
+        trainer=TrainerConfig(steps=1311, precision="auto", checkpoint_every=200, validate_every=218, log_every=10),
         optim=OptimConfig(
             lr=1.5e-3,
             weight_decay=0.04,
@@ -54,7 +54,7 @@ def dinov3_mini() -> PretrainRecipe:
 def dinov2_vits() -> PretrainRecipe:
     """DINOv2's objective on ViT-S/14: DINO, iBOT with its own head, KoLeo on two global and eight local crops."""
     return PretrainRecipe(
-        trainer=TrainerConfig(steps=125_000, precision="bf16", checkpoint_every=2500, validate_every=12_500, workers=8),
+        trainer=TrainerConfig(steps=125_000, precision="auto", checkpoint_every=2500, validate_every=12_500, workers=8),
         optim=OptimConfig(
             lr=2e-4 * (1024 / 1024) ** 0.5,
             weight_decay=0.04,
