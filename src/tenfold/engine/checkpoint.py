@@ -29,6 +29,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from tenfold.data.atomic import sync_folder
 from tenfold.engine.parallel import Place
@@ -145,8 +146,10 @@ class CheckpointStore:
         problems = [f"missing {n}" for n in tensors.keys() - saved.keys()]
         problems += [f"unexpected {n}" for n in saved.keys() - tensors.keys()]
         for name in tensors.keys() & saved.keys():
-            if tuple(saved[name].size) != tuple(tensors[name].shape):
-                problems.append(f"{name} is {tuple(saved[name].size)}, the model has {tuple(tensors[name].shape)}")
+            entry = saved[name]
+            size = tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else ()
+            if size != tuple(tensors[name].shape):
+                problems.append(f"{name} is {size}, the model has {tuple(tensors[name].shape)}")
         if problems:
             raise CheckpointError(f"{path} does not fit this model:\n  " + "\n  ".join(sorted(problems)))
         try:

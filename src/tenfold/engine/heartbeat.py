@@ -23,7 +23,7 @@ class Heartbeat:
     def __init__(self, place: Place) -> None:
         self.place = place
         self._stop = threading.Event()
-        self._store = dist.distributed_c10d._get_default_store().clone()
+        self._store = dist.distributed_c10d._get_default_store().clone()  # pyright: ignore[reportAttributeAccessIssue]
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import subprocess
 from pathlib import Path
+
+
+def version() -> str:
+    """The installed version of tenfold."""
+    return importlib.metadata.version("tenfold")
 
 
 def commit() -> str:

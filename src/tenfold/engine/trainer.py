@@ -27,7 +27,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from tenfold import __version__
 from tenfold.data.atomic import write_atomic
 from tenfold.data.lock import held
 from tenfold.data.tensors import write_tensors
@@ -38,7 +37,7 @@ from tenfold.engine.heartbeat import Heartbeat
 from tenfold.engine.metrics import Metrics, read_rows
 from tenfold.engine.optim import PhaseOptimizer, WeightAverage
 from tenfold.engine.parallel import join, wrap
-from tenfold.engine.provenance import commit
+from tenfold.engine.provenance import commit, version
 from tenfold.engine.report import Report
 from tenfold.engine.signals import StopRequested, Watch
 from tenfold.engine.task import Phase, Shard, Task, unwrap
@@ -133,7 +132,7 @@ class Trainer:
         self.store = CheckpointStore(self.out, place, config_hash(self.recipe), c.keep)
         self._newest = -1
         if place.first and not self.resume:
-            saved = {"recipe": self.name, "version": __version__, "commit": commit(), "torch": torch.__version__}
+            saved = {"recipe": self.name, "version": version(), "commit": commit(), "torch": torch.__version__}
             write_atomic(
                 self.out / "config.json", json.dumps({**saved, "config": to_dict(self.recipe)}, indent=2).encode()
             )

@@ -226,7 +226,9 @@ class PretrainTask(Task):
     def after_step(self, model: nn.Module, step: int) -> None:
         """teacher = momentum * teacher + (1 - momentum) * student, in fp32."""
         module = unwrap(model)
-        teacher, student = list(module.teacher.parameters()), list(module.student.parameters())
+        assert isinstance(module, SelfDistillation)
+        teacher: list[Tensor] = list(module.teacher.parameters())
+        student: list[Tensor] = list(module.student.parameters())
         torch._foreach_lerp_(teacher, student, 1.0 - self.hparams["momentum"])
 
     def parameter_scale(self, name: str, parameter: nn.Parameter) -> tuple[float, float]:
@@ -275,4 +277,6 @@ class PretrainTask(Task):
         return {"knn_pixels": pixels, "knn_untrained": score}
 
     def deliver(self, model: nn.Module) -> dict[str, Tensor]:
-        return dict(unwrap(model).teacher.backbone.state_dict())
+        module = unwrap(model)
+        assert isinstance(module, SelfDistillation)
+        return dict(module.teacher.backbone.state_dict())
