@@ -91,6 +91,7 @@ def pretrain_panel(out: Path, minutes: float) -> Report:
 def seconds_per_step(recipe: object) -> float:
     """Median time of a few real training steps on this machine."""
     from tenfold.engine.task import Shard
+    from tenfold.engine.trainer import autocast_type
     from tenfold.vision.pretrain import PretrainRecipe
 
     assert isinstance(recipe, PretrainRecipe)
@@ -98,12 +99,13 @@ def seconds_per_step(recipe: object) -> float:
     task.hparams.update({name: schedule.at(0, 100) for name, schedule in task.schedules.items()})
     torch.manual_seed(0)
     model = task.build()
+    autocast = autocast_type(recipe.trainer.precision, torch.device("cpu"))
     seconds: list[float] = []
     batches = iter(task.batches(Shard()))
     for _ in range(6):
         start = monotonic()
         batch = next(batches)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.trainer.precision == "bf16"):
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
             loss = task.training_step(model, batch, task.phases[0])["loss"]
         loss.backward()
         seconds.append(monotonic() - start)
