@@ -29,7 +29,7 @@ from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
 from tenfold.vision.crops import MultiCropConfig, normalize
 from tenfold.vision.heads import BatchStatistics, HeadConfig, PrototypeHead
 from tenfold.vision.masking import block_masks
-from tenfold.vision.objectives import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
+from tenfold.vision.objectives import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp, softmax_center
 from tenfold.vision.photographs import Photographs, open_photographs
 from tenfold.vision.vit import VisionOutput, VisionTransformer, VitConfig
 
@@ -41,6 +41,9 @@ class ObjectiveConfig:
     ibot: float = 1.0
     koleo: float = 0.1
     local: float = 1.0
+    centering: Literal["sinkhorn", "softmax"] = (
+        "sinkhorn"  # softmax: of logits less their running mean, DINOv2's other way
+    )
     student_temperature: float = 0.1
     teacher_temperature: Schedule = field(default_factory=lambda: Schedule("constant", 0.07, start=0.04, warmup=0.3))
     momentum: Schedule = field(default_factory=lambda: Schedule("cosine", peak=0.992, final=1.0))
@@ -95,6 +98,23 @@ class Network(nn.Module):
         self.ibot_head = PrototypeHead(recipe.model.dim, recipe.ibot) if recipe.objective.ibot > 0 else None
 
 
+class Center(nn.Module):
+    """Running mean of the teacher's logits over the global batch (momentum 0.9, as in DINO, arXiv 2104.14294)."""
+
+    value: Tensor
+
+    def __init__(self, prototypes: int) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.zeros(prototypes))
+
+    def update(self, logits: Tensor, ranks: Collectives) -> None:
+        """Takes in this step's logits (n, K), n >= 0 on each rank."""
+        total = torch.cat([logits.float().sum(0), logits.new_tensor([len(logits)], dtype=torch.float32)])
+        total = ranks.all_reduce_sum(total)
+        if total[-1] > 0:
+            self.value.lerp_(total[:-1] / total[-1], 0.1)
+
+
 class SelfDistillation(nn.Module):
     """Student and EMA teacher. `forward(batch)` gives the losses; `forward({"images": x})` the teacher's features."""
 
@@ -105,6 +125,9 @@ class SelfDistillation(nn.Module):
             self.student.backbone.mask_token.requires_grad_(False)  # nothing is masked: it takes part in no step
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.objective, self.hparams, self.ranks = recipe.objective, hparams, ranks
+        softmax = recipe.objective.centering == "softmax"
+        self.center = Center(recipe.dino.prototypes) if softmax else None
+        self.patch_center = Center(recipe.ibot.prototypes) if softmax and recipe.objective.ibot > 0 else None
         for module in self.modules():
             if isinstance(module, BatchStatistics):
                 module.ranks = ranks  # statistics of the global batch: the losses equal one process's
@@ -128,12 +151,20 @@ class SelfDistillation(nn.Module):
     def targets(self, global_crops: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Teacher probabilities (G*B, K) of the crops and (M, K) of the masked patches, from *unmasked* images."""
         output = self.teacher.backbone(global_crops)
-        temperature = self.hparams["teacher_temperature"]
-        crops = sinkhorn_knopp(self.teacher.dino_head(self.pool(output)), temperature, ranks=self.ranks)
+        crops = self._balanced(self.teacher.dino_head(self.pool(output)), self.center)
         if masks is None or self.teacher.ibot_head is None:
             return crops, None
         patches = self.teacher.ibot_head(output.patch_tokens.flatten(1, 2)[masks])
-        return crops, sinkhorn_knopp(patches, temperature, ranks=self.ranks)
+        return crops, self._balanced(patches, self.patch_center)
+
+    def _balanced(self, logits: Tensor, center: Center | None) -> Tensor:
+        """Teacher logits as targets that use all prototypes."""
+        temperature = self.hparams["teacher_temperature"]
+        if center is None:
+            return sinkhorn_knopp(logits, temperature, ranks=self.ranks)
+        targets = softmax_center(logits, center.value, temperature)
+        center.update(logits, self.ranks)
+        return targets
 
     def losses(self, global_crops: Tensor, local_crops: Tensor | None, masks: Tensor | None) -> dict[str, Tensor]:
         """uint8 crops: global (G, B, 3, H, W), local (L, B, 3, h, w) or None; masks (G*B, P) bool or None."""
