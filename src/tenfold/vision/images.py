@@ -13,11 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from tenfold.data.readers import read_image
+from tenfold.data.readers import SUFFIXES, read_image
 from tenfold.engine.config import require
 from tenfold.vision.vit import VitConfig
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def normalize(images: UInt8[Tensor, "*b h w 3"], config: VitConfig) -> Float[Tensor, "*b 3 h w"]:
