@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # typecheck, and shard_functions in worker processes
+
 if not os.environ.get("JAXTYPING_DISABLE"):
     from jaxtyping import install_import_hook
 
-    sys.path.insert(0, str(Path(__file__).parent))
     install_import_hook("tenfold", "typecheck.check")
 
 ROOT = Path(__file__).resolve().parents[1]

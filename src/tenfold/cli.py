@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         _complain("out of memory. Use smaller batches or images, or a smaller --size.")
         return 1
-    except SystemExit as exit_:  # tyro has printed what was wrong with the flags
+    except SystemExit as exit_:  # --help has been printed
         return exit_.code if isinstance(exit_.code, int) else 2
 
 
@@ -88,7 +88,9 @@ def _call(name: str, function: Callable[..., int | None], rest: list[str]) -> in
         return function(rest) or 0
     import tyro
 
-    options: Any = tyro.cli(hints["options"], args=rest, prog=f"tenfold {name}", config=(tyro.conf.FlagCreatePairsOff,))
+    from tenfold.flags import parse
+
+    options: Any = parse(hints["options"], rest, prog=f"tenfold {name}", config=(tyro.conf.FlagCreatePairsOff,))
     return function(options) or 0
 
 

@@ -25,6 +25,21 @@ class UsageError(TenfoldError, ValueError):
     exit_code = 2
 
 
+class FieldError(UsageError):
+    """A field of a configuration holds what it may not. `name` is dotted, as on the command line (`optim.lr`)."""
+
+    def __init__(self, name: str, value: object, allowed: str) -> None:
+        self.name, self.value, self.allowed = name, value, allowed
+        super().__init__(f"{name} = {value!r}: allowed {allowed}.")
+
+    def __reduce__(self) -> tuple[object, ...]:  # an exception with arguments of its own does not pickle by itself
+        return type(self), (self.name, self.value, self.allowed)
+
+    def under(self, where: str) -> FieldError:
+        """The same, for a field of the configuration that stands at `where` (a head is `dino` or `ibot`, not `head`)."""
+        return FieldError(f"{where}.{self.name.rpartition('.')[2]}", self.value, self.allowed)
+
+
 class MissingExtra(UsageError):
     """A package outside the base install is absent.
 
@@ -32,9 +47,12 @@ class MissingExtra(UsageError):
     """
 
     def __init__(self, package: str, extra: str, why: str = "") -> None:
-        self.package, self.extra = package, extra
+        self.package, self.extra, self.why = package, extra, why
         needed = f" ({why})" if why else ""
         super().__init__(f'{package} is not installed{needed}. Type: pip install "tenfold[{extra}]"')
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.package, self.extra, self.why)
 
 
 class DataError(TenfoldError):

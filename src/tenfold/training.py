@@ -14,7 +14,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tenfold.errors import CheckpointError, UsageError
+from tenfold import __version__
+from tenfold.errors import CheckpointError, MissingExtra, UsageError
 from tenfold.registry import recipes
 
 if TYPE_CHECKING:
@@ -26,20 +27,18 @@ def train(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(_listing())
         return 0
-    import tyro
+    from tenfold.flags import parse
 
     if args[0].startswith("-"):
-        if "--resume" not in args:
+        if not any(word.partition("=")[0] == "--resume" for word in args):
             raise UsageError(f"{args[0]} comes before the recipe. Type: tenfold train RECIPE {args[0]} ...")
-        folder = tyro.cli(_Resume, args=args, prog="tenfold train").resume
+        folder = parse(_Resume, args, prog="tenfold train").resume
         name, recipe = reopen(folder)
         out, resume = folder, True
     else:
-        name = args[0]
+        name, resume = args[0], False
         default: Recipe = recipes.load(name)()
-        options = _flags(name, default, args[1:])
-        recipe, resume = options.recipe, False
-        out = options.out or Path("runs") / name
+        recipe, out = _parse_recipe(name, default, args[1:])
     metrics = run_recipe(name, recipe, out, resume=resume)
     if int(os.environ.get("RANK", "0")) == 0:
         print(json.dumps({"run": str(out), **metrics}, indent=2))
@@ -53,19 +52,36 @@ class _Resume:
     resume: Path  # the run folder
 
 
-def _flags(name: str, default: Recipe, args: list[str]) -> Any:
+def _parse_recipe(name: str, default: Recipe, args: list[str]) -> tuple[Recipe, Path]:
+    """The recipe with the flags applied, and the run folder: the recipe's own fields are the flags, and `--out` one more."""
+    from tenfold.engine.config import from_dict, to_dict
+    from tenfold.flags import parse
+
+    if {"-h", "--help"} & set(args):
+        _explain(name, default)
+    kind, prog = type(default), f"tenfold train {name}"
+    with_out = dataclasses.make_dataclass("Train", [("out", Path | None, None)], bases=(kind,), frozen=True)
+    values = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
+    options: Any = parse(with_out, args, prog, default=with_out(**values))
+    chosen = {field.name: to_dict(getattr(options, field.name)) for field in dataclasses.fields(default)}
+    return from_dict(kind, chosen), options.out or Path("runs") / name  # from_dict refuses what no field has checked
+
+
+def _explain(name: str, default: Recipe) -> None:
+    """Prints every flag with its meaning and leaves. tyro finds a field's comment only in a class that stands in a file,
+    so the recipe is a part of the made one here instead of its base."""
     import tyro
 
     kind = dataclasses.make_dataclass(
         "Train",
         [
             ("recipe", Annotated[type(default), tyro.conf.arg(name="")]),
-            ("out", Annotated[Path | None, tyro.conf.arg(help=f"run folder (default: runs/{name})")], None),
+            ("out", Annotated[Path | None, tyro.conf.arg(help=f"run folder; None is runs/{name}")], None),
         ],
         frozen=True,
         namespace={"__doc__": type(default).__doc__},
     )
-    return tyro.cli(kind, default=kind(default), args=args, prog=f"tenfold train {name}")
+    tyro.cli(kind, default=kind(default), args=["--help"], prog=f"tenfold train {name}")
 
 
 def _listing() -> str:
@@ -103,6 +119,17 @@ def reopen(folder: Path) -> tuple[str, Recipe]:
         name, values = saved["recipe"], saved["config"]
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is no run folder: it has no config.json.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
-    return name, from_dict(type(recipes.load(name)()), values)
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{path} is not a run's configuration: it needs `recipe` and `config`.") from None
+    try:
+        return name, from_dict(type(recipes.load(str(name))()), values)
+    except MissingExtra:
+        raise
+    except UsageError as error:
+        writer = saved.get("version", "another version")
+        raise CheckpointError(
+            f"{path} does not fit this tenfold ({__version__}); it was written by {writer}. {error} "
+            f"Use the version that wrote it, or start a new run."
+        ) from None

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tenfold.errors import UsageError
+from tenfold.errors import FieldError
 
 
 def length(value: int | float, total: int) -> int:
@@ -29,21 +29,23 @@ class Schedule:
     stays at `final`.
     """
 
-    kind: Literal["constant", "linear", "cosine"] = "cosine"
-    peak: float = 1.0
-    start: float = 0.0
-    final: float = 0.0
-    warmup: int | float = 0
-    decay: int | float | None = None
+    kind: Literal["constant", "linear", "cosine"] = "cosine"  # the curve after warm-up
+    peak: float = 1.0  # the value after warm-up
+    start: float = 0.0  # the value that warm-up starts from
+    final: float = 0.0  # the value at the end
+    warmup: int | float = 0  # steps (2) or share of the run (0.05)
+    decay: int | float | None = None  # steps or share of the run from peak to final; None is the rest of the run
 
     def __post_init__(self) -> None:
+        for name in ("peak", "start", "final"):
+            value = getattr(self, name)
+            if not math.isfinite(value):
+                raise FieldError(f"schedule.{name}", value, "a finite number")
         for name in ("warmup", "decay"):
             value = getattr(self, name)
-            if value is not None and (value < 0 or (isinstance(value, float) and value > 1)):
-                raise UsageError(
-                    f"schedule.{name} = {value}: allowed are a number of steps (int >= 0) "
-                    f"or a fraction of the run (float from 0.0 to 1.0)."
-                )
+            if value is not None and not (0 <= value < math.inf and (isinstance(value, int) or value <= 1)):
+                allowed = "a number of steps (int >= 0) or a fraction of the run (float from 0.0 to 1.0)"
+                raise FieldError(f"schedule.{name}", value, allowed)
 
     def at(self, step: int, total: int) -> float:
         """The value for step `step` (0-based) of a run of `total` steps."""

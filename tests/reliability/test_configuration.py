@@ -1,0 +1,233 @@
+"""R19: a wrong name, type or value in any field of any recipe leaves with 2, names the field, what is allowed and the
+nearest name, and shows no traceback."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sample_recipe import sample
+from tenfold.cli import main
+from tenfold.engine.config import to_dict
+from tenfold.errors import UsageError
+from tenfold.flags import flags_of
+from tenfold.registry import Entry, recipes
+from tenfold.training import _parse_recipe, reopen
+
+SAMPLE = "sample-recipe"
+NAMES = [entry.name for entry in recipes] + [SAMPLE]
+SIGNED = {"peak", "start", "final", "mean"}  # fields in which a negative number makes sense
+quick = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+@pytest.fixture(autouse=True)
+def sample_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe of every kind of field that a configuration may have, beside the real ones."""
+    entries = {**recipes._entries, SAMPLE: Entry(SAMPLE, "sample_recipe:sample")}
+    monkeypatch.setattr(recipes, "_entries", entries)
+    monkeypatch.setattr("tenfold.training.run_recipe", lambda *_, **__: pytest.fail("a run was started"))
+
+
+def load(name: str) -> Any:
+    return sample() if name == SAMPLE else recipes.load(name)()
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one message of a command that must leave with 2."""
+    capsys.readouterr()
+    code = main(["train", *words])
+    said = capsys.readouterr()
+    assert code == 2, said.err
+    assert "Traceback" not in said.err
+    assert said.err.startswith("tenfold: ")
+    assert said.out == ""
+    return said.err
+
+
+def bare(hint: Any) -> Any:
+    return bare(typing.get_args(hint)[0]) if typing.get_origin(hint) is typing.Annotated else hint
+
+
+def parts(hint: Any) -> set[Any]:
+    """The plain types inside a hint."""
+    inner = [a for a in typing.get_args(hint) if a is not Ellipsis]
+    if typing.get_origin(hint) is typing.Literal:
+        return {typing.Literal}
+    return set().union(*map(parts, inner)) if inner else {hint}
+
+
+def arity(value: Any) -> int:
+    return len(value) if isinstance(value, tuple) else 1
+
+
+def default_of(config: Any, flag: str) -> Any:
+    for part in flag.replace("-", "_").split("."):
+        config = getattr(config, part)
+    return config
+
+
+def fields_with(name: str, *kinds: Any) -> list[str]:
+    """Flags whose types are all among `kinds`, at least one of them there besides None."""
+    allowed = {*kinds, type(None)}
+    flags = flags_of(type(load(name)))
+    return [f for f, hint in flags.items() if parts(bare(hint)) <= allowed and parts(bare(hint)) & set(kinds)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@quick
+@given(data=st.data())
+def test_a_misspelt_flag_names_the_nearest(name: str, data: st.DataObject, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = flags_of(type(load(name)))
+    flag = data.draw(st.sampled_from(sorted(flags)))
+    place = data.draw(st.integers(1, len(flag) - 1))
+    wrong = data.draw(
+        st.sampled_from([flag[:place] + flag[place + 1 :], flag + "x", flag[:place] + "q" + flag[place:]])
+    )
+    if wrong in flags or wrong.startswith("-") or len(wrong) < 3 or f"{wrong}" in ("out", "help"):
+        return
+    said = refuse(capsys, name, f"--{wrong}", "1")
+    assert f"unknown flag --{wrong}." in said
+    guess = said.partition("Did you mean --")[2].partition("?")[0]
+    assert guess in flags or guess == "out"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@quick
+@given(data=st.data(), word=st.text(st.characters(categories=["L"]), min_size=1, max_size=8))
+def test_a_wrong_type_names_the_field_and_what_is_allowed(
+    name: str, data: st.DataObject, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if word.lower() in ("inf", "nan", "none", "infinity"):
+        return
+    config = load(name)
+    flag = data.draw(st.sampled_from(fields_with(name, int, float, typing.Literal)))
+    count = max(1, arity(default_of(config, flag)))
+    said = refuse(capsys, name, f"--{flag}", *[word] * count)
+    assert f"--{flag} {word}" in said
+    assert "allowed is " in said
+    assert any(kind in said for kind in ("number", "one of"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_and_infinity_are_refused_in_every_numeric_field(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load(name)
+    flags = [f for f in fields_with(name, int, float) if float in parts(flags_of(type(config))[f])]
+    assert flags
+    for flag, bad in zip(flags, itertools.cycle(["nan", "inf", "-inf"])):
+        said = refuse(capsys, name, f"--{flag}", *[bad] * arity(default_of(config, flag)))
+        assert flag.replace("-", "_") in said
+        assert "allowed" in said
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_negative_number_is_refused_where_it_makes_no_sense(name: str) -> None:
+    config = load(name)
+    accepted = []
+    for flag in fields_with(name, int, float):
+        if flag.rpartition(".")[2] in SIGNED:
+            continue
+        try:
+            _parse_recipe(name, config, [f"--{flag}", *["-3"] * arity(default_of(config, flag))])
+        except UsageError as error:
+            assert flag.replace("-", "_") in str(error)  # noqa: PT017 (which of many flags is the point)
+            assert "allowed" in str(error)  # noqa: PT017
+        else:
+            accepted.append(flag)
+    assert accepted == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_too_few_and_a_flag_without_a_value_are_named(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load(name)
+    for flag in fields_with(name, int, float, typing.Literal):
+        if Ellipsis in typing.get_args(flags_of(type(config))[flag]):
+            continue
+        assert f"--{flag} without a value: allowed is" in refuse(capsys, name, f"--{flag}")
+        if arity(default_of(config, flag)) > 1:
+            assert f"allowed is {arity(default_of(config, flag))} values" in refuse(capsys, name, f"--{flag}", "1")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_gives_every_field_its_meaning(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", name, "--help"]) == 0
+    page = capsys.readouterr().out
+    for flag in flags_of(type(load(name))):
+        assert f"--{flag}" in page
+    text = " ".join(page.replace("│", " ").split())
+    assert "--optim.lr FLOAT peak learning rate (default:" in text
+    assert "--out" in text
+
+
+def test_switches_and_stray_words_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is a switch" in refuse(capsys, SAMPLE, "--trainer.tensorboard", "maybe")
+    assert "'word' has no place" in refuse(capsys, SAMPLE, "word")
+    assert "Did you mean --optim.lr?" in refuse(capsys, SAMPLE, "--lr", "1")
+    assert "comes before the recipe" in refuse(capsys, "--optim.lr", "1")
+    assert f"Did you mean '{SAMPLE}'" in refuse(capsys, SAMPLE[:-1])
+
+
+def test_the_field_of_a_shared_dataclass_is_named_by_where_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "second.width = 0: allowed" in refuse(capsys, SAMPLE, "--second.width", "0")
+    assert "optim.schedule.warmup = 1.5: allowed" in refuse(capsys, SAMPLE, "--optim.schedule.warmup", "1.5")
+
+
+def test_a_real_process_leaves_with_2_and_one_line(tmp_path: Path) -> None:
+    name = next(iter(recipes)).name
+    words = [sys.executable, "-m", "tenfold", "train", name, "--optim.lr", "fast"]
+    result = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ})
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "tenfold: --optim.lr fast: allowed is a number.\n"
+
+
+def saved(**changes: Any) -> dict[str, Any]:
+    return {"recipe": SAMPLE, "version": "9.9", "config": to_dict(sample()), **changes}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"[" * 100_000, "cannot be read"),
+        (b"[1, 2]", "needs `recipe` and `config`"),
+        (b'{"recipe": "x"}', "needs `recipe` and `config`"),
+        (saved(recipe=["x"]), "unknown recipe"),
+        (saved(recipe="sample-recip"), f"Did you mean '{SAMPLE}'"),
+        (saved(config=3), "allowed the fields of"),
+        (saved(config={**to_dict(sample()), "batches": 3}), "Did you mean 'batch'"),
+        (saved(config={**to_dict(sample()), "batch": True}), "batch = True: allowed a whole number"),
+        (saved(config={**to_dict(sample()), "trainer": {"stepz": 3}}), "unknown field of trainer 'stepz'"),
+        (saved(config={**to_dict(sample()), "optim": {"lr": -1}}), "optim.lr = -1.0: allowed a number above 0"),
+    ],
+)
+def test_a_run_folder_of_another_version_or_damaged_leaves_with_4(
+    content: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    assert main(["train", "--resume", str(tmp_path)]) == 4
+    message = capsys.readouterr().err
+    assert said in message
+    assert str(path) in message
+    assert "Traceback" not in message
+    if isinstance(content, dict):
+        assert "written by 9.9" in message
+
+
+def test_a_folder_reopens_to_the_configuration_that_was_saved(tmp_path: Path) -> None:
+    config = dataclasses.replace(sample(), path=Path("a/b"), sides=(1, 2, 3))
+    (tmp_path / "config.json").write_text(json.dumps(saved(config=to_dict(config))))
+    assert reopen(tmp_path) == (SAMPLE, config)
