@@ -24,7 +24,6 @@ from torch import Tensor
 
 from tenfold.data.loader import Loader
 from tenfold.data.readers import read_image
-from tenfold.data.samples import fetch
 from tenfold.data.sources import InMemory, Sample, open_source
 from tenfold.engine.task import Shard
 from tenfold.errors import DataError
@@ -118,6 +117,8 @@ class Photographs:
 def open_photographs(data: Path | None, val: Path | None, side: int, error_rate: float = 0.01) -> Photographs:
     """The user's images, or tiles of the sample photographs when there are none."""
     if data is None:
+        from tenfold.data.samples import fetch
+
         folder = fetch("scikit-image")
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and "motorcycle" not in p.name)
         train, held = TileSource(files, held_back=False), TileSource(files, held_back=True)
