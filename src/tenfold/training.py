@@ -3,6 +3,7 @@
 tenfold train                                          lists the recipes
 tenfold train dinov3-mini --out runs/a --optim.lr 1e-3
 tenfold train --resume runs/a                          goes on with the run's own configuration
+tenfold train --replay runs/a/nonfinite-step-812       runs a step again that was not finite, and says what was
 torchrun --nproc-per-node 2 -m tenfold train dinov3-mini --out runs/a
 """
 
@@ -30,7 +31,10 @@ def train(args: list[str]) -> int:
     from tenfold.flags import parse
 
     if args[0].startswith("-"):
-        if not any(word.partition("=")[0] == "--resume" for word in args):
+        given = {word.partition("=")[0] for word in args}
+        if "--replay" in given:
+            return _replay(parse(_Replay, args, prog="tenfold train").replay)
+        if "--resume" not in given:
             raise UsageError(f"{args[0]} comes before the recipe. Type: tenfold train RECIPE {args[0]} ...")
         folder = parse(_Resume, args, prog="tenfold train").resume
         name, recipe = reopen(folder)
@@ -50,6 +54,21 @@ class _Resume:
     """Goes on with a run from its newest complete checkpoint, with the configuration in its folder."""
 
     resume: Path  # the run folder
+
+
+@dataclasses.dataclass(frozen=True)
+class _Replay:
+    """Runs the step again at which a run met NaN or Inf, from its capture, and names the losses and gradients."""
+
+    replay: Path  # the run's nonfinite-step-N folder
+
+
+def _replay(folder: Path) -> int:
+    from tenfold.engine.guard import replay
+
+    _, recipe = reopen(folder.absolute().parent)
+    print(json.dumps(replay(folder, recipe.make_task()), indent=2))
+    return 0
 
 
 def _parse_recipe(name: str, default: Recipe, args: list[str]) -> tuple[Recipe, Path]:
@@ -91,6 +110,7 @@ def _listing() -> str:
         [
             "tenfold train RECIPE [--field value ...]     (tenfold train RECIPE --help lists the fields)",
             "tenfold train --resume RUN                   goes on with a stopped run",
+            "tenfold train --replay RUN/nonfinite-step-N  runs a step again that was not finite",
             *lines,
         ]
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from .conftest import ByteLm, steps, wait_for
+from .conftest import PROGRAMS, ByteLm, steps, wait_for
 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient", "sample"])
@@ -30,20 +32,10 @@ def test_nothing_moves_after_a_number_that_is_not_finite(byte_lm: ByteLm, tmp_pa
 
 @pytest.mark.parametrize("poison", ["loss", "gradient", "sample"])
 def test_the_capture_shows_the_same_numbers_again(byte_lm: ByteLm, tmp_path: Path, poison: str) -> None:
-    from byte_lm import ByteRecipe
-
-    from tenfold.engine.guard import replay
-    from tenfold.training import reopen
-
     run = tmp_path / "run"
     byte_lm.run(run, "--poison", poison, code=5)
-    from tenfold.registry import recipes
-
-    if "byte-lm" not in recipes:
-        recipes.add("byte-lm", "byte_lm:byte_lm", "next-byte prediction")
-    _, recipe = reopen(run)
-    assert isinstance(recipe, ByteRecipe)
-    again = replay(run / "nonfinite-step-3", recipe.make_task())
+    words = [sys.executable, str(PROGRAMS / "byte_lm.py"), "train", "--replay", str(run / "nonfinite-step-3")]
+    again = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     first = json.loads((run / "nonfinite-step-3/summary.json").read_text())
     assert again["gradients"] == first["gradients"]
     for name, value in first["losses"].items():

@@ -150,7 +150,7 @@ def _opened(path: Path) -> Any:
 
 def _tar(path: Path, stream: IO[bytes]) -> tarfile.TarFile:
     try:
-        return tarfile.open(fileobj=_Bounded(stream, path), mode="r:")  # type: ignore[arg-type]  # noqa: SIM115
+        return tarfile.open(fileobj=_Bounded(stream, path), mode="r:")  # type: ignore[arg-type]
     except BROKEN as error:
         raise DataError(f"{path} is not a tar: {error}.") from error
 

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -136,7 +135,9 @@ class TarSource:
             return by_name(folders) if len(set(folders)) > 1 else (None, ())
         missing = [name for name in names if _key(name) not in marks]
         if missing:
-            raise DataError(f"{self._path}: {len(missing)} images have no .cls or .json beside them, first {missing[0]}.")
+            raise DataError(
+                f"{self._path}: {len(missing)} images have no .cls or .json beside them, first {missing[0]}."
+            )
         found = [marks[_key(name)] for name in names]
         numbers = [mark for mark in found if isinstance(mark, int)]
         if len(numbers) == len(found):

@@ -82,7 +82,9 @@ class TrainerConfig:
     steps: int = 1000  # optimizer steps of the whole run
     seed: int = 0  # of weights, data order and everything drawn
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto takes CUDA where it is
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"  # of the matrix products; auto is bf16 where there are units for it
+    precision: Literal["auto", "fp32", "bf16"] = (
+        "fp32"  # of the matrix products; auto is bf16 where there are units for it
+    )
     accumulation: int = 1  # batches per optimizer step
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"  # under torchrun: whole copies (ddp, auto) or shards (fsdp)
     activation_checkpointing: bool = False  # compute activations twice to keep fewer in memory

@@ -159,7 +159,7 @@ class MultiCrop:
         ratio_low, ratio_high = math.log(c.ratio[0]), math.log(c.ratio[1])
         aspect = np.exp(ratio_low + (ratio_high - ratio_low) * draws[..., 1])
         w, h = np.rint(np.sqrt(area * aspect)).astype(int), np.rint(np.sqrt(area / aspect)).astype(int)
-        fits = (0 < w) & (w <= width) & (0 < h) & (h <= height)
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
         top, left = (draws[..., 2] * (height - h + 1)).astype(int), (draws[..., 3] * (width - w + 1)).astype(int)
         first = fits.argmax(1)
         boxes = np.stack([top, left, h, w], -1)[np.arange(len(first)), first].tolist()
