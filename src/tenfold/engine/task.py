@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -44,6 +44,7 @@ class Phase:
     optim: OptimConfig | None = None
 
 
+@runtime_checkable
 class Batches(Protocol):
     """An endless stream of batches whose position can be saved and restored exactly."""
 
