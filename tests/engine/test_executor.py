@@ -83,21 +83,17 @@ def test_running_again_skips_and_leaves_every_byte(
     assert contents(out) == reference
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "replace by a folder"])
-def test_a_damaged_shard_is_done_again(tmp_path: Path, damage: str) -> None:
+def test_damaged_shards_are_done_again_and_no_others(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    first = map_shards(work.slow_count, LETTERS, out, settings={})
-    before, path = contents(out), first.paths[1]
-    if damage == "flip":
-        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]))
-    elif damage == "truncate":
-        path.write_bytes(b"")
-    else:
-        path.unlink()
-    if damage == "replace by a folder":
-        path.mkdir()
-    result = map_shards(work.slow_count, LETTERS, out, settings={})
-    assert (result.done, result.skipped) == (1, 3)
+    flipped, cut, gone, folder, _ = map_shards(work.slow_count, [*LETTERS, "e"], out, settings={}).paths
+    before = contents(out)
+    flipped.write_bytes(bytes([flipped.read_bytes()[0] ^ 1]))
+    cut.write_bytes(b"")
+    gone.unlink()
+    folder.unlink()
+    folder.mkdir()
+    result = map_shards(work.slow_count, [*LETTERS, "e"], out, settings={})
+    assert (result.done, result.skipped) == (4, 1)
     assert contents(out) == before
 
 
@@ -188,26 +184,23 @@ def test_a_full_disk_stops_the_run_with_4_and_the_next_one_goes_on(tmp_path: Pat
     assert (result.done, result.skipped) == (1, 1)
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
+def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"function": work.slow_count, "settings": {"side": 2, "mode": {"a": 1}}, "threads": 1}
+    map_shards(items=["a"], out=tmp_path, **arguments)
+    before = contents(tmp_path)
+    for change, said in [
         ({"settings": {"side": 4, "mode": {"a": 1}}}, "settings.side was 2, now 4"),
         ({"settings": {"side": 2, "mode": {"a": 1, "b": 2}}}, "settings.mode.b was absent, now 2"),
         ({"threads": 2}, "threads was 1, now 2"),
         ({"function": work.fail_on_b}, 'function was "shard_functions:slow_count", now "shard_functions:fail_on_b"'),
-    ],
-)
-def test_other_settings_are_refused_by_name(change: dict[str, Any], said: str, tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"function": work.slow_count, "settings": {"side": 2, "mode": {"a": 1}}, "threads": 1}
-    map_shards(items=["a"], out=tmp_path, **arguments)
-    before = contents(tmp_path)
-    with pytest.raises(UsageError, match="choose another folder") as raised:
-        map_shards(items=["a"], out=tmp_path, **{**arguments, **change})
-    assert said in str(raised.value)
-    assert contents(tmp_path) == before
+    ]:
+        with pytest.raises(UsageError, match="choose another folder") as raised:
+            map_shards(items=["a"], out=tmp_path, **{**arguments, **change})
+        assert said in str(raised.value)
+        assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("cut", [1, 7, 40])
+@pytest.mark.parametrize("cut", [1, 40])
 def test_a_torn_last_journal_line_costs_its_shard_alone(cut: int, tmp_path: Path) -> None:
     map_shards(work.slow_count, LETTERS, tmp_path, settings={})
     before, journal = contents(tmp_path), tmp_path / NAME
@@ -226,14 +219,16 @@ def test_a_journal_line_of_rubbish_costs_its_shard_alone(tmp_path: Path) -> None
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("first", [b"rubbish\n", b"[]\n", b'{"format": 99, "hash": "x"}\n'])
-def test_a_journal_that_cannot_say_what_made_it_is_refused_with_4(first: bytes, tmp_path: Path) -> None:
+def test_a_journal_that_cannot_say_what_made_it_is_refused_with_4(tmp_path: Path) -> None:
     map_shards(work.slow_count, ["a"], tmp_path, settings={})
     journal = tmp_path / NAME
-    journal.write_bytes(first + b"".join(journal.read_bytes().splitlines(keepends=True)[1:]))
-    with pytest.raises(CheckpointError) as raised:
-        map_shards(work.slow_count, ["a"], tmp_path, settings={})
-    assert raised.value.exit_code == 4
+    rest = b"".join(journal.read_bytes().splitlines(keepends=True)[1:])
+    for first in (b"rubbish\n", b"[]\n", b'{"format": 99, "hash": "x"}\n'):
+        journal.write_bytes(first + rest)
+        with pytest.raises(CheckpointError) as raised:
+            map_shards(work.slow_count, ["a"], tmp_path, settings={})
+        assert raised.value.exit_code == 4
+        assert journal.read_bytes() == first + rest
 
 
 def test_a_header_torn_at_the_very_start_is_a_new_folder(tmp_path: Path) -> None:
