@@ -150,7 +150,7 @@ def _opened(path: Path) -> Any:
 
 def _tar(path: Path, stream: IO[bytes]) -> tarfile.TarFile:
     try:
-        return tarfile.open(fileobj=_Bounded(stream, path), mode="r:")  # type: ignore[arg-type]  # noqa: SIM115
+        return tarfile.open(fileobj=_Bounded(stream, path), mode="r:")  # type: ignore[arg-type]
     except BROKEN as error:
         raise DataError(f"{path} is not a tar: {error}.") from error
 
@@ -164,7 +164,7 @@ def _entries(path: Path, tar: tarfile.TarFile, max_members: int, max_bytes: int)
             raise DataError(f"{path} is torn: {error}.") from error
         if info is None:
             return
-        tar.members.clear()  # tarfile keeps every header, 1 KB each, for lookups by name that nobody makes here
+        tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header, 1 KB each, for lookups by name that nobody makes here
         count, total = count + 1, total + info.size
         if total > max_bytes:
             raise DataError(f"{path} unpacks to more than {max_bytes:,} bytes ({info.name}).")

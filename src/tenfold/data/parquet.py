@@ -134,7 +134,9 @@ def _reading(path: Path) -> Iterator[None]:
 def _column(schema: Any, path: Path) -> str:
     name = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
     if name is None:
-        raise DataError(f"{path} has no column {' or '.join(IMAGE_COLUMNS)}; its columns are {', '.join(schema.names)}.")
+        raise DataError(
+            f"{path} has no column {' or '.join(IMAGE_COLUMNS)}; its columns are {', '.join(schema.names)}."
+        )
     kind = str(schema.field(name).type)
     if not (kind in ("binary", "large_binary") or (kind.startswith("struct<") and "bytes: binary" in kind)):
         raise DataError(f"{path}: column {name} is {kind}; encoded bytes, or a struct with `bytes`, are read.")

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -38,9 +37,10 @@ NAMED = 5  # unreadable files that a message names
 class Source(Protocol):
     """Images that can be read at random. `labels` index `classes`; both are empty-handed (None, ()) without labels."""
 
-    labels: np.ndarray | None
-    classes: tuple[str, ...]
-
+    @property
+    def labels(self) -> np.ndarray | None: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Sample: ...
 
@@ -136,7 +136,9 @@ class TarSource:
             return by_name(folders) if len(set(folders)) > 1 else (None, ())
         missing = [name for name in names if _key(name) not in marks]
         if missing:
-            raise DataError(f"{self._path}: {len(missing)} images have no .cls or .json beside them, first {missing[0]}.")
+            raise DataError(
+                f"{self._path}: {len(missing)} images have no .cls or .json beside them, first {missing[0]}."
+            )
         found = [marks[_key(name)] for name in names]
         numbers = [mark for mark in found if isinstance(mark, int)]
         if len(numbers) == len(found):

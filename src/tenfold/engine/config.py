@@ -144,7 +144,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         options = [a for a in args if a is not type(None)]
         exact = [a for a in options if isinstance(a, type) and type(value) is a]
-        return _convert((exact or options)[0], value, where)
+        shaped = [a for a in options if (typing.get_origin(a) in (tuple, list)) == isinstance(value, (tuple, list))]
+        return _convert((exact or shaped or options)[0], value, where)
     if origin is Literal:
         if value not in args:
             raise unknown_name(f"value of {where}", str(value), map(str, args))
