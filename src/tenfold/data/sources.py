@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ THUMBNAIL = 16
 NAMED = 5  # unreadable files that a message names
 
 
+@runtime_checkable
 class Source(Protocol):
     """Images that can be read at random. `labels` index `classes`; both are empty-handed (None, ()) without labels."""
 
