@@ -21,12 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from tenfold.data.atomic import aside
 from tenfold.errors import DataError
 
-MAX_MEMBERS = 200_000
+MAX_MEMBERS = 200_000  # to read from
+MAX_UNPACKED_MEMBERS = 10_000  # to make files of
 MAX_UNPACKED = 16 * 2**30
 MAX_ZIP_DIRECTORY = 8 * 2**20  # the table of contents: about 100,000 members
 MAX_HEADER = 2**20  # a pax header or long name; tarfile reads it whole, whatever size it claims
@@ -66,7 +67,9 @@ def scan_tar(path: Path, max_members: int = MAX_MEMBERS) -> Iterator[TarMember]:
                 yield TarMember(info.name, info.offset_data, info.size, lambda i=info: _member(path, stream, i))
 
 
-def unpack_tar(path: Path, folder: Path, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_UNPACKED) -> None:
+def unpack_tar(
+    path: Path, folder: Path, max_members: int = MAX_UNPACKED_MEMBERS, max_bytes: int = MAX_UNPACKED
+) -> None:
     """Unpacks a tar into a new folder; when anything is refused, nothing of it stays."""
     if folder.exists():
         raise DataError(f"{folder} exists; choose a folder that does not.")
@@ -123,7 +126,7 @@ def _check_zip_directory(path: Path) -> None:
 class _Bounded(io.RawIOBase):
     """A stream that refuses to read more than a header's worth at once."""
 
-    def __init__(self, stream: IO[bytes], path: Path) -> None:
+    def __init__(self, stream: io.BufferedIOBase, path: Path) -> None:
         self.stream, self.path = stream, path
 
     def read(self, size: int = -1) -> bytes:
@@ -148,7 +151,7 @@ def _opened(path: Path) -> Any:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def _tar(path: Path, stream: IO[bytes]) -> tarfile.TarFile:
+def _tar(path: Path, stream: io.BufferedIOBase) -> tarfile.TarFile:
     try:
         return tarfile.open(fileobj=_Bounded(stream, path), mode="r:")  # type: ignore[arg-type]
     except BROKEN as error:
@@ -163,8 +166,10 @@ def _entries(path: Path, tar: tarfile.TarFile, max_members: int, max_bytes: int)
         except BROKEN as error:
             raise DataError(f"{path} is torn: {error}.") from error
         if info is None:
+            _check_end(path, tar)
             return
-        tar.members.clear()  # tarfile keeps every header, 1 KB each, for lookups by name that nobody makes here
+        # tarfile keeps every header, 1 KB each, for look-ups by name that nobody makes here.
+        tar.members.clear()  # type: ignore[attr-defined]
         count, total = count + 1, total + info.size
         if total > max_bytes:
             raise DataError(f"{path} unpacks to more than {max_bytes:,} bytes ({info.name}).")
@@ -178,7 +183,15 @@ def _entries(path: Path, tar: tarfile.TarFile, max_members: int, max_bytes: int)
         yield info
 
 
-def _member(path: Path, stream: IO[bytes], info: tarfile.TarInfo) -> bytes:
+def _check_end(path: Path, tar: tarfile.TarFile) -> None:
+    """tarfile takes a damaged or torn header for the end of the archive; the end is a block of zeros."""
+    stream: Any = tar.fileobj
+    stream.seek(tar.offset)
+    if stream.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise DataError(f"{path} is torn or damaged at byte {tar.offset:,}.")
+
+
+def _member(path: Path, stream: io.BufferedIOBase, info: tarfile.TarInfo) -> bytes:
     try:
         stream.seek(info.offset_data)
         data = stream.read(info.size)

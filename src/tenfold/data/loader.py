@@ -106,6 +106,7 @@ class Loader:
             _Places(self._build),
             sampler=_Endless(self._positions(start)),
             batch_size=None,  # an item is a whole batch, built and collated in the worker
+            collate_fn=_as_built,
             num_workers=self.workers,
             prefetch_factor=2,
             persistent_workers=True,
@@ -161,6 +162,11 @@ class _Build:
             except DataError as error:
                 failures[at] = str(error)
         raise DataError(f"{len(failures)} images in a row cannot be read: {next(iter(failures.values()))}")
+
+
+def _as_built(batch: Any) -> Any:
+    """torch's default would turn tuples into lists and arrays into tensors."""
+    return batch
 
 
 class _Places(torch.utils.data.Dataset[Any]):

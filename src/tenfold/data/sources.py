@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,12 +34,14 @@ THUMBNAIL = 16
 NAMED = 5  # unreadable files that a message names
 
 
+@runtime_checkable
 class Source(Protocol):
     """Images that can be read at random. `labels` index `classes`; both are empty-handed (None, ()) without labels."""
 
-    labels: np.ndarray | None
-    classes: tuple[str, ...]
-
+    @property
+    def labels(self) -> np.ndarray | None: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Sample: ...
 

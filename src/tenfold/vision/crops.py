@@ -100,11 +100,13 @@ class MultiCrop:
         self.config = config
         c = config
         views = c.global_crops + c.local_crops
-        self._global = np.arange(views) < c.global_crops
-        self._scale = np.where(self._global[:, None], c.global_scale, c.local_scale)
-        self._blur = np.where(self._global, c.blurs[1], c.blurs[2])
-        self._blur[0] = c.blurs[0]
-        self._solarize = np.where(np.arange(views) == 1, c.solarize, 0.0) * self._global
+        is_global = np.arange(views) < c.global_crops
+        self._scale = np.where(is_global[:, None], c.global_scale, c.local_scale)
+        blur = np.where(is_global, c.blurs[1], c.blurs[2])
+        blur[0] = c.blurs[0]
+        solarize = np.where(is_global & (np.arange(views) == 1), c.solarize, 0.0)
+        always = [np.full(views, p) for p in (c.flip, c.jitter_probability, c.gray)]
+        self._probability = np.stack([*always, blur, solarize], axis=1)
         self._spread = np.array(c.jitter)
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"], generator: np.random.Generator) -> Crops:
@@ -127,22 +129,18 @@ class MultiCrop:
 
     def draw(self, height: int, width: int, generator: np.random.Generator) -> list[View]:
         """What will happen to each view of an image of this size, global crops first."""
-        c = self.config
-        views = len(self._global)
         boxes = self._boxes(height, width, generator)
-        chance = generator.random((views, 5))
-        happens = chance < np.stack(
-            [np.broadcast_to(p, views) for p in (c.flip, c.jitter_probability, c.gray, self._blur, self._solarize)], 1
-        )
-        factors = (generator.random((views, 4)) * 2 - 1) * self._spread + (1, 1, 1, 0)
-        orders = generator.random((views, 4)).argsort(1)
-        sigmas = SIGMA[0] + (SIGMA[1] - SIGMA[0]) * generator.random(views)
+        draws = generator.random((len(boxes), 14))
+        happens = draws[:, :5] < self._probability
+        factors = (draws[:, 5:9] * 2 - 1) * self._spread + (1, 1, 1, 0)
+        orders = draws[:, 9:13].argsort(1)
+        sigmas = SIGMA[0] + (SIGMA[1] - SIGMA[0]) * draws[:, 13]
         rows = zip(boxes, happens.tolist(), factors.tolist(), orders.tolist(), sigmas.tolist())
         return [
             View(
                 box=box,
                 flip=flip,
-                jitter=tuple((kind, factor[kind]) for kind in order) if jitter else (),
+                jitter=tuple([(kind, factor[kind]) for kind in order]) if jitter else (),
                 gray=gray,
                 sigma=sigma if blur else None,
                 solarize=solarize,
@@ -153,19 +151,19 @@ class MultiCrop:
     def _boxes(self, height: int, width: int, generator: np.random.Generator) -> list[tuple[int, int, int, int]]:
         """(top, left, height, width) per view: the first of 10 draws of area and aspect that fits, as torchvision."""
         c = self.config
-        draws = generator.random((len(self._global), CROP_TRIES, 4))
+        draws = generator.random((len(self._scale), CROP_TRIES, 4))
         low, high = self._scale[:, :1], self._scale[:, 1:]
         area = height * width * (low + (high - low) * draws[..., 0])
         ratio_low, ratio_high = math.log(c.ratio[0]), math.log(c.ratio[1])
         aspect = np.exp(ratio_low + (ratio_high - ratio_low) * draws[..., 1])
         w, h = np.rint(np.sqrt(area * aspect)).astype(int), np.rint(np.sqrt(area / aspect)).astype(int)
-        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
         top, left = (draws[..., 2] * (height - h + 1)).astype(int), (draws[..., 3] * (width - w + 1)).astype(int)
-        first = fits.argmax(1)
-        boxes = np.stack([top, left, h, w], -1)[np.arange(len(first)), first].tolist()
+        chosen = (np.arange(len(fits)), fits.argmax(1))
+        boxes = np.stack([top, left, h, w], -1)[chosen].tolist()
         return [
             (box[0], box[1], box[2], box[3]) if ok else self._center(height, width)
-            for box, ok in zip(boxes, fits.any(1).tolist())
+            for box, ok in zip(boxes, fits[chosen].tolist())
         ]
 
     def _center(self, height: int, width: int) -> tuple[int, int, int, int]:
