@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from tenfold.data.atomic import write_atomic
 from tenfold.data.lock import held
-from tenfold.data.tensors import write_tensors
+from tenfold.data.tensors import save_own
 from tenfold.engine.checkpoint import CheckpointStore, random_state
 from tenfold.engine.config import Recipe, config_hash, to_dict
 from tenfold.engine.guard import capture, move, nonfinite_gradients, stopped, whole
@@ -304,7 +304,7 @@ class Trainer:
         with self.average.swapped() if self.average else nullcontext():
             tensors = {name: whole(value) for name, value in self.task.deliver(self.model).items()}
         if self.place.first:
-            write_tensors(self.out / "final.safetensors", tensors, self.task.card())
+            save_own(self.out / "final.safetensors", tensors, *self.task.card())
             self._report().write(self.out)
         self.place.barrier()
         return {"steps": self.step, **{k: v for k, v in self.losses.items() if k.endswith("loss")}, **self.scores}

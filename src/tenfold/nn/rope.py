@@ -42,16 +42,17 @@ class Rotation:
 class AxialRope(nn.Module):
     """Angles of an h x w grid of patches: coordinates in [-1, 1], half of the frequencies for y and half for x.
 
-    periods are a persistent buffer because released files hold them rounded to bf16 and must be used as they are.
+    periods are a persistent buffer because released files hold them rounded to bf16 and must be used as they are;
+    with `recompute` they are taken anew in fp32 instead, as ports of those models do.
     """
 
     periods: Tensor
 
-    def __init__(self, head_dim: int, base: float = 100.0) -> None:
+    def __init__(self, head_dim: int, base: float = 100.0, recompute: bool = False) -> None:
         super().__init__()
         if head_dim % 4:
             raise UsageError(f"head width {head_dim}: axial RoPE needs a multiple of 4.")
-        self.base = base
+        self.base, self.head_dim, self.recompute = base, head_dim, recompute
         self.register_buffer("periods", self.exact(head_dim, base))
 
     @staticmethod
@@ -62,6 +63,8 @@ class AxialRope(nn.Module):
     def forward(self, height: int, width: int, rescale: float = 1.0) -> Rotation:
         """Rotation for height * width patches, rows first. `rescale` multiplies both axes (training only)."""
         periods = self.periods.float()
+        if self.recompute:
+            periods = self.exact(self.head_dim, self.base).to(periods.device)
         y = (torch.arange(height, device=periods.device, dtype=torch.float32) + 0.5) / height
         x = (torch.arange(width, device=periods.device, dtype=torch.float32) + 0.5) / width
         grid = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
@@ -86,15 +89,16 @@ class TextRope(nn.Module):
 
     def __init__(self, head_dim: int, theta: float = 10000.0, scaling: RopeScaling | None = None) -> None:
         super().__init__()
-        self.frequencies = scaled_frequencies(head_dim, theta, scaling or RopeScaling())
-        self.cos = self.sin = torch.empty(0, head_dim)
+        self.head_dim, self.theta, self.scaling = head_dim, theta, scaling or RopeScaling()
+        self.cos = self.sin = torch.empty(0, head_dim, device="cpu")  # also in a model that is built without memory
 
     def forward(self, positions: Int[Tensor, "*b n"]) -> Rotation:
         """positions (N,) for the whole batch, or (B, N)."""
         needed = int(positions.max()) + 1 if positions.numel() else 0
         if needed > len(self.cos) or self.cos.device != positions.device:
             length = max(256, 1 << max(0, needed - 1).bit_length())
-            angles = torch.outer(torch.arange(length).float(), self.frequencies).tile(1, 2)
+            frequencies = scaled_frequencies(self.head_dim, self.theta, self.scaling)
+            angles = torch.outer(torch.arange(length).float(), frequencies).tile(1, 2)
             self.cos, self.sin = angles.cos().to(positions.device), angles.sin().to(positions.device)
         cos, sin = self.cos[positions], self.sin[positions]
         return Rotation(cos, sin) if positions.ndim == 1 else Rotation(cos[:, None], sin[:, None])

@@ -138,10 +138,10 @@ def _track(files: list[Path]) -> Iterable[Path]:
 
 def model_of(weights: Path) -> VisionTransformer:
     """The vision transformer in `weights`; a UsageError when it holds something else."""
-    import tenfold
+    from tenfold.export.weights import load
     from tenfold.vision.vit import VisionTransformer
 
-    model = tenfold.load(weights)
+    model = load(weights)
     if not isinstance(model, VisionTransformer):
         raise UsageError(f"{weights} holds a {type(model).__name__}, not a vision transformer.")
     return model

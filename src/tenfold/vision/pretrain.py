@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tenfold.engine.config import Recipe, require, to_dict
+from tenfold.engine.config import Recipe, require
 from tenfold.engine.parallel import Collectives
 from tenfold.engine.schedule import Schedule, length
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
@@ -279,8 +279,8 @@ class PretrainTask(Task):
         """Backbone and each head (`student.backbone.blocks...` -> `backbone`)."""
         return name.split(".")[1]
 
-    def card(self) -> dict[str, Any]:
-        return {"kind": "vit", "config": to_dict(self.recipe.model)}
+    def card(self) -> tuple[str, Any]:
+        return "vit", self.recipe.model
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Teacher k-NN, per cent, beside raw pixels and the same network before training; nothing without labels."""

@@ -38,7 +38,8 @@ class VitConfig:
     """Sizes and switches. `positions`: learned (antialias | offset resize rule, see nn/embed.py) or rope.
 
     `rope_rescale` r draws one factor for both axes, log-uniform in [1/r, r], anew in each block and crop group while
-    training. `local_cls_norm` gives local crops their own final norm for CLS and registers while training.
+    training. `rope_periods`: those in the file (released ones are rounded to bf16), or computed anew in fp32 ("exact", as
+    Hugging Face and timm do). `local_cls_norm` gives local crops their own final norm for CLS and registers while training.
     """
 
     dim: int = 384
@@ -58,6 +59,7 @@ class VitConfig:
     mask_k_bias: bool = False
     drop_path: float = 0.0
     rope_rescale: float | None = None
+    rope_periods: Literal["file", "exact"] = "file"
     local_cls_norm: bool = False
     fan_in_init: bool = False  # std min(0.05, fan_in ** -0.5) instead of 0.02
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -141,7 +143,7 @@ class VisionTransformer(nn.Module):
         self.register_tokens = nn.Parameter(torch.zeros(1, c.registers, c.dim)) if c.registers else None
         learned = c.positions != "rope"
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + c.grid**2, c.dim)) if learned else None
-        self.rope = None if learned else AxialRope(c.dim // c.heads)
+        self.rope = None if learned else AxialRope(c.dim // c.heads, recompute=c.rope_periods == "exact")
         block = BlockConfig(
             AttentionConfig(c.dim, c.heads, qkv_bias=c.qkv_bias, mask_k_bias=c.mask_k_bias),
             norm_eps=c.norm_eps,

@@ -1,0 +1,154 @@
+"""Weights in and out: any known layout is recognised by its keys, read strictly, and written back bit for bit.
+
+    model = tenfold.load("dinov3_vits16_pretrain_lvd1689m-08c60483.pth")      # or a folder, a run, a hub id
+    tenfold.load(path, rope_periods="exact", drop_path=0.1)                   # with fields of its configuration changed
+    convert("dinov3_vits16.pth", "OUT", to="hf")
+
+A wing offers a `Family`: its model class and the layouts of others that it knows. It is registered here by name and
+imported only when a file has to be recognised, so this module knows no wing. Between two layouts weights are a `Weights`:
+our parameter names and our configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tenfold.data.atomic import aside
+from tenfold.data.tensors import OWN_KEY, save_own
+from tenfold.engine.config import from_dict
+from tenfold.errors import UsageError, WeightsError, unknown_name
+from tenfold.export.keymap import check_names
+from tenfold.export.reading import Source, open_source
+from tenfold.registry import Registry
+
+__all__ = ["Family", "Layout", "Weights", "convert", "families", "load", "read", "save_own"]
+
+families = Registry("kind of model")
+families.add("vit", "tenfold.vision.weights:FAMILY", "vision transformers: DINOv2, DINOv3")
+families.add("llama", "tenfold.language.weights:FAMILY", "Llama")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters and buffers under our names, with the configuration that they belong to."""
+
+    config: Any
+    state: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Somebody's way to name and store weights. `write` gets a path that does not exist yet: a file or a folder."""
+
+    name: str
+    recognises: Callable[[Source], bool]
+    read: Callable[[Source], Weights]
+    write: Callable[[Weights, Path], None]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a wing offers: `build(config)` makes the model whose `state_dict` the layouts map to."""
+
+    kind: str
+    config: type
+    build: Callable[[Any], nn.Module]
+    layouts: tuple[Layout, ...]
+
+
+def load(source: str | Path, **changes: Any) -> nn.Module:
+    """The model in `source`, in evaluation mode, in the number format of its file. Parameters are mapped, not copied.
+
+    source: a weights file, Hugging Face folder, run folder, or hub id ("facebook/dinov2-small").
+    changes: fields of the model's configuration to set to something else than the file says.
+    Raises WeightsError (exit code 4) with every missing, unexpected or misshaped key.
+    """
+    family, weights = read(source)
+    if changes:
+        names = [field.name for field in dataclasses.fields(weights.config)]
+        for name in changes:
+            if name not in names:
+                raise unknown_name(f"field of {type(weights.config).__name__}", name, names)
+        weights = Weights(dataclasses.replace(weights.config, **changes), weights.state)
+    model = _empty(family, weights.config)
+    _check(model, weights, source)
+    model.load_state_dict(weights.state, assign=True)
+    return model.eval()
+
+
+def convert(source: str | Path, destination: str | Path, to: str = "own") -> Path:
+    """Writes the weights of `source` in the layout `to`: "own", or one that the family of the model has.
+
+    Returns `destination`, which appears only when it is complete. What a layout has no place for travels beside it in
+    `tenfold.safetensors`; a layout that would change what the model computes is refused (WeightsError).
+    """
+    destination = Path(destination)
+    if destination.is_dir():
+        raise UsageError(f"{destination} is a folder that exists. Remove it, or name another destination.")
+    family, weights = read(source)
+    if to == "own":
+        return save_own(destination, weights.state, family.kind, weights.config)
+    layouts = {layout.name: layout for layout in family.layouts}
+    if to not in layouts:
+        raise unknown_name(f"layout of {family.kind}", to, [*layouts, "own"])
+    with aside(destination) as temporary:
+        layouts[to].write(weights, temporary)
+    return destination
+
+
+def read(source: str | Path) -> tuple[Family, Weights]:
+    """The family and the weights, checked against the model that their configuration describes."""
+    opened = open_source(source)
+    if OWN_KEY in opened.metadata:
+        family, config = own_config(opened.path, opened.metadata[OWN_KEY])
+        weights = Weights(config, opened.tensors)
+    else:
+        family, layout = _recognised(opened)
+        weights = layout.read(opened)
+    _check(_empty(family, weights.config), weights, source)
+    return family, weights
+
+
+def own_config(path: Path, text: str) -> tuple[Family, Any]:
+    """Family and configuration from the metadata of a file of ours."""
+    try:
+        values = json.loads(text)
+        family: Family = families.load(values["kind"])
+        return family, from_dict(family.config, values["config"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # a UsageError is a ValueError
+        raise WeightsError(f"{path}: its tenfold metadata cannot be used ({error}).") from error
+
+
+def _recognised(source: Source) -> tuple[Family, Layout]:
+    known = []
+    for entry in families:
+        family: Family = entry.load()
+        for layout in family.layouts:
+            if layout.recognises(source):
+                return family, layout
+            known.append(f"{family.kind} {layout.name}")
+    keys = sorted(source.tensors)
+    raise WeightsError(
+        f"{source.path}: the layout of these weights is not known. Known: {', '.join(dict.fromkeys(known))}, and "
+        f"tenfold's own. It holds {len(keys)} tensors: {', '.join(keys[:6])}{' ...' if len(keys) > 6 else ''}."
+    )
+
+
+def _empty(family: Family, config: Any) -> nn.Module:
+    with torch.device("meta"):
+        return family.build(config)
+
+
+def _check(model: nn.Module, weights: Weights, where: object) -> None:
+    check_names({name: tuple(t.shape) for name, t in model.state_dict().items()}, weights.state, where)
+    whole = [name for name, tensor in weights.state.items() if not tensor.is_floating_point()]
+    if whole:
+        raise WeightsError(f"{where}: not floating-point numbers: {', '.join(sorted(whole)[:8])}.")

@@ -1,0 +1,99 @@
+"""Llama: a stack of the shared block with grouped queries, RMSNorm, SwiGLU and rotary positions.
+
+    model = Llama(LlamaConfig(vocabulary=49152, dim=576, hidden=1536, depth=30, heads=9, kv_heads=3))
+    logits = model(tokens)                                   tokens (B, N) -> logits (B, N, V)
+    cache = model.new_cache(batch=1)
+    logits = model(prompt, cache); logits = model(next_token, cache)            only the new tokens are computed
+
+Llama 2 and 3: arXiv 2307.09288, 2407.21783.
+
+    B batch   N new tokens   D width   V vocabulary
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tenfold.engine.config import require
+from tenfold.errors import UsageError
+from tenfold.nn.attention import AttentionConfig
+from tenfold.nn.block import Block, BlockConfig
+from tenfold.nn.cache import Cache
+from tenfold.nn.ffn import SwiGLUFFN
+from tenfold.nn.norm import RMSNorm
+from tenfold.nn.rope import RopeScaling, TextRope
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes and switches. `tied`: the output projection is the embedding. `context` is what the model was trained for;
+    it bounds nothing here."""
+
+    vocabulary: int = 32000
+    dim: int = 4096
+    hidden: int = 11008
+    depth: int = 32
+    heads: int = 32
+    kv_heads: int = 32
+    head_dim: int | None = None
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    context: int = 4096
+    tied: bool = False
+    attention_bias: bool = False
+    ffn_bias: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "dim", "hidden", "depth", "heads", "kv_heads", "context"):
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number >= 1")
+        require(self.heads % self.kv_heads == 0, "model.kv_heads", self.kv_heads, f"a divisor of heads = {self.heads}")
+        require(self.head_dim is not None or self.dim % self.heads == 0, "model.heads", self.heads, "a divisor of dim")
+        require(self.width % 2 == 0, "model.head_dim", self.width, "an even number")
+        require(self.rope_theta > 0, "model.rope_theta", self.rope_theta, "a number > 0")
+
+    @property
+    def width(self) -> int:
+        """Width of a head."""
+        return self.head_dim or self.dim // self.heads
+
+
+class Llama(nn.Module):
+    """See the module's docstring."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        attention = AttentionConfig(
+            c.dim, c.heads, c.kv_heads, c.width, qkv_bias=c.attention_bias, out_bias=c.attention_bias, causal=True
+        )
+        block = BlockConfig(attention, norm="rms", norm_eps=c.norm_eps)
+        self.embedding = nn.Embedding(c.vocabulary, c.dim)
+        self.rope = TextRope(c.width, c.rope_theta, c.rope_scaling)
+        self.blocks = nn.ModuleList(Block(block, SwiGLUFFN(c.dim, c.hidden, bias=c.ffn_bias)) for _ in range(c.depth))
+        self.norm = RMSNorm(c.dim, c.norm_eps)
+        self.head = None if c.tied else nn.Linear(c.dim, c.vocabulary, bias=False)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, tokens: Int[Tensor, "b n"], cache: Cache | None = None) -> Float[Tensor, "b n v"]:
+        """Logits of the token after each of these. With `cache` the tokens follow those that it holds, and are added."""
+        if tokens.shape[1] == 0:
+            raise UsageError(f"tokens have the shape {tuple(tokens.shape)}; at least one token is needed.")
+        start = cache.length if cache else 0
+        rotation = self.rope(torch.arange(start, start + tokens.shape[1], device=tokens.device))
+        x = self.embedding(tokens)
+        for i, block in enumerate(self.blocks):
+            x = block(x, rotation, cache=cache.layers[i] if cache else None)
+        return F.linear(self.norm(x), self.embedding.weight if self.head is None else self.head.weight)
+
+    def new_cache(self, batch: int, capacity: int = 256) -> Cache:
+        """An empty cache for `batch` sequences, in the model's number format; it grows when it is full."""
+        weight, c = self.embedding.weight, self.config
+        return Cache(c.depth, batch, c.kv_heads, c.width, capacity, weight.dtype, weight.device)
