@@ -61,5 +61,6 @@ class Registry:
 
 recipes = Registry("recipe")
 recipes.add("dinov3-mini", "tenfold.vision.recipes:dinov3_mini", "self-supervised training on a laptop CPU")
+recipes.add("dinov2-vits", "tenfold.vision.recipes:dinov2_vits", "DINOv2's objective on ViT-S/14, for GPUs")
 
 parts = Registry("part")  # what one wing offers to another

@@ -108,65 +108,6 @@ class Task:
         """What `tenfold.load` needs to know of the delivered weights: the kind of model and its configuration."""
         return type(self).__name__, {}
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class Task:
-    """Base class. `hparams` holds live values: the trainer sets those of `schedules` before each step, and
-    population-based training may set any of them. `ranks` are the collectives of the data-parallel ranks, set by the
-    trainer before `build`; alone it is the identity."""
-
-    phases: tuple[Phase, ...] = (Phase(),)
-    schedules: Mapping[str, Schedule] = {}
-
-    def __init__(self) -> None:
-        self.hparams: dict[str, float] = {}
-        self.ranks = Collectives()
-
-    def build(self) -> nn.Module:
-        """The module to train, in its initial state (the trainer has seeded torch). Frozen teachers are part of it."""
-        raise TypeError(f"{type(self).__name__} does not build a model")
-
-    def batches(self, shard: Shard) -> Batches:
-        """This rank's stream. The union over ranks of one step's batches is the global batch, for any world size."""
-        raise TypeError(f"{type(self).__name__} has no data")
-
-    def training_step(self, model: nn.Module, batch: Any, phase: Phase) -> dict[str, Tensor]:
-        """Named scalar losses of this rank's batch; `loss` is what is differentiated. Mean semantics: the trainer
-        averages gradients and reported values over ranks and accumulation."""
-        raise TypeError(f"{type(self).__name__} has no training step")
-
-    def after_backward(self, model: nn.Module, phase: Phase, step: int) -> None:
-        """Runs on the gradients of step `step` (0-based), before they are clipped: what is frozen for a while."""
-
-    def after_step(self, model: nn.Module, step: int) -> None:
-        """Runs after the optimizers of step `step` (0-based) have moved the parameters."""
-
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        """Numbers on held-back data. Called on every rank; rank 0's result is recorded."""
-        return {}
-
-    def deliver(self, model: nn.Module) -> dict[str, Tensor]:
-        """The final weights, in tenfold's own layout."""
-        return {name: value for name, value in unwrap(model).state_dict().items() if isinstance(value, Tensor)}
-
-    def parameter_depth(self, name: str) -> tuple[int, int] | None:
-        """(layer, layers) of a parameter for layer-wise decay; None when it takes the full rate."""
-        return None
-
-    def parameter_scale(self, name: str, parameter: nn.Parameter) -> tuple[float, float]:
-        """(rate multiplier, decay multiplier) of a parameter: by default no decay on vectors and scalars."""
-        return 1.0, 0.0 if parameter.ndim < 2 else 1.0
-
-    def clip_group(self, name: str) -> str:
-        """The sub-module whose gradients are clipped together with this parameter's (`optim.clip_per_module`)."""
-        return name.partition(".")[0]
-
-    def card(self) -> dict[str, Any]:
-        """JSON values that go into the final weights' file beside the tensors: what `tenfold.load` needs to know."""
-        return {}
-
     def state_dict(self) -> dict[str, Any]:
         """JSON values that the task needs to resume beyond the module's own tensors."""
         return {}

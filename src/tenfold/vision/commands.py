@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -47,6 +46,7 @@ def embed(options: Embed) -> int:
     import torch
 
     from tenfold.data.atomic import write_atomic
+    from tenfold.data.progress import track
     from tenfold.vision.correspond import beside, pca_map
     from tenfold.vision.images import find_images, normalize, open_image
 
@@ -63,7 +63,7 @@ def embed(options: Embed) -> int:
     rows: list[Tensor] = []
     grids: list[Tensor] = []
     failures: list[str] = []
-    for file in _track(files):
+    for file in track(files, "embedding", len(files)):
         try:
             image = open_image(file, options.size, model.config.patch_size)
         except DataError as error:
@@ -126,14 +126,6 @@ def _write(out: Path, files: list[Path], rows: list[Tensor]) -> None:
     )
     with aside(out) as temporary:
         pq.write_table(pa.table({"path": [str(f) for f in files], "feature": vectors}), temporary)
-
-
-def _track(files: list[Path]) -> Iterable[Path]:
-    """Files one by one, with progress, rate and time left on a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(files, "embedding", console=Console(stderr=True), disable=not sys.stderr.isatty())
 
 
 def model_of(weights: Path) -> VisionTransformer:

@@ -59,6 +59,10 @@ class ObjectiveConfig:
         require(
             0 <= self.mask_probability <= 1, "objective.mask_probability", self.mask_probability, "a share in [0, 1]"
         )
+        frozen = self.freeze_prototypes
+        steps = "a number of steps (int >= 0) or a share of the run (float from 0.0 to 1.0)"
+        allowed = frozen >= 0 and (isinstance(frozen, int) or frozen <= 1)
+        require(allowed, "objective.freeze_prototypes", frozen, steps)
         low, high = self.mask_ratio
         require(0 < low <= high < 1, "objective.mask_ratio", self.mask_ratio, "two rising shares in (0, 1)")
 
@@ -82,6 +86,7 @@ class PretrainRecipe(Recipe):
     def __post_init__(self) -> None:
         require(self.batch >= 2, "batch", self.batch, "a whole number >= 2 (Sinkhorn and KoLeo compare images)")
         require(self.val_k >= 1, "val_k", self.val_k, "a whole number >= 1")
+        require(self.val_rows is None or self.val_rows >= 1, "val_rows", self.val_rows, "None or a whole number >= 1")
         require(self.source_side >= 8, "source_side", self.source_side, "a side in pixels >= 8")
 
     def make_task(self) -> PretrainTask:

@@ -70,6 +70,12 @@ class VitConfig:
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number >= 1")
         require(self.dim % self.heads == 0, "model.heads", self.heads, f"a divisor of model.dim = {self.dim}")
         require(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "a share in [0, 1)")
+        require(self.hidden is None or self.hidden >= 1, "model.hidden", self.hidden, "None or a whole number >= 1")
+        require(0 < self.norm_eps < 1, "model.norm_eps", self.norm_eps, "a number between 0 and 1")
+        scale, rescale = self.layer_scale, self.rope_rescale
+        require(scale is None or scale > 0, "model.layer_scale", scale, "None or a number above 0")
+        require(rescale is None or rescale >= 1, "model.rope_rescale", rescale, "None or a factor >= 1")
+        require(all(value > 0 for value in self.std), "model.std", self.std, "three numbers above 0")
         require(self.registers >= 0, "model.registers", self.registers, "a whole number >= 0")
         require(
             self.stem == "patch" or self.patch_size == 8, "model.patch_size", self.patch_size, "8 with the conv stem"
