@@ -61,6 +61,13 @@ class Registry:
 
 recipes = Registry("recipe")
 recipes.add("dinov3-mini", "tenfold.vision.recipes:dinov3_mini", "self-supervised training on a laptop CPU")
-recipes.add("dinov2-vits", "tenfold.vision.recipes:dinov2_vits", "DINOv2's objective on ViT-S/14, for GPUs")
+for _name, _summary in [
+    ("dinov3-imagenette", "ViT-S/16 on one GPU in half an hour"),
+    ("dinov3-vits", "DINOv3 stage 1, --size t to 7b"),
+    ("dinov3-gram", "DINOv3 stage 2: Gram anchoring, from --start RUN"),
+    ("dinov3-highres", "DINOv3 stage 3: mixed high resolutions, from --start RUN"),
+    ("dinov2-vits", "DINOv2, --size s to g"),
+]:
+    recipes.add(_name, f"tenfold.vision.recipes:{_name.replace('-', '_')}", _summary)
 
 parts = Registry("part")  # what one wing offers to another

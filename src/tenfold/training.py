@@ -10,13 +10,15 @@ torchrun --nproc-per-node 2 -m tenfold train dinov3-mini --out runs/a
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
+import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tenfold import __version__
-from tenfold.errors import CheckpointError, MissingExtra, UsageError
+from tenfold.errors import CheckpointError, MissingExtra, UsageError, unknown_name
 from tenfold.registry import recipes
 
 if TYPE_CHECKING:
@@ -41,8 +43,8 @@ def train(args: list[str]) -> int:
         out, resume = folder, True
     else:
         name, resume = args[0], False
-        default: Recipe = recipes.load(name)()
-        recipe, out = _parse_recipe(name, default, args[1:])
+        default, rest = _sized(name, args[1:])
+        recipe, out = _parse_recipe(name, default, rest)
     metrics = run_recipe(name, recipe, out, resume=resume)
     if int(os.environ.get("RANK", "0")) == 0:
         print(json.dumps({"run": str(out), **metrics}, indent=2))
@@ -69,6 +71,24 @@ def _replay(folder: Path) -> int:
     _, recipe = reopen(folder.absolute().parent)
     print(json.dumps(replay(folder, recipe.make_task()), indent=2))
     return 0
+
+
+def _sized(name: str, args: list[str]) -> tuple[Recipe, list[str]]:
+    """The recipe, built with `--size` where it has that dial (everything else follows from it), and the other words."""
+    build = recipes.load(name)
+    dial = inspect.signature(build, eval_str=True).parameters.get("size")
+    for i, word in enumerate(args):
+        flag, equals, value = word.partition("=")
+        if flag != "--size":
+            continue
+        if dial is None:
+            raise UsageError(f"{name} has one size. Its own fields are under --model: tenfold train {name} --help")
+        value = value if equals else (args[i + 1] if i + 1 < len(args) else "")
+        sizes = typing.get_args(dial.annotation)
+        if value not in sizes:
+            raise unknown_name(f"size of {name}", value, sizes)
+        return build(size=value), args[:i] + args[i + (1 if equals else 2) :]
+    return build(), args
 
 
 def _parse_recipe(name: str, default: Recipe, args: list[str]) -> tuple[Recipe, Path]:
@@ -108,7 +128,7 @@ def _listing() -> str:
     lines = [f"  {entry.name:<{width}}{entry.summary}" for entry in recipes]
     return "\n".join(
         [
-            "tenfold train RECIPE [--field value ...]     (tenfold train RECIPE --help lists the fields)",
+            "tenfold train RECIPE [--field value ...]     (tenfold train RECIPE --help lists the fields; some take --size)",
             "tenfold train --resume RUN                   goes on with a stopped run",
             "tenfold train --replay RUN/nonfinite-step-N  runs a step again that was not finite",
             *lines,

@@ -98,15 +98,7 @@ class CheckpointStore:
     def newest(self) -> tuple[int, Path] | None:
         """The newest checkpoint whose every file matches its manifest. A damaged one is named in a warning and passed
         over. A checkpoint of another configuration is a CheckpointError."""
-        found = ""
-        if self.place.first:
-            for _, path in self._steps():
-                problem = self.damage(path)
-                if problem is None:
-                    found = path.name
-                    break
-                log.warning("%s is damaged (%s); the one before it is used.", path, problem)
-        found = self._agree(found)
+        found = self._agree(self.newest_whole() if self.place.first else "")
         if not found:
             return None
         path = self.folder / found
@@ -117,6 +109,15 @@ class CheckpointStore:
                 f"Train into another folder, or restore the run's config.json."
             )
         return int(found.removeprefix("step-")), path
+
+    def newest_whole(self) -> str:
+        """Name of the newest checkpoint that matches its manifest, whatever its configuration; empty without one."""
+        for _, path in self._steps():
+            problem = self.damage(path)
+            if problem is None:
+                return path.name
+            log.warning("%s is damaged (%s); the one before it is used.", path, problem)
+        return ""
 
     def damage(self, path: Path) -> str | None:
         """Which file of a checkpoint differs from its manifest, in words; None when it is whole."""
@@ -199,6 +200,24 @@ class CheckpointStore:
         parts: list[dict[str, tuple[int, str]]] = [{} for _ in range(self.place.world)]
         dist.all_gather_object(parts, mine)
         return {name: entry for part in parts for name, entry in part.items()}
+
+
+def read_model(run: Path) -> dict[str, Tensor]:
+    """The model's tensors in the newest whole checkpoint of another run, by their names in that run's model. Raises
+    CheckpointError when the folder has none."""
+    found = CheckpointStore(run, Place(0, 1, torch.device("cpu")), "").newest_whole() if run.is_dir() else ""
+    if not found:
+        raise CheckpointError(f"{run} holds no whole checkpoint to start from.")
+    reader = HuggingFaceStorageReader(str(run / found))
+    saved = reader.read_metadata().state_dict_metadata
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in saved.items()
+        if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that there is no process group
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return {name.removeprefix("model."): value for name, value in tensors.items()}
 
 
 def _write_shards(folder: Path, tensors: Mapping[str, Tensor], place: Place) -> None:

@@ -57,6 +57,7 @@ class MultiCropConfig:
     gray: float = 0.2
     solarize: float = 0.2
     blur: Literal["paper", "released"] | tuple[float, float, float] = "released"
+    gram_size: int | None = None  # side of each global crop once more, without colour distortion; None: not made
 
     def __post_init__(self) -> None:
         require(self.global_crops >= 1, "crops.global_crops", self.global_crops, "a whole number >= 1")
@@ -64,6 +65,8 @@ class MultiCropConfig:
         for name in ("global_size", "local_size"):
             value = getattr(self, name)
             require(1 <= value <= 4096, f"crops.{name}", value, "a side in pixels from 1 to 4096")
+        gram = self.gram_size
+        require(gram is None or 1 <= gram <= 4096, "crops.gram_size", gram, "None or a side in pixels from 1 to 4096")
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
             require(0 < low <= high <= 1, f"crops.{name}", (low, high), "two rising shares of the area in (0, 1]")
@@ -91,6 +94,7 @@ class Crops:
 
     global_crops: UInt8[Tensor, "g 3 H W"]
     local_crops: UInt8[Tensor, "l 3 h w"] | None
+    gram_crops: UInt8[Tensor, "g 3 s s"] | None = None
 
 
 class MultiCrop:
@@ -114,14 +118,13 @@ class MultiCrop:
         c = self.config
         pixels = np.ascontiguousarray(image)
         views = self.draw(image.shape[0], image.shape[1], generator)
-        parts = []
-        for side, chosen in ((c.global_size, views[: c.global_crops]), (c.local_size, views[c.global_crops :])):
-            stack = np.empty((len(chosen), side, side, 3), np.uint8)
-            for row, view in zip(stack, chosen):
-                apply(view, pixels, row)
-            parts.append(torch.from_numpy(stack).permute(0, 3, 1, 2) if chosen else None)
-        assert parts[0] is not None
-        return Crops(parts[0], parts[1])
+        large, small = views[: c.global_crops], views[c.global_crops :]
+        local = _cut(small, pixels, c.local_size) if small else None
+        gram = None
+        if c.gram_size is not None:  # the same part, the same way round, in its own colours
+            plain = [View(view.box, view.flip, jitter=(), gray=False, sigma=None, solarize=False) for view in large]
+            gram = _cut(plain, pixels, c.gram_size)
+        return Crops(_cut(large, pixels, c.global_size), local, gram)
 
     def loader_transform(self, sample: Sample, generator: np.random.Generator) -> Crops:
         """The same for a Loader."""
@@ -177,11 +180,23 @@ class MultiCrop:
         return (height - h) // 2, (width - w) // 2, h, w
 
 
+def _cut(views: Sequence[View], image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[Tensor, "v 3 side side"]:
+    stack = np.empty((len(views), side, side, 3), np.uint8)
+    for row, view in zip(stack, views):
+        apply(view, image, row)
+    return torch.from_numpy(stack).permute(0, 3, 1, 2)
+
+
 def collate_crops(items: Sequence[Crops]) -> Crops:
     """Joins the crops of B images view by view: rows 0..B-1 are every image's first view."""
-    joined = torch.stack([item.global_crops for item in items], dim=1).flatten(0, 1)
+
+    def joined(crops: list[Tensor]) -> Tensor:
+        return torch.stack(crops, dim=1).flatten(0, 1)
+
     local = [item.local_crops for item in items if item.local_crops is not None]
-    return Crops(joined, torch.stack(local, dim=1).flatten(0, 1) if local else None)
+    gram = [item.gram_crops for item in items if item.gram_crops is not None]
+    large = joined([item.global_crops for item in items])
+    return Crops(large, joined(local) if local else None, joined(gram) if gram else None)
 
 
 def normalize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +14,10 @@ from tenfold.vision.commands import model_of
 from tenfold.vision.images import normalize
 from tenfold.vision.photographs import open_photographs
 from tenfold.vision.probe import knn_accuracy, linear_probe, pixel_features
-from tenfold.vision.vit import VisionTransformer
+from tenfold.vision.vit import VisionOutput, VisionTransformer
 
 KS = (10, 20, 100, 200)
+Summary = Callable[[VisionTransformer, VisionOutput], Tensor]
 
 
 class Options(Protocol):
@@ -29,8 +31,9 @@ class Options(Protocol):
 
 
 def knn(options: Options) -> dict[str, Any]:
-    """Weighted k-NN, per cent right, for each k; the floors at the same k."""
-    sets, labels = _features(options)
+    """Weighted k-NN on what stands for an image (CLS, or the mean patch where the model says so), per cent right, for each
+    k; the floors at the same k."""
+    sets, labels = _features(options, VisionTransformer.feature)
     rows: dict[str, Any] = {"train images": len(labels[0]), "val images": len(labels[1])}
     for k in KS:
         if k <= len(labels[0]):
@@ -40,37 +43,40 @@ def knn(options: Options) -> dict[str, Any]:
 
 
 def linear(options: Options) -> dict[str, Any]:
-    """Linear probe, per cent right; the learning rate is chosen on a slice of the training rows."""
-    sets, labels = _features(options)
+    """Linear probe on [CLS ; mean patch], per cent right; the learning rate is chosen on a slice of the training rows."""
+    sets, labels = _features(options, _both)
     rows: dict[str, Any] = {"train images": len(labels[0]), "val images": len(labels[1])}
     for name, (train, val) in sets.items():
         rows[f"linear, {name}"] = linear_probe(train, labels[0], val, labels[1])["linear"]
     return rows
 
 
-def _features(options: Options) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Tensor]]:
+def _features(options: Options, summary: Summary) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Tensor]]:
     model = model_of(options.weights)
-    side = options.size or 224
-    side = max(1, side // model.config.patch_size) * model.config.patch_size
-    photographs = open_photographs(options.train, options.val, side)
+    patch = model.config.patch_size
+    side = max(1, (options.size or model.config.image_size) // patch) * patch
+    photographs = open_photographs(options.train, options.val, None, side, options.limit)
+    assert photographs.bank is not None
     assert photographs.val is not None
-    parts = (photographs.train, photographs.val)
-    labels = [torch.from_numpy(part.labels[: options.limit]) for part in parts if part.labels is not None]
+    parts = (photographs.bank, photographs.val)
     torch.manual_seed(0)
     untrained = VisionTransformer(model.config).eval()
     sets = {
-        name: (_embed(network, parts[0], options.limit), _embed(network, parts[1], options.limit))
+        name: (_embed(network, parts[0], summary), _embed(network, parts[1], summary))
         for name, network in (("these weights", model), ("untrained", untrained))
     }
-    pixels = [pixel_features(torch.from_numpy(part.thumbnails[: options.limit])) for part in parts]
-    return {**sets, "raw pixels": (pixels[0], pixels[1])}, labels
+    pixels = [pixel_features(torch.from_numpy(part.thumbnails)) for part in parts]
+    return {**sets, "raw pixels": (pixels[0], pixels[1])}, list(photographs.labels())
+
+
+def _both(model: VisionTransformer, output: VisionOutput) -> Tensor:
+    """[CLS ; mean patch], what linear probes take (DINOv2, arXiv 2304.07193, section 7.1)."""
+    return torch.cat([output.cls_token, output.patch_tokens.flatten(1, 2).mean(1)], dim=1)
 
 
 @torch.inference_mode()
-def _embed(model: VisionTransformer, images: InMemory, limit: int | None, batch: int = 32) -> Tensor:
-    """[CLS ; mean patch] of every image."""
+def _embed(model: VisionTransformer, images: InMemory, summary: Summary, batch: int = 32) -> Tensor:
     rows = []
-    for chunk in torch.from_numpy(images.images[:limit]).split(batch):
-        output = model(normalize(chunk, model.config))
-        rows.append(torch.cat([output.cls_token, output.patch_tokens.flatten(1, 2).mean(1)], dim=1).float())
+    for chunk in torch.from_numpy(images.images).split(batch):
+        rows.append(summary(model, model(normalize(chunk, model.config))).float())
     return torch.cat(rows)

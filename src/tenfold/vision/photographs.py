@@ -1,6 +1,6 @@
 """The images of a pretraining run: decoded once, kept small in memory, cut into crops by the loader, scored by k-NN.
 
-    photographs = open_photographs(data, val, side=64)
+    photographs = open_photographs(data, val, side=64, eval_side=48)
     loader = photographs.batches(crops=..., batch=64, seed=0, shard=Shard())
     photographs.floor(k=20)                                       k-NN on raw pixels, per cent
     photographs.knn(embed, config, side=48, k=20)                 k-NN on embed's features, per cent
@@ -11,7 +11,7 @@ is held back, and a tile's label is the photograph that it comes from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from tenfold.data.loader import Loader
 from tenfold.data.readers import read_image
-from tenfold.data.sources import InMemory, Sample, open_source
+from tenfold.data.sample import Sample
+from tenfold.data.sources import InMemory, Source, open_source
 from tenfold.engine.task import Shard
 from tenfold.errors import DataError
 from tenfold.vision.crops import Crops, MultiCrop, MultiCropConfig, collate_crops
@@ -33,6 +34,7 @@ from tenfold.vision.probe import knn_accuracy, pixel_features
 from tenfold.vision.vit import VitConfig
 
 TILE, STRIDE, HELD_BACK = 96, 32, 0.25  # pixels, pixels, share of a photograph's width
+BANK = 20_000  # images of the k-NN bank when the training set is not kept in memory
 
 
 class TileSource:
@@ -59,12 +61,29 @@ class TileSource:
         return self._tiles[index]
 
 
+class Subset:
+    """`rows` images of a source, chosen at random but always the same (a prefix of a folder would be its first class)."""
+
+    def __init__(self, source: Source, rows: int) -> None:
+        self._source = source
+        self._chosen = np.sort(np.random.default_rng(0).permutation(len(source))[:rows])
+        self.classes = source.classes
+        self.labels = None if source.labels is None else source.labels[self._chosen]
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._source[int(self._chosen[index])]
+
+
 @dataclass(frozen=True)
 class Photographs:
-    """Training images, and labelled ones for the k-NN curve (None without labels). `name` says what they are."""
+    """Training images, and two labelled sets for k-NN: `bank` of training images and `val` (None without labels)."""
 
     name: str
-    train: InMemory
+    train: Source
+    bank: InMemory | None
     val: InMemory | None
 
     def batches(
@@ -83,60 +102,81 @@ class Photographs:
             error_rate=error_rate,
         )
 
-    def floor(self, k: int, rows: int | None = None) -> float | None:
+    def floor(self, k: int) -> float | None:
         """k-NN on raw pixels (16 x 16 means of the original images), per cent; None without labels."""
-        if self.val is None or self.train.labels is None:
-            return None
-        features = [pixel_features(torch.from_numpy(part.thumbnails[:rows])) for part in (self.train, self.val)]
-        return self._score(features[0], features[1], k, rows)
+        return self._score(lambda part: pixel_features(torch.from_numpy(part.thumbnails)), k)
 
     def knn(
-        self,
-        embed: Callable[[Tensor], Tensor],
-        config: VitConfig,
-        side: int,
-        k: int,
-        rows: int | None = None,
-        batch: int = 256,
+        self, embed: Callable[[Tensor], Tensor], config: VitConfig, side: int, k: int, batch: int = 256
     ) -> float | None:
         """k-NN on `embed(images (n, 3, side, side)) -> (n, d)`, per cent; None without labels."""
-        if self.val is None or self.train.labels is None:
-            return None
-        features = []
-        for part in (self.train, self.val):
-            images = torch.from_numpy(part.images[:rows])
-            features.append(torch.cat([embed(_at_side(chunk, side, config)) for chunk in images.split(batch)]).cpu())
-        return self._score(features[0], features[1], k, rows)
 
-    def _score(self, train: Tensor, val: Tensor, k: int, rows: int | None) -> float:
+        def features(part: InMemory) -> Tensor:
+            chunks = torch.from_numpy(part.images).split(batch)
+            return torch.cat([embed(_at_side(chunk, side, config)) for chunk in chunks]).cpu().float()
+
+        return self._score(features, k)
+
+    def labels(self) -> tuple[Tensor, Tensor]:
+        """Classes of the bank (N,) and of val (M,)."""
+        assert self.bank is not None
         assert self.val is not None
-        labels = [torch.from_numpy(side.labels[:rows]) for side in (self.train, self.val) if side.labels is not None]
-        return knn_accuracy(train.float(), labels[0], val.float(), labels[1], k)
+        assert self.bank.labels is not None
+        assert self.val.labels is not None
+        return torch.from_numpy(self.bank.labels), torch.from_numpy(self.val.labels)
+
+    def _score(self, features: Callable[[InMemory], Tensor], k: int) -> float | None:
+        if self.bank is None or self.val is None:
+            return None
+        bank_labels, labels = self.labels()
+        return knn_accuracy(features(self.bank), bank_labels, features(self.val), labels, k)
 
 
-def open_photographs(data: Path | None, val: Path | None, side: int, error_rate: float = 0.01) -> Photographs:
-    """The user's images, or tiles of the sample photographs when there are none."""
+def open_photographs(
+    data: Path | None,
+    val: Path | None,
+    side: int | None,
+    eval_side: int,
+    rows: int | None = None,
+    error_rate: float = 0.01,
+) -> Photographs:
+    """The user's images, or tiles of the sample photographs when there are none.
+
+    side: training images are decoded once and kept at this side; None decodes each anew, for sets that memory does not
+    hold (k-NN then takes at most 20,000 of them). eval_side: the side of images that are scored, when they are not kept
+    already. rows: k-NN uses at most so many of each set.
+    """
     if data is None:
         from tenfold.data.samples import fetch
 
         folder = fetch("scikit-image")
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and "motorcycle" not in p.name)
-        train, held = TileSource(files, held_back=False), TileSource(files, held_back=True)
-        return Photographs(f"tiles of {len(files)} sample photographs", InMemory(train, side), InMemory(held, side))
-    source = open_source(data)
-    train_images = InMemory(source, side, error_rate)
-    if val is None:
-        return Photographs(str(data), train_images, None)
-    val_source = open_source(val)
-    if val_source.labels is None or source.labels is None:
-        raise DataError(
-            f"{val if val_source.labels is None else data} has no labels, and k-NN needs them in both sets."
-        )
-    if val_source.classes != source.classes:
-        raise DataError(
-            f"the classes of {val} ({len(val_source.classes)}) are not those of {data} ({len(source.classes)})."
-        )
-    return Photographs(str(data), train_images, InMemory(val_source, side, error_rate))
+        source: Source = TileSource(files, held_back=False)
+        held: Source | None = TileSource(files, held_back=True)
+        name = f"tiles of {len(files)} sample photographs"
+    else:
+        source, name = open_source(data), str(data)
+        held = _matching(open_source(val), val, source, data) if val is not None else None
+
+    def kept(part: Source, most: int | None) -> InMemory:
+        chosen = part if most is None or most >= len(part) else Subset(part, most)
+        return InMemory(chosen, side or eval_side, error_rate)
+
+    if held is None:
+        return Photographs(name, kept(source, None) if side else source, None, None)
+    if side is None:
+        return Photographs(name, source, kept(source, rows or BANK), kept(held, rows))
+    train = kept(source, None)
+    bank = train if rows is None or rows >= len(source) else kept(source, rows)
+    return Photographs(name, train, bank, kept(held, rows))
+
+
+def _matching(held: Source, val: Path | None, source: Source, data: Path) -> Source:
+    if held.labels is None or source.labels is None:
+        raise DataError(f"{val if held.labels is None else data} has no labels, and k-NN needs them in both sets.")
+    if held.classes != source.classes:
+        raise DataError(f"the classes of {val} ({len(held.classes)}) are not those of {data} ({len(source.classes)}).")
+    return held
 
 
 class _Stack:
@@ -150,7 +190,33 @@ class _Stack:
         stacked = {"global_crops": batch.global_crops.unflatten(0, (self.n_global, len(items)))}
         if batch.local_crops is not None:
             stacked["local_crops"] = batch.local_crops.unflatten(0, (self.n_local, len(items)))
+        if batch.gram_crops is not None:
+            stacked["gram_crops"] = batch.gram_crops.unflatten(0, (self.n_global, len(items)))
         return stacked
+
+
+class Mixed:
+    """Batches of one loader or another, drawn anew for each by (seed, number of the batch); alike on every rank."""
+
+    def __init__(self, loaders: Sequence[Loader], probabilities: Sequence[float], seed: int) -> None:
+        self._loaders, self._seed, self._number = list(loaders), seed, 0
+        self._probabilities = np.array(probabilities) / sum(probabilities)
+
+    def __iter__(self) -> Iterator[Any]:
+        streams = [iter(loader) for loader in self._loaders]
+        while True:
+            generator = np.random.default_rng((self._seed, self._number))
+            chosen = int(generator.choice(len(streams), p=self._probabilities))
+            self._number += 1
+            yield next(streams[chosen])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"number": self._number, "loaders": [loader.state_dict() for loader in self._loaders]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._number = state["number"]
+        for loader, saved in zip(self._loaders, state["loaders"], strict=True):
+            loader.load_state_dict(saved)
 
 
 def _at_side(images: Tensor, side: int, config: VitConfig) -> Float[Tensor, "n 3 side side"]:

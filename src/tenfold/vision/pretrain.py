@@ -1,19 +1,17 @@
-"""Self-supervised pretraining of DINOv2 and DINOv3 stage 1: one Task, configured by its recipes.
+"""Self-supervised pretraining of DINOv2 and DINOv3, all stages: one Task, configured by its recipes.
 
-    crops ──► student (masked) ──► CLS or mean patch ──► DINO head ──► logits ─┐
-      │                       └──► masked patches ────► iBOT head ──► logits ─┤ cross-entropy
-      └─────► teacher (EMA) ──► heads ──► Sinkhorn-Knopp over the global batch ┘   + KoLeo on the features
+The model and its losses are in self_distillation.py. Stage 1 starts from nothing; the Gram stage (`gram` set) and the
+high-resolution stage (`resolutions` set) start from an earlier run (`start`), whose teacher becomes the Gram teacher.
 
-Papers: DINOv2 (arXiv 2304.07193, section 4), DINOv3 (arXiv 2508.10104, section 3). With two global and eight local
-crops the DINO term is 2/18 of the global pairs and 16/18 of the local ones, as in the released code.
+    tenfold train dinov3-gram --start runs/stage1 --data DIR
 
-    B batch of this rank   G global crops   L local crops   P patches   D feature width
+Papers: DINOv2 (arXiv 2304.07193, section 4), DINOv3 (arXiv 2508.10104, sections 3 and 4).
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,38 +20,41 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tenfold.engine.checkpoint import read_model
 from tenfold.engine.config import Recipe, require
 from tenfold.engine.parallel import Collectives
-from tenfold.engine.schedule import Schedule, length
+from tenfold.engine.schedule import Schedule, constant, length
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
-from tenfold.vision.crops import MultiCropConfig, normalize
-from tenfold.vision.heads import BatchStatistics, HeadConfig, PrototypeHead
+from tenfold.vision.crops import MultiCropConfig
+from tenfold.vision.heads import HeadConfig
 from tenfold.vision.masking import block_masks
-from tenfold.vision.objectives import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp, softmax_center
-from tenfold.vision.photographs import Photographs, open_photographs
-from tenfold.vision.vit import VisionOutput, VisionTransformer, VitConfig
+from tenfold.vision.photographs import Mixed, Photographs, open_photographs
+from tenfold.vision.self_distillation import SelfDistillation
+from tenfold.vision.vit import VitConfig
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Weights and temperatures of the losses. `pool` is the feature that feeds the DINO head, KoLeo and k-NN."""
+    """Weights and temperatures of the losses.
 
-    ibot: float = 1.0
-    koleo: float = 0.1
-    local: float = 1.0
-    centering: Literal["sinkhorn", "softmax"] = (
-        "sinkhorn"  # softmax: of logits less their running mean, DINOv2's other way
-    )
+    `centering` softmax is DINOv2's other way: of the logits less their running mean. `koleo_crops`: the released code
+    takes every global crop, the papers say the first.
+    """
+
+    ibot: float = 1.0  # weight of the masked-patch loss; 0 leaves out its head and the masks
+    koleo: float = 0.1  # weight per crop of the loss that spreads features
+    koleo_crops: Literal["all", "first"] = "all"
+    local: Schedule = field(default_factory=lambda: constant(1.0))  # weight of the local crops' part
+    centering: Literal["sinkhorn", "softmax"] = "sinkhorn"
     student_temperature: float = 0.1
     teacher_temperature: Schedule = field(default_factory=lambda: Schedule("constant", 0.07, start=0.04, warmup=0.3))
     momentum: Schedule = field(default_factory=lambda: Schedule("cosine", peak=0.992, final=1.0))
-    pool: Literal["cls", "patch-mean"] = "cls"
     freeze_prototypes: int | float = 0  # steps, or share of the run, in which the prototypes do not move
     mask_probability: float = 0.5  # share of global crops that are masked for iBOT
     mask_ratio: tuple[float, float] = (0.1, 0.5)
 
     def __post_init__(self) -> None:
-        for name in ("ibot", "koleo", "local"):
+        for name in ("ibot", "koleo"):
             require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), "a weight >= 0")
         require(self.student_temperature > 0, "objective.student_temperature", self.student_temperature, "a number > 0")
         require(
@@ -68,18 +69,49 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
+class GramConfig:
+    """Gram anchoring. The Gram teacher is the starting run's teacher, and is replaced by the EMA teacher `refreshes` times,
+    every `refresh_every` steps (DINOv3, arXiv 2508.10104, section 4.2)."""
+
+    weight: Schedule = field(default_factory=lambda: Schedule("cosine", peak=0.0, final=2.0, decay=1000))
+    refresh_every: int = 10_000
+    refreshes: int = 3
+
+    def __post_init__(self) -> None:
+        require(self.refresh_every >= 1, "gram.refresh_every", self.refresh_every, "a whole number >= 1")
+        require(self.refreshes >= 0, "gram.refreshes", self.refreshes, "a whole number >= 0")
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """One mix of crop sizes of the high-resolution stage and how often a batch has it. `gram_size` None: no larger crop."""
+
+    global_size: int
+    local_size: int
+    gram_size: int | None = None
+    probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.probability <= 1, "resolutions.probability", self.probability, "a share in (0, 1]")
+
+
+@dataclass(frozen=True)
 class PretrainRecipe(Recipe):
     """Self-supervised pretraining on a folder, tar or parquet of images; labels are never used to train."""
 
     data: Path | None = None  # images to train on; without it, the photographs of the scikit-image sample
     val: Path | None = None  # labelled images for the k-NN curve; without it, held-back tiles of the photographs
     batch: int = 64  # images per step, over all ranks
-    source_side: int = 64  # images are decoded once and kept at this side in memory
+    source_side: int | None = 64  # images are decoded once and kept in memory at this side; None decodes each anew
+    start: Path | None = None  # a run whose student, teacher and heads this one begins with
     model: VitConfig = field(default_factory=VitConfig)
     crops: MultiCropConfig = field(default_factory=MultiCropConfig)
     dino: HeadConfig = field(default_factory=HeadConfig)
     ibot: HeadConfig = field(default_factory=HeadConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    gram: GramConfig | None = None  # Gram anchoring, the second stage of DINOv3
+    resolutions: tuple[Resolution, ...] = ()  # crop sizes by batch, the last stage of DINOv3; empty: those of `crops`
+    patch_embed_rate: float = 1.0  # learning rate of the patch embedding over that of the rest (0.2 in the papers)
     val_k: int = 20  # neighbours of the k-NN curve
     val_rows: int | None = None  # use only the first rows of train and val for the curve
 
@@ -87,126 +119,16 @@ class PretrainRecipe(Recipe):
         require(self.batch >= 2, "batch", self.batch, "a whole number >= 2 (Sinkhorn and KoLeo compare images)")
         require(self.val_k >= 1, "val_k", self.val_k, "a whole number >= 1")
         require(self.val_rows is None or self.val_rows >= 1, "val_rows", self.val_rows, "None or a whole number >= 1")
-        require(self.source_side >= 8, "source_side", self.source_side, "a side in pixels >= 8")
+        side, gram = self.source_side, self.gram
+        require(side is None or side >= 8, "source_side", side, "None or a side in pixels >= 8")
+        require(gram is None or self.start is not None, "start", None, "the run whose teacher anchors (--start RUN)")
 
     def make_task(self) -> PretrainTask:
         return PretrainTask(self)
 
 
-class Network(nn.Module):
-    """Backbone and heads of one side (student or teacher)."""
-
-    def __init__(self, recipe: PretrainRecipe) -> None:
-        super().__init__()
-        self.backbone = VisionTransformer(recipe.model)
-        self.dino_head = PrototypeHead(recipe.model.dim, recipe.dino)
-        self.ibot_head = PrototypeHead(recipe.model.dim, recipe.ibot) if recipe.objective.ibot > 0 else None
-
-
-class Center(nn.Module):
-    """Running mean of the teacher's logits over the global batch (momentum 0.9, as in DINO, arXiv 2104.14294)."""
-
-    value: Tensor
-
-    def __init__(self, prototypes: int) -> None:
-        super().__init__()
-        self.register_buffer("value", torch.zeros(prototypes))
-
-    def update(self, logits: Tensor, ranks: Collectives) -> None:
-        """Takes in this step's logits (n, K), n >= 0 on each rank."""
-        total = torch.cat([logits.float().sum(0), logits.new_tensor([len(logits)], dtype=torch.float32)])
-        total = ranks.all_reduce_sum(total)
-        if total[-1] > 0:
-            self.value.lerp_(total[:-1] / total[-1], 0.1)
-
-
-class SelfDistillation(nn.Module):
-    """Student and EMA teacher. `forward(batch)` gives the losses; `forward({"images": x})` the teacher's features."""
-
-    def __init__(self, recipe: PretrainRecipe, ranks: Collectives, hparams: Mapping[str, float]) -> None:
-        super().__init__()
-        self.student = Network(recipe)
-        if recipe.objective.ibot == 0:
-            self.student.backbone.mask_token.requires_grad_(False)  # nothing is masked: it takes part in no step
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.objective, self.hparams, self.ranks = recipe.objective, hparams, ranks
-        softmax = recipe.objective.centering == "softmax"
-        self.center = Center(recipe.dino.prototypes) if softmax else None
-        self.patch_center = Center(recipe.ibot.prototypes) if softmax and recipe.objective.ibot > 0 else None
-        for module in self.modules():
-            if isinstance(module, BatchStatistics):
-                module.ranks = ranks  # statistics of the global batch: the losses equal one process's
-
-    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        if "images" in batch:
-            with torch.no_grad():
-                return {"features": self.pool(self.teacher.backbone(batch["images"]))}
-        return self.losses(batch["global_crops"], batch.get("local_crops"), batch.get("masks"))
-
-    def normalized(self, crops: Tensor) -> Tensor:
-        config = self.student.backbone.config
-        return normalize(crops.flatten(0, 1), config.mean, config.std)
-
-    def pool(self, output: VisionOutput) -> Tensor:
-        if self.objective.pool == "cls":
-            return output.cls_token
-        return output.patch_tokens.flatten(1, 2).mean(1)
-
-    @torch.no_grad()
-    def targets(self, global_crops: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Teacher probabilities (G*B, K) of the crops and (M, K) of the masked patches, from *unmasked* images."""
-        output = self.teacher.backbone(global_crops)
-        crops = self._balanced(self.teacher.dino_head(self.pool(output)), self.center)
-        if masks is None or self.teacher.ibot_head is None:
-            return crops, None
-        patches = self.teacher.ibot_head(output.patch_tokens.flatten(1, 2)[masks])
-        return crops, self._balanced(patches, self.patch_center)
-
-    def _balanced(self, logits: Tensor, center: Center | None) -> Tensor:
-        """Teacher logits as targets that use all prototypes."""
-        temperature = self.hparams["teacher_temperature"]
-        if center is None:
-            return sinkhorn_knopp(logits, temperature, ranks=self.ranks)
-        targets = softmax_center(logits, center.value, temperature)
-        center.update(logits, self.ranks)
-        return targets
-
-    def losses(self, global_crops: Tensor, local_crops: Tensor | None, masks: Tensor | None) -> dict[str, Tensor]:
-        """uint8 crops: global (G, B, 3, H, W), local (L, B, 3, h, w) or None; masks (G*B, P) bool or None."""
-        objective, student = self.objective, self.student
-        n_global, batch = global_crops.shape[:2]
-        n_local = 0 if local_crops is None else len(local_crops)
-        views = [self.normalized(global_crops)] + ([] if local_crops is None else [self.normalized(local_crops)])
-        target, patch_target = self.targets(views[0], masks)
-        target = target.unflatten(0, (n_global, batch))
-
-        outputs = student.backbone.forward_crops(views, [masks, None][: len(views)])
-        features = self.pool(outputs[0])
-        tau = objective.student_temperature
-        logits = student.dino_head(features).unflatten(0, (n_global, batch))
-        losses = {"dino_global": dino_loss(logits, target, tau, skip_same=True)}
-        if n_local:
-            logits = student.dino_head(self.pool(outputs[1])).unflatten(0, (n_local, batch))
-            losses["dino_local"] = dino_loss(logits, target, tau)
-        pairs_global, pairs_local = n_global * (n_global - 1), n_global * n_local
-        pairs = pairs_global + pairs_local
-        total = losses["dino_global"] * (pairs_global / pairs)
-        if n_local:
-            total = total + losses["dino_local"] * (pairs_local / pairs) * objective.local
-        if objective.koleo > 0:
-            terms = [koleo_loss(crop, self.ranks) for crop in features.unflatten(0, (n_global, batch))]
-            losses["koleo"] = torch.stack(terms).sum()
-            total = total + objective.koleo * losses["koleo"]
-        if patch_target is not None and masks is not None and student.ibot_head is not None:
-            patches = student.ibot_head(outputs[0].patch_tokens.flatten(1, 2)[masks])
-            weights = (1.0 / masks.sum(1).clamp_min(1))[:, None].expand_as(masks)[masks]
-            losses["ibot"] = ibot_loss(patches, patch_target, weights, samples=len(masks), temperature=tau)
-            total = total + objective.ibot * losses["ibot"]
-        return {**losses, "loss": total}
-
-
 class PretrainTask(Task):
-    """DINOv2 and DINOv3 stage 1 for the trainer."""
+    """DINOv2 and DINOv3 for the trainer."""
 
     def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
@@ -214,7 +136,10 @@ class PretrainTask(Task):
         self.schedules = {
             "teacher_temperature": recipe.objective.teacher_temperature,
             "momentum": recipe.objective.momentum,
+            "local_weight": recipe.objective.local,
         }
+        if recipe.gram is not None:
+            self.schedules["gram_weight"] = recipe.gram.weight
         self._photographs: Photographs | None = None
         self._floors: dict[str, float] | None = None
 
@@ -223,16 +148,29 @@ class PretrainTask(Task):
         """The images, decoded once."""
         if self._photographs is None:
             r = self.recipe
-            self._photographs = open_photographs(r.data, r.val, r.source_side, r.trainer.data_errors)
+            self._photographs = open_photographs(
+                r.data, r.val, r.source_side, r.crops.global_size, r.val_rows, r.trainer.data_errors
+            )
         return self._photographs
 
     def build(self) -> nn.Module:
-        return SelfDistillation(self.recipe, self.ranks, self.hparams)
+        model = SelfDistillation(self.recipe, self.ranks, self.hparams)
+        if self.recipe.start is not None:
+            model.start_from(read_model(self.recipe.start), str(self.recipe.start))
+        return model
 
     def batches(self, shard: Shard) -> Batches:
         r = self.recipe
-        trainer = r.trainer
-        return self.photographs.batches(r.crops, r.batch, trainer.seed, shard, trainer.data_errors, trainer.workers)
+        t = r.trainer
+        mixes = [
+            dataclasses.replace(r.crops, global_size=m.global_size, local_size=m.local_size, gram_size=m.gram_size)
+            for m in r.resolutions
+        ]
+        loaders = [
+            self.photographs.batches(crops, r.batch, t.seed + i, shard, t.data_errors, t.workers)
+            for i, crops in enumerate(mixes or [r.crops])
+        ]
+        return Mixed(loaders, [m.probability for m in r.resolutions], t.seed) if mixes else loaders[0]
 
     def training_step(self, model: nn.Module, batch: Any, phase: Phase) -> dict[str, Tensor]:
         if self.recipe.objective.ibot > 0:
@@ -260,16 +198,21 @@ class PretrainTask(Task):
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: int) -> None:
-        """teacher = momentum * teacher + (1 - momentum) * student, in fp32."""
+        """teacher = momentum * teacher + (1 - momentum) * student, in fp32; now and then the Gram teacher follows."""
         module = unwrap(model)
         assert isinstance(module, SelfDistillation)
         teacher: list[Tensor] = list(module.teacher.parameters())
         student: list[Tensor] = list(module.student.parameters())
         torch._foreach_lerp_(teacher, student, 1.0 - self.hparams["momentum"])
+        gram = self.recipe.gram
+        if gram is not None and module.gram_teacher is not None:
+            times, rest = divmod(step + 1, gram.refresh_every)
+            if rest == 0 and times <= gram.refreshes:
+                torch._foreach_copy_(list(module.gram_teacher.parameters()), list(module.teacher.backbone.parameters()))
 
     def parameter_scale(self, name: str, parameter: nn.Parameter) -> tuple[float, float]:
         free = parameter.ndim < 2 or "prototypes" in name or "token" in name or "pos_embed" in name
-        return 1.0, 0.0 if free else 1.0
+        return self.recipe.patch_embed_rate if "patch_embed" in name else 1.0, 0.0 if free else 1.0
 
     def parameter_depth(self, name: str) -> tuple[int, int] | None:
         """Blocks count from the input; the embeddings are layer 0 and the final norm and heads take the full rate."""
@@ -299,11 +242,11 @@ class PretrainTask(Task):
     def knn(self, embed: Callable[[Tensor], Tensor]) -> float | None:
         """Per cent right of weighted k-NN with features from `embed(images (n, 3, s, s)) -> (n, d)`."""
         r = self.recipe
-        return self.photographs.knn(embed, r.model, r.crops.global_size, r.val_k, r.val_rows)
+        return self.photographs.knn(embed, r.model, r.crops.global_size, r.val_k)
 
     def floors(self) -> dict[str, float]:
         """k-NN of raw pixels, and of the network as it was before the first step (same seed)."""
-        pixels = self.photographs.floor(self.recipe.val_k, self.recipe.val_rows)
+        pixels = self.photographs.floor(self.recipe.val_k)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.trainer.seed)
             untrained = SelfDistillation(self.recipe, Collectives(), self.hparams).eval()

@@ -1,17 +1,22 @@
 """The training recipes of the vision wing, each a plain function that returns its configuration.
 
-`dinov3-mini` was tuned on a laptop CPU (docs/LOG.md has what did not work); the `dinov2-*` recipe carries the published
-numbers of the released code.
+`dinov3-mini` was tuned on a laptop CPU (docs/LOG.md has what did not work); the others carry the numbers of the papers
+and released configurations, which no machine of ours has run to the end. Lengths are shares of `trainer.steps`, so a short
+run keeps the shape of a long one.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
 from tenfold.engine.config import OptimConfig, TrainerConfig
-from tenfold.engine.schedule import Schedule
+from tenfold.engine.schedule import Schedule, constant
 from tenfold.vision.crops import MultiCropConfig
 from tenfold.vision.heads import HeadConfig
-from tenfold.vision.pretrain import ObjectiveConfig, PretrainRecipe
-from tenfold.vision.vit import VIT_CONFIGS
+from tenfold.vision.pretrain import GramConfig, ObjectiveConfig, PretrainRecipe, Resolution
+from tenfold.vision.vit import VIT_CONFIGS, VitConfig
 
 
 def dinov3_mini() -> PretrainRecipe:
@@ -46,32 +51,156 @@ def dinov3_mini() -> PretrainRecipe:
             koleo=0.1,
             teacher_temperature=Schedule("constant", peak=0.035, start=0.025, warmup=1 / 3),
             momentum=Schedule("cosine", peak=0.97, final=1.0),
-            pool="patch-mean",
         ),
     )
 
 
-def dinov2_vits() -> PretrainRecipe:
-    """DINOv2's objective on ViT-S/14: DINO, iBOT with its own head, KoLeo on two global and eight local crops."""
+Size = Literal["s", "b", "l", "g"]
+DROP_PATH = {"s": 0.1, "b": 0.1, "l": 0.3, "g": 0.4}
+
+
+def dinov2_vits(size: Size = "s") -> PretrainRecipe:
+    """DINOv2's objective, patch 14: DINO, iBOT with its own head, KoLeo on two global and eight local crops.
+
+    Numbers of the released ViT-L/14 configuration. Its learning rate is 2e-4 * sqrt(batch / 1024): change `optim.lr`
+    together with `batch`.
+    """
+    batch = 1024
     return PretrainRecipe(
-        trainer=TrainerConfig(steps=125_000, precision="auto", checkpoint_every=2500, validate_every=12_500, workers=8),
+        trainer=_large_run(625_000),
         optim=OptimConfig(
-            lr=2e-4 * (1024 / 1024) ** 0.5,
+            lr=2e-4 * (batch / 1024) ** 0.5,
             weight_decay=0.04,
             weight_decay_end=0.2,
             clip=3.0,
             clip_per_module=True,
-            schedule=Schedule(kind="cosine", warmup=0.08, final=1e-6 / 2e-4),
+            schedule=Schedule(kind="cosine", warmup=80 / 500, final=1e-6 / 2e-4),
         ),
-        batch=1024,
-        source_side=256,
-        model=VIT_CONFIGS["dinov2-s"],
+        batch=batch,
+        source_side=None,
+        patch_embed_rate=0.2,
+        model=dataclasses.replace(VIT_CONFIGS[f"dinov2-{size}"], drop_path=DROP_PATH[size]),
         crops=MultiCropConfig(global_size=224, local_size=98),
         dino=HeadConfig(hidden=2048, bottleneck=384, prototypes=131_072, unit_prototypes=True),
         ibot=HeadConfig(hidden=2048, bottleneck=256, prototypes=131_072, unit_prototypes=True),
         objective=ObjectiveConfig(
             momentum=Schedule("cosine", peak=0.994, final=1.0),
-            teacher_temperature=Schedule("constant", peak=0.07, start=0.04, warmup=0.24),
+            teacher_temperature=Schedule("constant", peak=0.07, start=0.04, warmup=30 / 500),
+            freeze_prototypes=1 / 500,
+        ),
+    )
+
+
+def dinov3_vits(size: Literal["t", "s", "s+", "b", "l", "l+", "h+", "7b"] = "s") -> PretrainRecipe:
+    """DINOv3 stage 1 with the numbers of the released ImageNet configuration (ViT-L/16: k-NN 82.0 to 82.2 there).
+
+    Its learning rate is 4 * 1e-3 * sqrt(batch / 1024): change `optim.lr` together with `batch`. Registers and rescaled
+    positions are those of the released models.
+    """
+    batch = 1024
+    model = VIT_CONFIGS["tiny" if size == "t" else f"dinov3-{size}"]
+    return PretrainRecipe(
+        trainer=_large_run(125_000),
+        optim=OptimConfig(
+            lr=4e-3 * (batch / 1024) ** 0.5,
+            weight_decay=0.04,
+            weight_decay_end=0.4,
+            layer_decay=0.9,
+            clip=3.0,
+            clip_per_module=True,
+            schedule=Schedule(kind="cosine", warmup=10 / 100, final=1e-6 / 4e-3),
+        ),
+        batch=batch,
+        source_side=None,
+        patch_embed_rate=0.2,
+        model=dataclasses.replace(model, drop_path=0.1 if size in ("t", "s", "s+", "b") else 0.3),
+        crops=MultiCropConfig(global_size=224, local_size=96),
+        dino=HeadConfig(hidden=2048, bottleneck=256, prototypes=65_536),
+        ibot=HeadConfig(hidden=2048, bottleneck=256, prototypes=65_536),
+        objective=ObjectiveConfig(
+            momentum=Schedule("cosine", peak=0.992, final=1.0),
+            teacher_temperature=Schedule("constant", peak=0.07, start=0.04, warmup=30 / 100),
+            freeze_prototypes=1 / 100,
+        ),
+    )
+
+
+def dinov3_gram(size: Literal["t", "s", "s+", "b", "l", "l+", "h+", "7b"] = "s") -> PretrainRecipe:
+    """DINOv3 stage 2, Gram anchoring: goes on from `--start RUN`, a run of `dinov3-vits` with the same `--size`."""
+    stage1 = dinov3_vits(size)
+    return dataclasses.replace(
+        stage1,
+        trainer=dataclasses.replace(stage1.trainer, steps=20_000),
+        optim=dataclasses.replace(
+            stage1.optim,
+            schedule=Schedule(kind="constant", peak=0.6, warmup=0.0),
+            weight_decay_end=None,
+            layer_decay=0.98,
+        ),
+        gram=GramConfig(),
+        start=Path("runs/dinov3-vits"),
+        objective=dataclasses.replace(
+            stage1.objective,
+            momentum=constant(0.999),
+            teacher_temperature=constant(0.07),
+            local=Schedule("cosine", peak=1.0, final=0.5, decay=1000),
+            freeze_prototypes=0,
+        ),
+    )
+
+
+def dinov3_highres(size: Literal["t", "s", "s+", "b", "l", "l+", "h+", "7b"] = "s") -> PretrainRecipe:
+    """DINOv3 stage 3, mixed high resolutions with Gram from crops of larger images: goes on from `--start RUN`."""
+    stage2 = dinov3_gram(size)
+    mixes = (
+        (512, 112, 768, 0.3),
+        (768, 112, 1152, 0.3),
+        (768, 168, 1152, 0.3),
+        (768, 224, 1152, 0.05),
+        (768, 336, 1152, 0.05),
+    )
+    return dataclasses.replace(
+        stage2,
+        trainer=dataclasses.replace(stage2.trainer, steps=10_000),
+        optim=dataclasses.replace(stage2.optim, schedule=Schedule(kind="constant", peak=0.25, warmup=1.0)),
+        batch=256,
+        start=Path("runs/dinov3-gram"),
+        gram=GramConfig(weight=constant(1.5)),
+        resolutions=tuple(Resolution(*mix) for mix in mixes),
+        objective=dataclasses.replace(stage2.objective, local=constant(0.5)),
+    )
+
+
+def dinov3_imagenette() -> PretrainRecipe:
+    """ViT-S/16 on the ten classes of imagenette, on one GPU in half an hour: images are decoded once into memory."""
+    return PretrainRecipe(
+        trainer=TrainerConfig(
+            steps=12_000, precision="auto", checkpoint_every=1000, validate_every=1000, log_every=20, workers=8
+        ),
+        optim=OptimConfig(
+            lr=1e-3,
+            weight_decay=0.04,
+            weight_decay_end=0.4,
+            clip=3.0,
+            clip_per_module=True,
+            schedule=Schedule(kind="cosine", warmup=0.1, final=1e-3),
+        ),
+        batch=512,
+        source_side=160,
+        patch_embed_rate=0.2,
+        model=VitConfig(384, 12, 6, registers=4, drop_path=0.1, rope_rescale=2.0, image_size=160),
+        crops=MultiCropConfig(global_size=160, local_size=64, blur="paper"),
+        dino=HeadConfig(hidden=2048, bottleneck=256, prototypes=16_384),
+        ibot=HeadConfig(hidden=2048, bottleneck=256, prototypes=16_384),
+        objective=ObjectiveConfig(
+            momentum=Schedule("cosine", peak=0.992, final=1.0),
+            teacher_temperature=Schedule("constant", peak=0.07, start=0.04, warmup=0.3),
             freeze_prototypes=0.01,
         ),
+    )
+
+
+def _large_run(steps: int) -> TrainerConfig:
+    return TrainerConfig(
+        steps=steps, precision="auto", checkpoint_every=2500, validate_every=12_500, log_every=20, workers=8
     )

@@ -62,11 +62,13 @@ class VitConfig:
     rope_periods: Literal["file", "exact"] = "file"
     local_cls_norm: bool = False
     fan_in_init: bool = False  # std min(0.05, fan_in ** -0.5) instead of 0.02
+    feature: Literal["cls", "patch-mean"] = "cls"  # what stands for the whole image
+    image_size: int = 224  # side in pixels at which the weights are evaluated by default
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "heads", "patch_size", "channels", "grid"):
+        for name in ("dim", "depth", "heads", "patch_size", "channels", "grid", "image_size"):
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number >= 1")
         require(self.dim % self.heads == 0, "model.heads", self.heads, f"a divisor of model.dim = {self.dim}")
         require(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "a share in [0, 1)")
@@ -118,7 +120,17 @@ VIT_CONFIGS: dict[str, VitConfig] = {
     "dinov3-7b": _v3(4096, 40, 32, hidden=8192, qkv_bias=False),
     "tiny": VitConfig(192, 12, 3, registers=4, rope_rescale=2.0),
     "mini": VitConfig(
-        192, 4, 3, patch_size=8, positions="antialias", grid=6, stem="conv", layer_scale=None, fan_in_init=True
+        192,
+        4,
+        3,
+        patch_size=8,
+        positions="antialias",
+        grid=6,
+        stem="conv",
+        layer_scale=None,
+        fan_in_init=True,
+        feature="patch-mean",
+        image_size=48,
     ),
 }
 
@@ -197,6 +209,12 @@ class VisionTransformer(nn.Module):
         for block in self.blocks:
             xs = block(xs, [self.rotation(grid) for grid in grids])
         return [self.output(x, grid, local=i > 0) for i, (x, grid) in enumerate(zip(xs, grids))]
+
+    def feature(self, output: VisionOutput) -> Float[Tensor, "b d"]:
+        """What stands for the whole image: the CLS token, or the mean of the patch tokens."""
+        if self.config.feature == "cls":
+            return output.cls_token
+        return output.patch_tokens.flatten(1, 2).mean(1)
 
     def get_intermediate_layers(
         self,

@@ -1,0 +1,179 @@
+"""The model of self-supervised pretraining: student, EMA teacher and, in the later stages of DINOv3, a Gram teacher.
+
+    crops ──► student (masked) ──► CLS or mean patch ──► DINO head ──► logits ─┐
+      │                       ├──► masked patches ────► iBOT head ──► logits ─┤ cross-entropy
+      ├─────► teacher (EMA) ──┴──► heads ──► Sinkhorn-Knopp over the global batch ┘   + KoLeo on the features
+      └─────► Gram teacher (an earlier EMA teacher) ──► patch similarities that the student's are held to
+
+Papers: DINOv2 (arXiv 2304.07193, section 4), DINOv3 (arXiv 2508.10104, sections 3 and 4). With two global and eight
+local crops the DINO term is 2/18 of the global pairs and 16/18 of the local ones, as in the released code.
+
+    B batch of this rank   G global crops   L local crops   P patches   D feature width
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tenfold.engine.parallel import Collectives
+from tenfold.errors import CheckpointError
+from tenfold.vision.crops import normalize
+from tenfold.vision.gram import gram_loss, pool_to
+from tenfold.vision.heads import BatchStatistics, PrototypeHead
+from tenfold.vision.objectives import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp, softmax_center
+from tenfold.vision.vit import VisionOutput, VisionTransformer
+
+if TYPE_CHECKING:
+    from tenfold.vision.pretrain import PretrainRecipe
+
+
+class Network(nn.Module):
+    """Backbone and heads of one side (student or teacher)."""
+
+    def __init__(self, recipe: PretrainRecipe) -> None:
+        super().__init__()
+        self.backbone = VisionTransformer(recipe.model)
+        self.dino_head = PrototypeHead(recipe.model.dim, recipe.dino)
+        self.ibot_head = PrototypeHead(recipe.model.dim, recipe.ibot) if recipe.objective.ibot > 0 else None
+
+
+class Center(nn.Module):
+    """Running mean of the teacher's logits over the global batch (momentum 0.9, as in DINO, arXiv 2104.14294)."""
+
+    value: Tensor
+
+    def __init__(self, prototypes: int) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.zeros(prototypes))
+
+    def update(self, logits: Tensor, ranks: Collectives) -> None:
+        """Takes in this step's logits (n, K), n >= 0 on each rank."""
+        total = torch.cat([logits.float().sum(0), logits.new_tensor([len(logits)], dtype=torch.float32)])
+        total = ranks.all_reduce_sum(total)
+        if total[-1] > 0:
+            self.value.lerp_(total[:-1] / total[-1], 0.1)
+
+
+class SelfDistillation(nn.Module):
+    """`forward(batch)` gives the losses; `forward({"images": x})` the teacher's features."""
+
+    def __init__(self, recipe: PretrainRecipe, ranks: Collectives, hparams: Mapping[str, float]) -> None:
+        super().__init__()
+        self.student = Network(recipe)
+        if recipe.objective.ibot == 0:
+            self.student.backbone.mask_token.requires_grad_(False)  # nothing is masked: it takes part in no step
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.gram_teacher = copy.deepcopy(self.teacher.backbone) if recipe.gram is not None else None
+        self.objective, self.hparams, self.ranks = recipe.objective, hparams, ranks
+        softmax = recipe.objective.centering == "softmax"
+        self.center = Center(recipe.dino.prototypes) if softmax else None
+        self.patch_center = Center(recipe.ibot.prototypes) if softmax and recipe.objective.ibot > 0 else None
+        for module in self.modules():
+            if isinstance(module, BatchStatistics):
+                module.ranks = ranks  # statistics of the global batch: the losses equal one process's
+
+    def start_from(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        """Takes student, teacher and heads of an earlier run (`engine.checkpoint.read_model`); its teacher is the first
+        Gram teacher. Raises CheckpointError when they do not fit."""
+        own = {n: v for n, v in self.state_dict().items() if n.startswith(("student.", "teacher."))}
+        problems = [f"missing {n}" for n in own.keys() - tensors.keys()]
+        problems += [
+            f"{n} is {tuple(tensors[n].shape)}, this model has {tuple(own[n].shape)}"
+            for n in own.keys() & tensors.keys()
+            if own[n].shape != tensors[n].shape
+        ]
+        if problems:
+            raise CheckpointError(f"{where} does not fit this model:\n  " + "\n  ".join(sorted(problems)))
+        self.load_state_dict({n: tensors[n] for n in own}, strict=False)  # what is not named here is checked above
+        if self.gram_teacher is not None:
+            self.gram_teacher.load_state_dict(self.teacher.backbone.state_dict())
+
+    def train(self, mode: bool = True) -> SelfDistillation:
+        """Teachers see what evaluation sees: no dropped samples, no rescaled positions."""
+        super().train(mode)
+        self.teacher.eval()
+        if self.gram_teacher is not None:
+            self.gram_teacher.eval()
+        return self
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        if "images" in batch:
+            with torch.no_grad():
+                backbone = self.teacher.backbone
+                return {"features": backbone.feature(backbone(batch["images"]))}
+        return self.losses(batch)
+
+    def normalized(self, crops: Tensor) -> Tensor:
+        """uint8 (G, B, 3, H, W) to network input (G * B, 3, H, W)."""
+        config = self.student.backbone.config
+        return normalize(crops.flatten(0, 1), config.mean, config.std)
+
+    @torch.no_grad()
+    def targets(self, global_crops: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Teacher probabilities (G*B, K) of the crops and (M, K) of the masked patches, from *unmasked* images."""
+        output = self.teacher.backbone(global_crops)
+        crops = self._balanced(self.teacher.dino_head(self.teacher.backbone.feature(output)), self.center)
+        if masks is None or self.teacher.ibot_head is None:
+            return crops, None
+        patches = self.teacher.ibot_head(output.patch_tokens.flatten(1, 2)[masks])
+        return crops, self._balanced(patches, self.patch_center)
+
+    def _balanced(self, logits: Tensor, center: Center | None) -> Tensor:
+        """Teacher logits as targets that use all prototypes."""
+        temperature = self.hparams["teacher_temperature"]
+        if center is None:
+            return sinkhorn_knopp(logits, temperature, ranks=self.ranks)
+        targets = softmax_center(logits, center.value, temperature)
+        center.update(logits, self.ranks)
+        return targets
+
+    def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """uint8 global_crops (G, B, 3, H, W); if any, local_crops (L, B, 3, h, w), gram_crops (G, B, 3, H', W') and
+        masks (G*B, P) bool."""
+        objective, student = self.objective, self.student
+        global_crops, local_crops, masks = batch["global_crops"], batch.get("local_crops"), batch.get("masks")
+        n_global, size = global_crops.shape[:2]
+        n_local = 0 if local_crops is None else len(local_crops)
+        views = [self.normalized(global_crops)] + ([] if local_crops is None else [self.normalized(local_crops)])
+        target, patch_target = self.targets(views[0], masks)
+        target = target.unflatten(0, (n_global, size))
+
+        outputs = student.backbone.forward_crops(views, [masks, None][: len(views)])
+        features = student.backbone.feature(outputs[0])
+        tau = objective.student_temperature
+        logits = student.dino_head(features).unflatten(0, (n_global, size))
+        losses = {"dino_global": dino_loss(logits, target, tau, skip_same=True)}
+        pairs_global, pairs_local = n_global * (n_global - 1), n_global * n_local
+        pairs = pairs_global + pairs_local
+        total = losses["dino_global"] * (pairs_global / pairs)
+        if n_local:
+            logits = student.dino_head(student.backbone.feature(outputs[1])).unflatten(0, (n_local, size))
+            losses["dino_local"] = dino_loss(logits, target, tau)
+            total = total + losses["dino_local"] * (pairs_local / pairs) * self.hparams["local_weight"]
+        if objective.koleo > 0:
+            crops = features.unflatten(0, (n_global, size))[: 1 if objective.koleo_crops == "first" else n_global]
+            losses["koleo"] = torch.stack([koleo_loss(crop, self.ranks) for crop in crops]).sum()
+            total = total + objective.koleo * losses["koleo"]
+        if patch_target is not None and masks is not None and student.ibot_head is not None:
+            patches = student.ibot_head(outputs[0].patch_tokens.flatten(1, 2)[masks])
+            weights = (1.0 / masks.sum(1).clamp_min(1))[:, None].expand_as(masks)[masks]
+            losses["ibot"] = ibot_loss(patches, patch_target, weights, samples=len(masks), temperature=tau)
+            total = total + objective.ibot * losses["ibot"]
+        if self.gram_teacher is not None:
+            losses["gram"] = self._gram(outputs[0], views[0], batch.get("gram_crops"))
+            total = total + self.hparams["gram_weight"] * losses["gram"]
+        return {**losses, "loss": total}
+
+    def _gram(self, output: VisionOutput, global_view: Tensor, gram_crops: Tensor | None) -> Tensor:
+        """The Gram teacher sees the student's crop, or a larger one of the same part without colour distortion."""
+        assert self.gram_teacher is not None
+        with torch.no_grad():
+            view = global_view if gram_crops is None else self.normalized(gram_crops)
+            anchors = self.gram_teacher(view).patch_tokens
+        height, width = output.patch_tokens.shape[1:3]
+        return gram_loss(output.patch_tokens.flatten(1, 2), pool_to(anchors, height, width))
