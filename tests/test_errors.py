@@ -14,7 +14,7 @@ from tenfold.errors import FieldError, MissingExtra, StorageError, TenfoldError,
 
 CODES = {
     "UsageError": 2, "FieldError": 2, "MissingExtra": 2, "LockHeld": 2, "DataError": 3, "WeightsError": 4,
-    "CheckpointError": 4, "StorageError": 4, "NonFiniteError": 5, "Preempted": 75,
+    "CheckpointError": 4, "StorageError": 4, "NonFiniteError": 5, "LostRank": 1, "Preempted": 75,
 }  # fmt: skip
 
 

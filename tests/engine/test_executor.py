@@ -18,7 +18,8 @@ import pytest
 
 import shard_functions as work
 from tenfold.data.lock import held
-from tenfold.engine import executor, progress
+from tenfold.data import progress
+from tenfold.engine import executor
 from tenfold.engine.executor import FailedShards, map_shards
 from tenfold.engine.journal import NAME
 from tenfold.errors import CheckpointError, LockHeld, MissingExtra, StorageError, TenfoldError, UsageError

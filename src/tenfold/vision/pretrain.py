@@ -73,23 +73,27 @@ class GramConfig:
     """Gram anchoring. The Gram teacher is the starting run's teacher, and is replaced by the EMA teacher `refreshes` times,
     every `refresh_every` steps (DINOv3, arXiv 2508.10104, section 4.2)."""
 
-    weight: Schedule = field(default_factory=lambda: Schedule("cosine", peak=0.0, final=2.0, decay=1000))
-    refresh_every: int = 10_000
-    refreshes: int = 3
+    weight: Schedule = field(default_factory=lambda: constant(0.0))  # of the loss; 0 throughout: no Gram teacher
+    refresh_every: int = 10_000  # steps
+    refreshes: int = 3  # at most
 
     def __post_init__(self) -> None:
         require(self.refresh_every >= 1, "gram.refresh_every", self.refresh_every, "a whole number >= 1")
         require(self.refreshes >= 0, "gram.refreshes", self.refreshes, "a whole number >= 0")
+
+    @property
+    def active(self) -> bool:
+        return self.weight.peak > 0 or self.weight.final > 0
 
 
 @dataclass(frozen=True)
 class Resolution:
     """One mix of crop sizes of the high-resolution stage and how often a batch has it. `gram_size` None: no larger crop."""
 
-    global_size: int
-    local_size: int
-    gram_size: int | None = None
-    probability: float = 1.0
+    global_size: int  # pixels
+    local_size: int  # pixels
+    gram_size: int | None = None  # pixels
+    probability: float = 1.0  # relative to those of the other mixes
 
     def __post_init__(self) -> None:
         require(0 < self.probability <= 1, "resolutions.probability", self.probability, "a share in (0, 1]")
@@ -109,7 +113,7 @@ class PretrainRecipe(Recipe):
     dino: HeadConfig = field(default_factory=HeadConfig)
     ibot: HeadConfig = field(default_factory=HeadConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    gram: GramConfig | None = None  # Gram anchoring, the second stage of DINOv3
+    gram: GramConfig = field(default_factory=GramConfig)  # Gram anchoring, the second stage of DINOv3
     resolutions: tuple[Resolution, ...] = ()  # crop sizes by batch, the last stage of DINOv3; empty: those of `crops`
     patch_embed_rate: float = 1.0  # learning rate of the patch embedding over that of the rest (0.2 in the papers)
     val_k: int = 20  # neighbours of the k-NN curve
@@ -119,9 +123,11 @@ class PretrainRecipe(Recipe):
         require(self.batch >= 2, "batch", self.batch, "a whole number >= 2 (Sinkhorn and KoLeo compare images)")
         require(self.val_k >= 1, "val_k", self.val_k, "a whole number >= 1")
         require(self.val_rows is None or self.val_rows >= 1, "val_rows", self.val_rows, "None or a whole number >= 1")
-        side, gram = self.source_side, self.gram
+        side, rate = self.source_side, self.patch_embed_rate
         require(side is None or side >= 8, "source_side", side, "None or a side in pixels >= 8")
-        require(gram is None or self.start is not None, "start", None, "the run whose teacher anchors (--start RUN)")
+        require(rate > 0, "patch_embed_rate", rate, "a factor above 0")
+        started = self.start is not None or not self.gram.active
+        require(started, "start", None, "the run whose teacher anchors (--start RUN)")
 
     def make_task(self) -> PretrainTask:
         return PretrainTask(self)
@@ -138,7 +144,7 @@ class PretrainTask(Task):
             "momentum": recipe.objective.momentum,
             "local_weight": recipe.objective.local,
         }
-        if recipe.gram is not None:
+        if recipe.gram.active:
             self.schedules["gram_weight"] = recipe.gram.weight
         self._photographs: Photographs | None = None
         self._floors: dict[str, float] | None = None
@@ -205,7 +211,7 @@ class PretrainTask(Task):
         student: list[Tensor] = list(module.student.parameters())
         torch._foreach_lerp_(teacher, student, 1.0 - self.hparams["momentum"])
         gram = self.recipe.gram
-        if gram is not None and module.gram_teacher is not None:
+        if module.gram_teacher is not None:
             times, rest = divmod(step + 1, gram.refresh_every)
             if rest == 0 and times <= gram.refreshes:
                 torch._foreach_copy_(list(module.gram_teacher.parameters()), list(module.teacher.backbone.parameters()))

@@ -137,7 +137,7 @@ def dinov3_gram(size: Literal["t", "s", "s+", "b", "l", "l+", "h+", "7b"] = "s")
             weight_decay_end=None,
             layer_decay=0.98,
         ),
-        gram=GramConfig(),
+        gram=GramConfig(weight=Schedule("cosine", peak=0.0, final=2.0, decay=1000)),
         start=Path("runs/dinov3-vits"),
         objective=dataclasses.replace(
             stage1.objective,

@@ -68,7 +68,7 @@ class SelfDistillation(nn.Module):
         if recipe.objective.ibot == 0:
             self.student.backbone.mask_token.requires_grad_(False)  # nothing is masked: it takes part in no step
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.gram_teacher = copy.deepcopy(self.teacher.backbone) if recipe.gram is not None else None
+        self.gram_teacher = copy.deepcopy(self.teacher.backbone) if recipe.gram.active else None
         self.objective, self.hparams, self.ranks = recipe.objective, hparams, ranks
         softmax = recipe.objective.centering == "softmax"
         self.center = Center(recipe.dino.prototypes) if softmax else None
