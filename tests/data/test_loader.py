@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tenfold.data.loader import Loader
 from tenfold.data.sample import Sample
@@ -76,6 +77,16 @@ def test_resuming_goes_on_with_the_very_next_batch(workers: int) -> None:
     second.load_state_dict(first.state_dict())
     assert take(second, 13) == [batch[4:] for batch in straight[7:]]
     assert first.state_dict() == {"samples": 56, "size": 37, "seed": 3}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loading_draws_nothing_from_the_global_generators(workers: int) -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+    expected = torch.random.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[union-attr,index]
+    take(loader(workers=workers), 3)
+    assert torch.equal(torch.random.get_rng_state(), expected[0])
+    assert np.random.get_state()[1].tolist() == expected[1]  # type: ignore[union-attr,index]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

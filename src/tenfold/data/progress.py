@@ -28,7 +28,7 @@ def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
         if now - last >= EVERY:
             last, rate = now, done / (now - start)
             left = (total - done) / rate
-            print(f"{what}: {done:,} of {total:,}, {rate:.0f}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{what}: {done:,} of {total:,}, {rate:.3g}/s, {left:.0f} s left", file=sys.stderr, flush=True)
 
 
 def _bar(items: Iterable[T], what: str, total: int) -> Iterator[T]:
@@ -42,4 +42,4 @@ def _bar(items: Iterable[T], what: str, total: int) -> Iterator[T]:
         for done, item in enumerate(items, 1):
             yield item
             rate = done / max(monotonic() - start, 1e-9)
-            progress.update(task, advance=1, description=f"{what}, {rate:.0f}/s")
+            progress.update(task, advance=1, description=f"{what}, {rate:.3g}/s")
