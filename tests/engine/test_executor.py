@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import shard_functions as work
-from tenfold.data.lock import held
 from tenfold.data import progress
+from tenfold.data.lock import held
 from tenfold.engine import executor
 from tenfold.engine.executor import FailedShards, map_shards
 from tenfold.engine.journal import NAME

@@ -31,9 +31,9 @@ from tenfold.training import reopen
 SAMPLE = "sample-recipe"
 # Recipes of one wing share their configuration's type, so one of each type is fuzzed by default and the rest at leisure.
 FIRST = {"dinov3-mini"}
-NAMES = [
-    pytest.param(entry.name, marks=() if entry.name in FIRST else pytest.mark.slow) for entry in recipes
-] + [SAMPLE]
+NAMES = [pytest.param(entry.name, marks=() if entry.name in FIRST else pytest.mark.slow) for entry in recipes] + [
+    SAMPLE
+]
 SIGNED = {"peak", "start", "final", "mean"}  # fields in which a negative number makes sense
 quick = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

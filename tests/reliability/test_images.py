@@ -43,6 +43,13 @@ def encoded(image: Image.Image, **how: object) -> bytes:
     return buffer.getvalue()
 
 
+def read_or_none(data: bytes) -> np.ndarray | None:
+    try:
+        return read_image(data)
+    except DataError:
+        return None
+
+
 def png_of(width: int, height: int) -> bytes:
     """A valid header, and almost nothing behind it."""
     chunks = (
@@ -59,21 +66,17 @@ def test_a_truncated_file_is_never_half_a_picture(photograph: Image.Image, name:
     data = encoded(photograph, **ENCODINGS[name])
     whole = read_image(data)
     assert whole.shape == (90, 160, 3)
-    refused = 0
-    for percent in range(1, 100):
-        try:
-            pixels = read_image(data[: len(data) * percent // 100], f"{percent} %")
-        except DataError as error:
-            assert f"{percent} %" in str(error)
-            refused += 1
-        else:
-            assert np.array_equal(pixels, whole), f"half a picture at {percent} %"
-    assert refused > 90
+    outcomes = {percent: read_or_none(data[: len(data) * percent // 100]) for percent in range(1, 100)}
+    wrong = [
+        percent for percent, pixels in outcomes.items() if pixels is not None and not np.array_equal(pixels, whole)
+    ]
+    assert wrong == []
+    assert sum(pixels is None for pixels in outcomes.values()) > 90
 
 
 def test_a_header_of_sixty_thousand_pixels_a_side_is_refused_before_decoding() -> None:
     start = time.monotonic()
-    with pytest.raises(DataError, match="60000 x 60000|more pixels"):
+    with pytest.raises(DataError, match=r"60000 x 60000|more pixels"):
         read_image(png_of(60_000, 60_000))
     with pytest.raises(DataError, match="60000 x 10"):
         read_image(png_of(60_000, 10))

@@ -110,6 +110,7 @@ class Loader:
             num_workers=self.workers,
             prefetch_factor=2,
             persistent_workers=True,
+            generator=torch.Generator(),  # its own: a draw from torch's would change what a resumed run draws next
             # A forked worker shares the decoded images; elsewhere they are pickled to it.
             multiprocessing_context="fork" if sys.platform == "linux" else None,
         )

@@ -32,11 +32,13 @@ class ParquetSource:
         pq = _pyarrow()
         self._paths = list(paths)
         self._groups: list[tuple[int, int]] = []  # (file, row group)
+        firsts = []  # row of the source at which each file begins
         starts, labels = [0], []
         for number, path in enumerate(self._paths):
             with _reading(path):
                 file = pq.ParquetFile(path)
                 self._column = _column(file.schema_arrow, path)
+                firsts.append(starts[-1])
                 label = next((name for name in LABEL_COLUMNS if name in file.schema_arrow.names), None)
                 labels.append(file.read([label]).column(0).to_pylist() if label else None)
                 for group in range(file.num_row_groups):
@@ -44,7 +46,7 @@ class ParquetSource:
                     starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
                 if number == 0:
                     names = _class_names(file.schema_arrow, label, path)
-        self._starts = np.array(starts)
+        self._starts, self._firsts = np.array(starts), firsts
         if len(self) == 0:
             raise DataError(f"{self._paths[0]} has no rows.")
         self.labels, self.classes = self._label(labels, names)
@@ -59,8 +61,8 @@ class ParquetSource:
             raise IndexError(index)
         group = int(np.searchsorted(self._starts, index, "right")) - 1
         row = index - int(self._starts[group])
-        path = self._paths[self._groups[group][0]]
-        name = f"{path}, row {index}"
+        file = self._groups[group][0]
+        name = f"{self._paths[file]}, row {index - self._firsts[file]}"
         value = self._group(group)[row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:

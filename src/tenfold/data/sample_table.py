@@ -47,7 +47,7 @@ SAMPLES: tuple[WheelSample, ...] = (
         package="scikit-image",
         version="0.26.0",
         # Image by image in skimage's docstrings; the stereo pair is of the Middlebury 2014 benchmark, to be cited.
-        licence="CC0 or public domain",
+        licence="CC0 or public domain; stereo pair: Middlebury 2014, to be cited",
         summary="fifteen photographs, and a stereo pair with its true disparity",
         members=(
             Member(

@@ -65,7 +65,7 @@ def resize(crop: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "si
     """Bicubic, antialiased, squashed to a square; a new array."""
     # The batch axis comes before the permutation: only then does torch see channels-last, which is 1.5 times as fast
     # and gives pixels that OpenCV takes without a copy.
-    planes = torch.from_numpy(crop)[None].permute(0, 3, 1, 2)
+    planes = torch.from_numpy(crop).unsqueeze(0).permute(0, 3, 1, 2)
     planes = F.interpolate(planes, size=(side, side), mode="bicubic", antialias=True)
     pixels = planes[0].permute(1, 2, 0).numpy()
     return (
