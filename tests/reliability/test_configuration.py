@@ -87,10 +87,14 @@ def default_of(config: Any, flag: str) -> Any:
 
 
 def fields_with(name: str, *kinds: Any) -> list[str]:
-    """Flags whose types are all among `kinds`, at least one of them there besides None."""
-    allowed = {*kinds, type(None)}
-    flags = flags_of(type(load(name)))
-    return [f for f, hint in flags.items() if parts(bare(hint)) <= allowed and parts(bare(hint)) & set(kinds)]
+    """Flags whose types are all among `kinds`, at least one of them there besides None; empty tuples have no place for a
+    number and are left out."""
+    allowed, config = {*kinds, type(None)}, load(name)
+    return [
+        flag
+        for flag, hint in flags_of(type(config)).items()
+        if parts(bare(hint)) <= allowed and parts(bare(hint)) & set(kinds) and default_of(config, flag) != ()
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -191,5 +191,5 @@ def test_a_wrong_value_names_its_field(wrong: dict[str, object]) -> None:
 def test_a_configuration_survives_its_run_folder(blur: object) -> None:
     config = replace(MultiCropConfig(), blur=blur)  # type: ignore[arg-type]
     assert from_dict(MultiCropConfig, to_dict(config)) == config
-    with pytest.raises(UsageError, match=r"blur 'papers'\. Did you mean 'paper'"):
+    with pytest.raises(UsageError, match="did you mean 'paper'"):
         from_dict(MultiCropConfig, {"blur": "papers"})

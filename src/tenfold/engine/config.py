@@ -193,7 +193,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if not any(value == allowed and type(value) is type(allowed) for allowed in args):
             guess = nearest(str(value), map(str, args))
-            raise FieldError(where, value, spell(hint) + (f"; did you mean {guess!r}?" if guess else ""))
+            raise FieldError(where, value, spell(hint) + (f" (did you mean {guess!r}?)" if guess else ""))
         return value
     if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):
@@ -220,7 +220,11 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
         except UsageError:
             if dataclasses.is_dataclass(option) and isinstance(value, dict):
                 raise  # its own message names the field inside
-    raise FieldError(where, value, " or ".join(map(spell, options)))
+    names = [
+        str(name) for option in options if typing.get_origin(option) is Literal for name in typing.get_args(option)
+    ]
+    guess = nearest(value, names) if isinstance(value, str) else None
+    raise FieldError(where, value, " or ".join(map(spell, options)) + (f" (did you mean {guess!r}?)" if guess else ""))
 
 
 def _convert_plain(hint: Any, value: Any, where: str) -> Any:

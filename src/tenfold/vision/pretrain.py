@@ -87,19 +87,6 @@ class GramConfig:
 
 
 @dataclass(frozen=True)
-class Resolution:
-    """One mix of crop sizes of the high-resolution stage and how often a batch has it. `gram_size` None: no larger crop."""
-
-    global_size: int  # pixels
-    local_size: int  # pixels
-    gram_size: int | None = None  # pixels
-    probability: float = 1.0  # relative to those of the other mixes
-
-    def __post_init__(self) -> None:
-        require(0 < self.probability <= 1, "resolutions.probability", self.probability, "a share in (0, 1]")
-
-
-@dataclass(frozen=True)
 class PretrainRecipe(Recipe):
     """Self-supervised pretraining on a folder, tar or parquet of images; labels are never used to train."""
 
@@ -114,7 +101,8 @@ class PretrainRecipe(Recipe):
     ibot: HeadConfig = field(default_factory=HeadConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     gram: GramConfig = field(default_factory=GramConfig)  # Gram anchoring, the second stage of DINOv3
-    resolutions: tuple[Resolution, ...] = ()  # crop sizes by batch, the last stage of DINOv3; empty: those of `crops`
+    # The last stage of DINOv3 draws crop sizes by batch: (global, local, Gram side, how often), the Gram side 0 for none.
+    resolutions: tuple[tuple[int, int, int, float], ...] = ()
     patch_embed_rate: float = 1.0  # learning rate of the patch embedding over that of the rest (0.2 in the papers)
     val_k: int = 20  # neighbours of the k-NN curve
     val_rows: int | None = None  # use only the first rows of train and val for the curve
@@ -126,6 +114,9 @@ class PretrainRecipe(Recipe):
         side, rate = self.source_side, self.patch_embed_rate
         require(side is None or side >= 8, "source_side", side, "None or a side in pixels >= 8")
         require(rate > 0, "patch_embed_rate", rate, "a factor above 0")
+        for mix in self.resolutions:
+            ok = mix[0] >= 1 and mix[1] >= 1 and mix[2] >= 0 and mix[3] > 0
+            require(ok, "resolutions", mix, "sides in pixels (the third may be 0) and a share above 0")
         started = self.start is not None or not self.gram.active
         require(started, "start", None, "the run whose teacher anchors (--start RUN)")
 
@@ -169,14 +160,14 @@ class PretrainTask(Task):
         r = self.recipe
         t = r.trainer
         mixes = [
-            dataclasses.replace(r.crops, global_size=m.global_size, local_size=m.local_size, gram_size=m.gram_size)
-            for m in r.resolutions
+            dataclasses.replace(r.crops, global_size=large, local_size=small, gram_size=gram or None)
+            for large, small, gram, _ in r.resolutions
         ]
         loaders = [
             self.photographs.batches(crops, r.batch, t.seed + i, shard, t.data_errors, t.workers)
             for i, crops in enumerate(mixes or [r.crops])
         ]
-        return Mixed(loaders, [m.probability for m in r.resolutions], t.seed) if mixes else loaders[0]
+        return Mixed(loaders, [share for *_, share in r.resolutions], t.seed) if mixes else loaders[0]
 
     def training_step(self, model: nn.Module, batch: Any, phase: Phase) -> dict[str, Tensor]:
         if self.recipe.objective.ibot > 0:

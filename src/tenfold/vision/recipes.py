@@ -15,7 +15,7 @@ from tenfold.engine.config import OptimConfig, TrainerConfig
 from tenfold.engine.schedule import Schedule, constant
 from tenfold.vision.crops import MultiCropConfig
 from tenfold.vision.heads import HeadConfig
-from tenfold.vision.pretrain import GramConfig, ObjectiveConfig, PretrainRecipe, Resolution
+from tenfold.vision.pretrain import GramConfig, ObjectiveConfig, PretrainRecipe
 from tenfold.vision.vit import VIT_CONFIGS, VitConfig
 
 
@@ -166,7 +166,7 @@ def dinov3_highres(size: Literal["t", "s", "s+", "b", "l", "l+", "h+", "7b"] = "
         batch=256,
         start=Path("runs/dinov3-gram"),
         gram=GramConfig(weight=constant(1.5)),
-        resolutions=tuple(Resolution(*mix) for mix in mixes),
+        resolutions=mixes,
         objective=dataclasses.replace(stage2.objective, local=constant(0.5)),
     )
 
