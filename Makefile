@@ -17,14 +17,17 @@ $(STAMP): pyproject.toml constraints.txt
 tour: install
 	$(BIN)/tenfold tour
 
-# Two processes: shape checks on everything, then what torch.compile and export need without them.
+# First everything with its shapes checked, then what torch.compile and torch.export need without the checks.
+# One thread for each test process: two that share cores wait for each other at every operation.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+
 test: install
-	$(BIN)/pytest -m 'not slow and not oracle and not compiled'
-	JAXTYPING_DISABLE=1 $(BIN)/pytest -m 'compiled and not slow and not oracle'
+	$(PYTEST) -m 'not slow and not oracle and not compiled'
+	JAXTYPING_DISABLE=1 $(PYTEST) -m 'compiled and not slow and not oracle'
 
 test-all: install
-	$(BIN)/pytest -m 'not oracle and not compiled' --timeout 1800
-	JAXTYPING_DISABLE=1 $(BIN)/pytest -m 'compiled and not oracle' --timeout 1800
+	$(PYTEST) -m 'not oracle and not compiled' --timeout 1800
+	JAXTYPING_DISABLE=1 $(PYTEST) -m 'compiled and not oracle' --timeout 1800
 
 lint: install
 	$(BIN)/ruff check src tests
