@@ -1,0 +1,64 @@
+"""Real `tenfold` processes for tests, one or several ranks. They are forked from a server that has torch loaded, which
+saves the seconds of its import; what runs in them is the command line itself."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = Path(__file__).parent / "programs"
+sys.path.insert(0, str(PROGRAMS))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by the server when it loads torch
+multiprocessing.get_context("forkserver").set_forkserver_preload(
+    ["byte_lm", "tenfold.training", "tenfold.engine.trainer", "tyro"]
+)
+
+
+class Job:
+    """One command on one or more ranks."""
+
+    def __init__(self, args: list[str], folder: Path, ranks: int) -> None:
+        from byte_lm import command
+
+        context = multiprocessing.get_context("forkserver")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.logs = [folder / f"errors-{time.monotonic_ns()}-{rank}.txt" for rank in range(ranks)]
+        self.processes = []
+        for rank, log in enumerate(self.logs):
+            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            group = {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if ranks > 1 else {}
+            process = context.Process(target=command, args=(args, group, log))
+            process.start()
+            self.processes.append(process)
+
+    @property
+    def pid(self) -> int | None:
+        return self.processes[0].pid
+
+    def signal(self, number: int, rank: int | None = None) -> None:
+        for process in self.processes if rank is None else [self.processes[rank]]:
+            if process.pid and process.is_alive():
+                os.kill(process.pid, number)
+
+    def wait(self, seconds: float = 120) -> list[int | None]:
+        """Exit codes of the ranks; fails when one hangs."""
+        end = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.0, end - time.monotonic()))
+            if process.is_alive():
+                self.signal(signal.SIGKILL)
+                pytest.fail(f"still running after {seconds} s: {self.errors}")
+        return [process.exitcode for process in self.processes]
+
+    @property
+    def errors(self) -> str:
+        return "\n".join(log.read_text() for log in self.logs if log.exists())
