@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 
 from tenfold.errors import UsageError
@@ -37,6 +38,12 @@ class Rotation:
         kept, turned = x[..., :prefix, :], x[..., prefix:, :]
         turned = (turned * self.cos + rotate_half(turned) * self.sin).to(x.dtype)
         return torch.cat([kept, turned], dim=-2) if prefix else turned
+
+    @cached_property
+    def turns(self) -> Complex[Tensor, "n half"]:
+        """The same rotation as complex numbers, for pairs that stand side by side; positions shared by the batch."""
+        half = self.cos.shape[-1] // 2
+        return torch.complex(self.cos[:, :half].float(), self.sin[:, :half].float())
 
 
 class AxialRope(nn.Module):

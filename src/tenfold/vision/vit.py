@@ -12,6 +12,7 @@ Sequence: [CLS, registers, patches].
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.embed import ConvStem, PatchEmbed, resize_positions
 from tenfold.nn.ffn import GeluFFN, SwiGLUFFN
+from tenfold.nn.inference import PackedBlock
+from tenfold.nn.linear import Workspace, bf16_refusal
 from tenfold.nn.rope import AxialRope, Rotation
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -196,9 +199,27 @@ class VisionTransformer(nn.Module):
     ) -> VisionOutput:
         """`masks` is True where a patch is replaced by the mask token."""
         x, grid = self.tokens(images, masks)
-        for block in self.blocks:
-            x = block(x, self.rotation(grid))
+        for block, rotation in zip(self.blocks, self._rotations(grid)):
+            x = block(x, rotation)
         return self.output(x, grid)
+
+    def for_inference(self, dtype: torch.dtype = torch.float32) -> VisionTransformer:
+        """A copy that only computes features, faster: same values to rounding. One call at a time may use it.
+
+        dtype: float32 or bfloat16, of the weights. On a CPU without bf16 units bf16 weights are widened once and
+        multiplied in fp32 (`nn.linear.bf16_refusal` says so), and features come in fp32. Training, packed crops and saving
+        need the model itself.
+        """
+        require(dtype in (torch.float32, torch.bfloat16), "dtype", dtype, "torch.float32 or torch.bfloat16")
+        model = copy.deepcopy(self).eval().requires_grad_(False)
+        periods = None if model.rope is None else model.rope.periods.clone()
+        model = model.to(dtype)
+        if model.rope is not None and periods is not None:
+            model.rope.periods = periods  # they are exact or rounded as released, whatever the weights are
+        if self.cls_token.device.type == "cpu" and (dtype == torch.float32 or bf16_refusal()):
+            model, workspace = model.float(), Workspace()
+            model.blocks = nn.ModuleList(PackedBlock(block, workspace) for block in model.blocks)  # type: ignore[arg-type]
+        return model
 
     def forward_crops(
         self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
@@ -232,10 +253,10 @@ class VisionTransformer(nn.Module):
             require(1 <= n <= depth, "n", n, f"1 to {depth} blocks")
         x, grid = self.tokens(images, None)
         layers = {}
-        for i, block in enumerate(self.blocks):
-            x = block(x, self.rotation(grid))
-            if i in wanted:
-                layers[i] = self.norm(x) if norm else x
+        for i, (block, rotation) in enumerate(zip(self.blocks, self._rotations(grid))):
+            x = block(x, rotation)
+            if i in wanted:  # a packed block overwrites its input
+                layers[i] = self.norm(x) if norm else x.clone()
         results = []
         for i in wanted:
             patches, cls = layers[i][:, self.prefix :], layers[i][:, 0]
@@ -246,7 +267,7 @@ class VisionTransformer(nn.Module):
 
     def tokens(self, images: Tensor, masks: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         """(B, prefix + P, D) and the grid (h, w)."""
-        images = self._fitted(images)
+        images = self._fitted(images).to(self.cls_token.dtype)
         p = self.config.patch_size
         grid = (images.shape[2] // p, images.shape[3] // p)
         x = self.patch_embed(images)
@@ -278,6 +299,12 @@ class VisionTransformer(nn.Module):
             limit = math.log(self.config.rope_rescale)
             rescale = math.exp(float(torch.empty(()).uniform_(-limit, limit)))
         return self.rope(*grid, rescale)
+
+    def _rotations(self, grid: tuple[int, int]) -> list[Rotation | None]:
+        """One per block: drawn anew for each in training, the same for all otherwise."""
+        if self.training:
+            return [self.rotation(grid) for _ in self.blocks]
+        return [self.rotation(grid)] * len(self.blocks)
 
     def output(self, x: Tensor, grid: tuple[int, int], local: bool = False) -> VisionOutput:
         y = self.norm(x)

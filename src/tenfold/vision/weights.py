@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tenfold.data.tensors import OWN_KEY, own_metadata, write_safetensors
-from tenfold.errors import WeightsError
+from tenfold.errors import UsageError, WeightsError
 from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import SIDE, Source
 from tenfold.export.weights import Family, Layout, Weights, own_config
@@ -42,7 +42,12 @@ def read(source: Source, spelling: Spelling) -> Weights:
     if OWN_KEY in source.side_metadata:
         config = own_config(source.path / SIDE, source.side_metadata[OWN_KEY])[1]
     else:
-        config = infer(tensors, spelling, source)
+        try:
+            config = infer(tensors, spelling, source)
+        except UsageError as error:  # shapes that no model has
+            raise WeightsError(
+                f"{source.path}: the shapes of its tensors fit no vision transformer ({error})"
+            ) from error
     tensors |= {BESIDE + name: tensor for name, tensor in source.side.items()}
     if spelling.merged_cls:
         tensors = _split_cls(tensors)
@@ -115,13 +120,13 @@ def infer(tensors: Mapping[str, Tensor], spelling: Spelling, source: Source) -> 
         if found := re.match(spelling.block.replace("{}", r"(\d+)"), name):
             blocks.setdefault(int(found[1]), {})[name[found.end() :]] = tensor
 
-    def vote(own: str, axis: int, gated: bool = False) -> int | None:
-        leaves = [name.removeprefix(spelling.block.format(0)) for name in spelling.names("blocks.0." + own, gated)]
-        sizes = Counter(
-            sum(block[leaf].shape[axis] for leaf in leaves)
-            for block in blocks.values()
-            if all(leaf in block and block[leaf].ndim > axis for leaf in leaves)
-        )
+    def vote(*owns: str, axis: int = 0, gated: bool = False) -> int | None:
+        sizes: Counter[int] = Counter()
+        for own in owns:
+            leaves = [name.removeprefix(spelling.block.format(0)) for name in spelling.names("blocks.0." + own, gated)]
+            for block in blocks.values():
+                if all(leaf in block and block[leaf].ndim > axis for leaf in leaves):
+                    sizes[sum(block[leaf].shape[axis] for leaf in leaves)] += 1
         return sizes.most_common(1)[0][0] if sizes else None
 
     def entry(own: str, ndim: int) -> Tensor | None:
@@ -129,14 +134,14 @@ def infer(tensors: Mapping[str, Tensor], spelling: Spelling, source: Source) -> 
         tensor = tensors.get(names[0]) if names else None
         return tensor if tensor is not None and tensor.ndim == ndim else None
 
-    dim = vote("norm1.weight", 0)
-    down = vote("ffn.down.weight", 1) or vote("ffn.down.weight", 1, gated=True)
+    dim = vote("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias")
+    down = vote("ffn.down.weight", axis=1) or vote("ffn.down.weight", axis=1, gated=True)
     if not dim or not down:
         raise WeightsError(f"{source.path}: no block of it has both norm1 and a feed-forward network.")
-    gated = vote("ffn.gate_up.weight", 0) == 2 * down
+    gated = vote("ffn.gate_up.weight") == 2 * down
     patch, registers, positions = entry("patch_embed.weight", 4), entry("register_tokens", 3), entry("pos_embed", 3)
     v2 = spelling.version == 2
-    biased = vote("attention.qkv.bias", 0) is not None if spelling.k_bias == "always" else _biased(spelling, blocks)
+    biased = vote("attention.qkv.bias") is not None if spelling.k_bias == "always" else _biased(spelling, blocks)
     config = VitConfig(
         dim=dim,
         depth=max(blocks) + 1,

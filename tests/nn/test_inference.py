@@ -1,0 +1,88 @@
+"""A prepared block gives the plain block's values in less time and memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tenfold.errors import UsageError
+from tenfold.nn.attention import AttentionConfig
+from tenfold.nn.block import Block, BlockConfig
+from tenfold.nn.ffn import GeluFFN, SquaredReluFFN, SwiGLUFFN
+from tenfold.nn.inference import PackedBlock
+from tenfold.nn.linear import PackedLinear, Workspace
+from tenfold.nn.rope import AxialRope
+from tenfold.vision.vit import VIT_CONFIGS, VisionTransformer
+
+
+@pytest.mark.parametrize("ffn", [GeluFFN, SwiGLUFFN])
+@pytest.mark.parametrize("options", [{}, {"kv_heads": 2, "causal": True}, {"mask_k_bias": True}, {"qkv_bias": False}])
+def test_a_packed_block_equals_the_block(ffn: type[nn.Module], options: dict) -> None:
+    torch.manual_seed(0)
+    attention = AttentionConfig(64, 4, **options)
+    block = Block(BlockConfig(attention, layer_scale=0.3), ffn(64, 96)).eval()  # type: ignore[call-arg]
+    for p in block.parameters():
+        nn.init.normal_(p, 0.0, 0.2)
+    packed, rotation = PackedBlock(block, Workspace()), AxialRope(16)(3, 4)
+    for prefix, batch in ((5, 2), (0, 3), (1, 1)):
+        x = torch.randn(batch, prefix + 12, 64)
+        with torch.no_grad():
+            expected = block(x, rotation)
+            assert torch.allclose(packed(x.clone(), rotation), expected, atol=2e-5)
+            assert torch.allclose(packed(x.clone()), block(x), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["dinov3-s", "dinov3-s+", "dinov2-s-reg", "mini"])
+def test_a_prepared_model_gives_the_same_features(name: str) -> None:
+    torch.manual_seed(0)
+    config = VIT_CONFIGS[name]
+    model = VisionTransformer(replace(config, layer_scale=config.layer_scale and 0.3)).eval()
+    fast = model.for_inference()
+    p = config.patch_size
+    for height, width, batch in ((8, 8, 2), (3, 5, 1), (14, 2, 3)):  # buffers grow, shrink and are used again
+        images = torch.randn(batch, 3, height * p, width * p)
+        masks = torch.rand(batch, height * width) < 0.3
+        with torch.inference_mode():
+            a, b = model(images, masks), fast(images, masks)
+        assert (a.cls_token - b.cls_token).abs().max() <= 1e-5
+        assert (a.patch_tokens - b.patch_tokens).abs().max() <= 1e-5
+    with torch.no_grad():  # after inference mode: its memory must still be usable
+        plain = model.get_intermediate_layers(images, n=3, norm=False)
+        quick = fast.get_intermediate_layers(images, n=3, norm=False)
+    assert all((a - b).abs().max() <= 1e-5 for a, b in zip(plain, quick, strict=True))
+    assert isinstance(model.blocks[0], Block)  # the model itself is as it was
+
+
+def test_bf16_weights_are_rounded_once() -> None:
+    torch.manual_seed(0)
+    model = VisionTransformer(replace(VIT_CONFIGS["dinov3-s"], depth=2, layer_scale=0.3)).eval()
+    rounded = VisionTransformer(model.config).eval()
+    rounded.load_state_dict({n: t if "periods" in n else t.bfloat16().float() for n, t in model.state_dict().items()})
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected, found = rounded(images).cls_token, model.for_inference(torch.bfloat16)(images).cls_token.float()
+    assert (found - expected).abs().max() <= (1e-5 if found.dtype == torch.float32 else 0.1)
+
+
+def test_a_packed_linear_adds_inside_the_product() -> None:
+    layer, gain = nn.Linear(6, 4), torch.randn(4)
+    x, residual = torch.randn(5, 6), torch.randn(5, 4)
+    expected = residual + gain * layer(x)
+    PackedLinear(layer.weight, layer.bias, gain).add_to(residual, x)
+    assert torch.allclose(residual, expected, atol=1e-6)
+
+
+def test_a_block_without_a_packed_form_says_why() -> None:
+    attention = AttentionConfig(16, 2)
+    with pytest.raises(UsageError, match="post-norm"):
+        PackedBlock(Block(BlockConfig(attention, norm_first=False), GeluFFN(16, 32)), Workspace())
+    with pytest.raises(UsageError, match="SquaredReluFFN"):
+        PackedBlock(Block(BlockConfig(attention), SquaredReluFFN(16, 32)), Workspace())
+
+
+def test_preparing_for_another_number_format_is_refused() -> None:
+    with pytest.raises(UsageError, match="bfloat16"):
+        VisionTransformer(VIT_CONFIGS["mini"]).for_inference(torch.float16)

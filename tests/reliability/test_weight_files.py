@@ -1,0 +1,180 @@
+"""R4: hostile weights files. Nothing in them runs; each is a typed error in under 2 s and 200 MiB."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import struct
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tenfold.errors import WeightsError
+from tenfold.export.reading import open_source
+
+
+class Touch:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+def evil_archive(folder: Path) -> Path:
+    torch.save({"a": torch.ones(2), "b": Touch(folder / "touched")}, folder / "evil.pt")
+    return folder / "evil.pt"
+
+
+def evil_legacy(folder: Path) -> Path:
+    torch.save({"b": Touch(folder / "touched")}, folder / "old.pth", _use_new_zipfile_serialization=False)
+    return folder / "old.pth"
+
+
+def evil_pickle(folder: Path) -> Path:
+    (folder / "bare.bin").write_bytes(pickle.dumps(Touch(folder / "touched")))
+    return folder / "bare.bin"
+
+
+def bomb(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", pickle.dumps({}))
+        with archive.open("bomb/data/0", "w", force_zip64=True) as member:
+            for _ in range(75):  # 300 MiB out of 300 KiB
+                member.write(bytes(4 << 20))
+    return folder / "bomb.pt"
+
+
+def stretched_view(folder: Path) -> Path:
+    torch.save({"a": torch.ones(1).expand(1 << 40)}, folder / "view.pt")
+    return folder / "view.pt"
+
+
+def header(table: object, data: bytes = b"", length: int | None = None) -> bytes:
+    text = table if isinstance(table, bytes) else json.dumps(table).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+SAFETENSORS = {
+    "overlap": header({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}, bytes(12)),
+    "same bytes twice": header({"a": entry(0, 8, [2]), "b": entry(0, 8, [2])}, bytes(8)),
+    "hole": header({"a": entry(0, 4, [1]), "b": entry(8, 12, [1])}, bytes(12)),
+    "past the end": header({"a": entry(0, 4096, [1024])}, bytes(16)),
+    "before the start": header({"a": entry(-4, 4, [2])}, bytes(8)),
+    "backwards": header({"a": entry(8, 0, [2])}, bytes(8)),
+    "another size": header({"a": entry(0, 8, [3])}, bytes(8)),
+    "a huge shape": header({"a": entry(0, 8, [1 << 61, 1 << 61])}, bytes(8)),
+    "a negative shape": header({"a": entry(0, 8, [-2])}, bytes(8)),
+    "true as a number": header({"a": entry(0, 4, [True])}, bytes(4)),
+    "unknown type": header({"a": entry(0, 8, [2], "F31")}, bytes(8)),
+    "a list": header([1, 2]),
+    "no JSON": header(b"{'a': 1}"),
+    "a name twice": header(b'{"a":%s,"a":%s}' % ((json.dumps(entry(0, 4, [1])).encode(),) * 2), bytes(4)),
+    "deep JSON": header(b'{"a":' + b"[" * 200_000),
+    "4 GB header": header(b"{}", length=4 << 30),
+    "2^64 header": header(b"{}", length=(1 << 64) - 1),
+    "bytes left over": header({"a": entry(0, 4, [1])}, bytes(64)),
+    "empty": b"",
+    "seven bytes": b"1234567",
+    "metadata of numbers": header({"__metadata__": {"a": 1}}),
+}
+
+
+@pytest.mark.parametrize("name", SAFETENSORS)
+def test_a_hostile_safetensors_header_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(SAFETENSORS[name])
+    start = time.perf_counter()
+    with pytest.raises(WeightsError, match=r"x\.safetensors"):
+        open_source(tmp_path / "x.safetensors")
+    assert time.perf_counter() - start < 2
+
+
+def test_a_header_of_4_gb_that_is_really_there_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 4 << 30))
+        file.truncate(5 << 30)  # sparse
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(WeightsError, match="header claims"):
+        open_source(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+
+
+def test_hostile_torch_files_run_nothing_and_cost_nothing(tmp_path: Path) -> None:
+    paths = [make(tmp_path) for make in (evil_archive, evil_legacy, evil_pickle, bomb, stretched_view)]
+    code = textwrap.dedent("""
+        import resource, sys, time
+        from pathlib import Path
+        import torch
+        from tenfold.errors import WeightsError
+        from tenfold.export.reading import open_source
+        warm, *paths = sys.argv[1:]
+        torch.save({"a": torch.ones(2)}, warm)
+        open_source(warm)
+        for path in paths:
+            before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+            try:
+                open_source(path)
+                sys.exit(f"{path} was loaded")
+            except WeightsError as error:
+                assert Path(path).name in str(error), error
+            assert time.perf_counter() - start < 2, path
+            assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10, path
+        """)
+    words = [sys.executable, "-c", code, str(tmp_path / "warm.pt"), *map(str, paths)]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "touched").exists()
+
+
+def test_the_trap_works_when_pickle_is_trusted(tmp_path: Path) -> None:
+    """Without this the tests above could pass because the trap is broken."""
+    torch.load(evil_archive(tmp_path), weights_only=False)
+    assert (tmp_path / "touched").is_dir()
+
+
+def test_a_refused_pickle_names_what_it_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"asks to call \S*mkdir.*Nothing was run"):
+        open_source(evil_archive(tmp_path))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.99])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_file_cut_short_is_refused(share: float, ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{ending}"
+    tensors = {f"t{i}": torch.randn(500) for i in range(8)}
+    if ending == "pth":
+        torch.save(tensors, path)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(tensors, path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(WeightsError, match=r"x\."):
+        open_source(path)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{", b'{"a":' * 50_000, b""])
+def test_a_damaged_config_json_is_refused(content: bytes, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        open_source(tmp_path)
