@@ -29,9 +29,9 @@ SYSTEMS: tuple[System, ...] = (
         "DINOv3: self-supervised vision",
         "vision",
         "partial",
-        "backbones, released weights both ways, features and small-scale pretraining; "
-        "not yet Gram anchoring, high-resolution stage, distillation, text alignment",
-        ("tenfold train dinov3-mini", "tenfold vision embed", "tenfold convert"),
+        "backbones, released ViT weights both ways, features, pretraining, Gram and high-resolution stages; "
+        "not yet distillation, text alignment, ConvNeXt, weights of our own",
+        ("tenfold train dinov3-mini", "tenfold train dinov3-gram", "tenfold vision embed", "tenfold convert"),
     ),
     System(
         2,

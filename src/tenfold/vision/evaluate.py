@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ KS = (10, 20, 100, 200)
 Summary = Callable[[VisionTransformer, VisionOutput], Tensor]
 
 
+@runtime_checkable
 class Options(Protocol):
     """What the command line hands over (see tenfold.commands.Evaluate)."""
 
