@@ -57,7 +57,7 @@ def embed(options: Embed) -> int:
     files = find_images(options.images)
     if not files:
         raise DataError(f"no images in {', '.join(map(str, options.images))}.")
-    model = model_of(options.weights)
+    model = model_of(options.weights).for_inference()
 
     kept: list[Path] = []
     rows: list[Tensor] = []

@@ -53,7 +53,7 @@ def linear(options: Options) -> dict[str, Any]:
 
 
 def _features(options: Options, summary: Summary) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Tensor]]:
-    model = model_of(options.weights)
+    model = model_of(options.weights).for_inference()
     patch = model.config.patch_size
     side = max(1, (options.size or model.config.image_size) // patch) * patch
     photographs = open_photographs(options.train, options.val, None, side, options.limit)
@@ -61,7 +61,7 @@ def _features(options: Options, summary: Summary) -> tuple[dict[str, tuple[Tenso
     assert photographs.val is not None
     parts = (photographs.bank, photographs.val)
     torch.manual_seed(0)
-    untrained = VisionTransformer(model.config).eval()
+    untrained = VisionTransformer(model.config).for_inference()
     sets = {
         name: (_embed(network, parts[0], summary), _embed(network, parts[1], summary))
         for name, network in (("these weights", model), ("untrained", untrained))
