@@ -66,6 +66,7 @@ for _name, _summary in [
     ("dinov3-vits", "DINOv3 stage 1, --size t to 7b"),
     ("dinov3-gram", "DINOv3 stage 2: Gram anchoring, from --start RUN"),
     ("dinov3-highres", "DINOv3 stage 3: mixed high resolutions, from --start RUN"),
+    ("dinov3-distill", "a --teacher RUN into several --students at once"),
     ("dinov2-vits", "DINOv2, --size s to g"),
 ]:
     recipes.add(_name, f"tenfold.vision.recipes:{_name.replace('-', '_')}", _summary)

@@ -30,7 +30,7 @@ from tenfold.training import reopen
 
 SAMPLE = "sample-recipe"
 # Recipes of one wing share their configuration's type, so one of each type is fuzzed by default and the rest at leisure.
-FIRST = {"dinov3-mini"}
+FIRST = {"dinov3-mini", "dinov3-distill"}
 NAMES = [pytest.param(entry.name, marks=() if entry.name in FIRST else pytest.mark.slow) for entry in recipes] + [
     SAMPLE
 ]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from jobs import Job
 from tenfold.engine.checkpoint import read_model
 from tenfold.engine.conformance import check_task
+from tenfold.engine.parallel import Collectives
 from tenfold.engine.schedule import Schedule, constant
 from tenfold.engine.task import Phase, Shard
 from tenfold.errors import CheckpointError, UsageError
@@ -169,15 +170,11 @@ def test_prototypes_stand_still_while_they_are_frozen(data: Path) -> None:
 
 
 def test_masks_are_the_same_for_any_number_of_ranks(data: Path) -> None:
-    class Ranks:
-        def __init__(self, rank: int, world: int) -> None:
-            self.rank, self.world = rank, world
-
     recipe = small(dinov3_vits(), data)
     parts = []
     for rank, world in ((0, 1), (0, 2), (1, 2)):
         task = recipe.make_task()
-        task.ranks = Ranks(rank, world)  # type: ignore[assignment]
+        task.ranks = Collectives(rank, world)
         torch.manual_seed(5)
         parts.append(task.masks(torch.zeros(2, 8 // world, 3, 64, 64)).unflatten(0, (2, 8 // world)))
     assert torch.cat(parts[1:], dim=1).equal(parts[0])

@@ -92,6 +92,10 @@ class Task:
         """The final weights, in tenfold's own layout."""
         return {name: value for name, value in unwrap(model).state_dict().items() if isinstance(value, Tensor)}
 
+    def deliver_more(self, model: nn.Module) -> dict[str, tuple[dict[str, Tensor], tuple[str, Any]]]:
+        """Further weights of a run that trains several models: {name: (tensors, card)}, saved as `final-NAME`."""
+        return {}
+
     def parameter_depth(self, name: str) -> tuple[int, int] | None:
         """(layer, layers) of a parameter for layer-wise decay; None when it takes the full rate."""
         return None

@@ -302,9 +302,13 @@ class Trainer:
         if self.validated != self.step:
             self._validate()
         with self.average.swapped() if self.average else nullcontext():
-            tensors = {name: whole(value) for name, value in self.task.deliver(self.model).items()}
+            delivered = {"final": (self.task.deliver(self.model), self.task.card())}
+            for name, more in self.task.deliver_more(self.model).items():
+                delivered[f"final-{name}"] = more
+            files = {n: ({k: whole(v) for k, v in tensors.items()}, card) for n, (tensors, card) in delivered.items()}
         if self.place.first:
-            save_own(self.out / "final.safetensors", tensors, *self.task.card())
+            for name, (tensors, card) in files.items():
+                save_own(self.out / f"{name}.safetensors", tensors, *card)
             self._report().write(self.out)
         self.place.barrier()
         return {"steps": self.step, **{k: v for k, v in self.losses.items() if k.endswith("loss")}, **self.scores}

@@ -124,6 +124,27 @@ class PretrainRecipe(Recipe):
         return PretrainTask(self)
 
 
+def draw_masks(global_crops: Tensor, patch: int, objective: ObjectiveConfig, ranks: Collectives) -> Tensor:
+    """(G*B, P) bool for crops (G, B, 3, H, W), this rank's rows of the masks of the global batch. Every rank draws all of
+    them from torch's generator (which is part of the checkpoint), so any number of ranks gives a crop the same mask."""
+    n_global, batch, side = global_crops.shape[0], global_crops.shape[1], global_crops.shape[-1] // patch
+    generator = np.random.default_rng(int(torch.randint(2**62, ())))
+    count = n_global * batch * ranks.world
+    masks = block_masks(count, (side, side), objective.mask_ratio, generator, objective.mask_probability)
+    own = torch.as_tensor(masks).unflatten(0, (n_global, ranks.world, batch))[:, ranks.rank].flatten(0, 1)
+    return own.to(global_crops.device)
+
+
+def layer_of(name: str, blocks: int) -> tuple[int, int] | None:
+    """(layer, layers) for layer-wise decay. Blocks count from the input; the embeddings are layer 0, and the final norm and
+    the heads take the full rate."""
+    words = name.split(".")
+    if "blocks" in words:
+        return int(words[words.index("blocks") + 1]) + 1, blocks + 1
+    embeds = any(part in name for part in ("patch_embed", "pos_embed", "_token"))
+    return (0, blocks + 1) if embeds else None
+
+
 class PretrainTask(Task):
     """DINOv2 and DINOv3 for the trainer."""
 
@@ -175,16 +196,7 @@ class PretrainTask(Task):
         return model(batch)
 
     def masks(self, global_crops: Tensor) -> Tensor:
-        """(G*B, P) bool, this rank's rows of the masks of the global batch. Every rank draws all of them from torch's
-        generator (which is part of the checkpoint), so any number of ranks gives a crop the same mask."""
-        objective, patch = self.recipe.objective, self.recipe.model.patch_size
-        n_global, batch, side = global_crops.shape[0], global_crops.shape[1], global_crops.shape[-1] // patch
-        world, rank = self.ranks.world, self.ranks.rank
-        generator = np.random.default_rng(int(torch.randint(2**62, ())))
-        count = n_global * batch * world
-        masks = block_masks(count, (side, side), objective.mask_ratio, generator, objective.mask_probability)
-        own = torch.as_tensor(masks).unflatten(0, (n_global, world, batch))[:, rank].flatten(0, 1)
-        return own.to(global_crops.device)
+        return draw_masks(global_crops, self.recipe.model.patch_size, self.recipe.objective, self.ranks)
 
     def after_backward(self, model: nn.Module, phase: Phase, step: int) -> None:
         """The prototypes stand still at the start: without a gradient and without decay AdamW does not move them."""
@@ -212,13 +224,7 @@ class PretrainTask(Task):
         return self.recipe.patch_embed_rate if "patch_embed" in name else 1.0, 0.0 if free else 1.0
 
     def parameter_depth(self, name: str) -> tuple[int, int] | None:
-        """Blocks count from the input; the embeddings are layer 0 and the final norm and heads take the full rate."""
-        depth = self.recipe.model.depth + 1
-        words = name.split(".")
-        if "blocks" in words:
-            return int(words[words.index("blocks") + 1]) + 1, depth
-        embeds = any(part in name for part in ("patch_embed", "pos_embed", "_token"))
-        return (0, depth) if embeds else None
+        return layer_of(name, self.recipe.model.depth)
 
     def clip_group(self, name: str) -> str:
         """Backbone and each head (`student.backbone.blocks...` -> `backbone`)."""

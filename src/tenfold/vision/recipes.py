@@ -14,6 +14,7 @@ from typing import Literal
 from tenfold.engine.config import OptimConfig, TrainerConfig
 from tenfold.engine.schedule import Schedule, constant
 from tenfold.vision.crops import MultiCropConfig
+from tenfold.vision.distill import DistillRecipe
 from tenfold.vision.heads import HeadConfig
 from tenfold.vision.pretrain import GramConfig, ObjectiveConfig, PretrainRecipe
 from tenfold.vision.vit import VIT_CONFIGS, VitConfig
@@ -168,6 +169,28 @@ def dinov3_highres(size: Literal["t", "s", "s+", "b", "l", "l+", "h+", "7b"] = "
         gram=GramConfig(weight=constant(1.5)),
         resolutions=mixes,
         objective=dataclasses.replace(stage2.objective, local=constant(0.5)),
+    )
+
+
+def dinov3_distill() -> DistillRecipe:
+    """DINOv3's distillation of a frozen teacher into several students: no masks, no stochastic depth, the EMA of each."""
+    return DistillRecipe(
+        trainer=_large_run(125_000),
+        optim=OptimConfig(
+            lr=2e-4,
+            weight_decay=0.04,
+            layer_decay=0.99,
+            clip=3.0,
+            clip_per_module=True,
+            schedule=Schedule(kind="cosine", warmup=0.1, final=1e-2),
+        ),
+        batch=1024,
+        source_side=None,
+        crops=MultiCropConfig(global_size=224, local_size=96, flip=0.0),
+        objective=ObjectiveConfig(
+            momentum=Schedule("cosine", peak=0.994, final=1.0),
+            teacher_temperature=Schedule("constant", peak=0.07, start=0.04, warmup=0.1),
+        ),
     )
 
 

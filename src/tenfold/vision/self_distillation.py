@@ -14,7 +14,7 @@ local crops the DINO term is 2/18 of the global pairs and 16/18 of the local one
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +29,7 @@ from tenfold.vision.objectives import dino_loss, ibot_loss, koleo_loss, sinkhorn
 from tenfold.vision.vit import VisionOutput, VisionTransformer
 
 if TYPE_CHECKING:
-    from tenfold.vision.pretrain import PretrainRecipe
+    from tenfold.vision.pretrain import ObjectiveConfig, PretrainRecipe
 
 
 class Network(nn.Module):
@@ -116,16 +116,11 @@ class SelfDistillation(nn.Module):
     @torch.no_grad()
     def targets(self, global_crops: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Teacher probabilities (G*B, K) of the crops and (M, K) of the masked patches, from *unmasked* images."""
-        output = self.teacher.backbone(global_crops)
-        crops = self._balanced(self.teacher.dino_head(self.teacher.backbone.feature(output)), self.center)
-        if masks is None or self.teacher.ibot_head is None:
-            return crops, None
-        patches = self.teacher.ibot_head(output.patch_tokens.flatten(1, 2)[masks])
-        return crops, self._balanced(patches, self.patch_center)
+        return teacher_targets(self.teacher, global_crops, masks, self._balanced)
 
-    def _balanced(self, logits: Tensor, center: Center | None) -> Tensor:
+    def _balanced(self, logits: Tensor, patches: bool) -> Tensor:
         """Teacher logits as targets that use all prototypes."""
-        temperature = self.hparams["teacher_temperature"]
+        temperature, center = self.hparams["teacher_temperature"], self.patch_center if patches else self.center
         if center is None:
             return sinkhorn_knopp(logits, temperature, ranks=self.ranks)
         targets = softmax_center(logits, center.value, temperature)
@@ -135,39 +130,20 @@ class SelfDistillation(nn.Module):
     def losses(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """uint8 global_crops (G, B, 3, H, W); if any, local_crops (L, B, 3, h, w), gram_crops (G, B, 3, H', W') and
         masks (G*B, P) bool."""
-        objective, student = self.objective, self.student
-        global_crops, local_crops, masks = batch["global_crops"], batch.get("local_crops"), batch.get("masks")
-        n_global, size = global_crops.shape[:2]
-        n_local = 0 if local_crops is None else len(local_crops)
-        views = [self.normalized(global_crops)] + ([] if local_crops is None else [self.normalized(local_crops)])
-        target, patch_target = self.targets(views[0], masks)
-        target = target.unflatten(0, (n_global, size))
-
-        outputs = student.backbone.forward_crops(views, [masks, None][: len(views)])
-        features = student.backbone.feature(outputs[0])
-        tau = objective.student_temperature
-        logits = student.dino_head(features).unflatten(0, (n_global, size))
-        losses = {"dino_global": dino_loss(logits, target, tau, skip_same=True)}
-        pairs_global, pairs_local = n_global * (n_global - 1), n_global * n_local
-        pairs = pairs_global + pairs_local
-        total = losses["dino_global"] * (pairs_global / pairs)
-        if n_local:
-            logits = student.dino_head(student.backbone.feature(outputs[1])).unflatten(0, (n_local, size))
-            losses["dino_local"] = dino_loss(logits, target, tau)
-            total = total + losses["dino_local"] * (pairs_local / pairs) * self.hparams["local_weight"]
-        if objective.koleo > 0:
-            crops = features.unflatten(0, (n_global, size))[: 1 if objective.koleo_crops == "first" else n_global]
-            losses["koleo"] = torch.stack([koleo_loss(crop, self.ranks) for crop in crops]).sum()
-            total = total + objective.koleo * losses["koleo"]
-        if patch_target is not None and masks is not None and student.ibot_head is not None:
-            patches = student.ibot_head(outputs[0].patch_tokens.flatten(1, 2)[masks])
-            weights = (1.0 / masks.sum(1).clamp_min(1))[:, None].expand_as(masks)[masks]
-            losses["ibot"] = ibot_loss(patches, patch_target, weights, samples=len(masks), temperature=tau)
-            total = total + objective.ibot * losses["ibot"]
+        views, masks = self.views(batch), batch.get("masks")
+        targets = self.targets(views[0], masks)
+        losses, total, output = student_losses(
+            self.student, views, batch["global_crops"].shape[:2], masks, masks, targets, self.objective, self.hparams,
+            self.ranks,
+        )  # fmt: skip
         if self.gram_teacher is not None:
-            losses["gram"] = self._gram(outputs[0], views[0], batch.get("gram_crops"))
+            losses["gram"] = self._gram(output, views[0], batch.get("gram_crops"))
             total = total + self.hparams["gram_weight"] * losses["gram"]
         return {**losses, "loss": total}
+
+    def views(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        """Network input of the global crops and, if any, of the local ones."""
+        return [self.normalized(batch[name]) for name in ("global_crops", "local_crops") if name in batch]
 
     def _gram(self, output: VisionOutput, global_view: Tensor, gram_crops: Tensor | None) -> Tensor:
         """The Gram teacher sees the student's crop, or a larger one of the same part without colour distortion."""
@@ -177,3 +153,58 @@ class SelfDistillation(nn.Module):
             anchors = self.gram_teacher(view).patch_tokens
         height, width = output.patch_tokens.shape[1:3]
         return gram_loss(output.patch_tokens.flatten(1, 2), pool_to(anchors, height, width))
+
+
+def teacher_targets(
+    teacher: Network, global_crops: Tensor, masks: Tensor | None, balanced: Callable[[Tensor, bool], Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """What a teacher says of whole images (n, 3, H, W): (n, K), and (M, K) of the patches in `masks` (n, P), if any.
+    `balanced(logits, patches)` makes probabilities of its logits."""
+    output = teacher.backbone(global_crops)
+    crops = balanced(teacher.dino_head(teacher.backbone.feature(output)), False)
+    if masks is None or teacher.ibot_head is None:
+        return crops, None
+    return crops, balanced(teacher.ibot_head(output.patch_tokens.flatten(1, 2)[masks]), True)
+
+
+def student_losses(
+    student: Network,
+    views: Sequence[Tensor],
+    shape: Sequence[int],
+    masks: Tensor | None,
+    positions: Tensor | None,
+    targets: tuple[Tensor, Tensor | None],
+    objective: ObjectiveConfig,
+    hparams: Mapping[str, float],
+    ranks: Collectives,
+) -> tuple[dict[str, Tensor], Tensor, VisionOutput]:
+    """Losses by name, their weighted sum, and the output for the global crops.
+
+    views: global crops (G*B, 3, H, W) and, if any, local ones; shape: (G, B); masks: patches hidden from the student;
+    positions: patches that iBOT compares; targets: of `teacher_targets`.
+    """
+    n_global, size = shape
+    n_local = len(views[1]) // size if len(views) > 1 else 0
+    crop_target, patch_target = targets[0].unflatten(0, (n_global, size)), targets[1]
+    outputs = student.backbone.forward_crops(views, [masks, None][: len(views)])
+    features = student.backbone.feature(outputs[0])
+    tau = objective.student_temperature
+    logits = student.dino_head(features).unflatten(0, (n_global, size))
+    losses = {"dino_global": dino_loss(logits, crop_target, tau, skip_same=True)}
+    pairs_global, pairs_local = n_global * (n_global - 1), n_global * n_local
+    pairs = pairs_global + pairs_local
+    total = losses["dino_global"] * (pairs_global / pairs)
+    if n_local:
+        logits = student.dino_head(student.backbone.feature(outputs[1])).unflatten(0, (n_local, size))
+        losses["dino_local"] = dino_loss(logits, crop_target, tau)
+        total = total + losses["dino_local"] * (pairs_local / pairs) * hparams["local_weight"]
+    if objective.koleo > 0:
+        crops = features.unflatten(0, (n_global, size))[: 1 if objective.koleo_crops == "first" else n_global]
+        losses["koleo"] = torch.stack([koleo_loss(crop, ranks) for crop in crops]).sum()
+        total = total + objective.koleo * losses["koleo"]
+    if patch_target is not None and positions is not None and student.ibot_head is not None:
+        patches = student.ibot_head(outputs[0].patch_tokens.flatten(1, 2)[positions])
+        weights = (1.0 / positions.sum(1).clamp_min(1))[:, None].expand_as(positions)[positions]
+        losses["ibot"] = ibot_loss(patches, patch_target, weights, samples=len(positions), temperature=tau)
+        total = total + objective.ibot * losses["ibot"]
+    return losses, total, outputs[0]
