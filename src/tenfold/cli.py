@@ -36,6 +36,9 @@ for _name, _target, _summary in [
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; a user's mistake is one message, never a traceback."""
     args = list(sys.argv[1:] if argv is None else argv)
+    # Before torch is loaded: threads that wait for each other sleep instead of spinning, which on cores that others use
+    # too makes a step three times as fast (docs/LOG.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _dispatch(args)
     except TenfoldError as error:
