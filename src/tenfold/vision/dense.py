@@ -83,7 +83,7 @@ def cell_labels(
 ) -> Float[Tensor, "h w classes"]:
     """The share of each class in every cell; an ignored pixel belongs to none."""
     one_hot = F.one_hot(torch.where(mask == ignored, classes, mask), classes + 1)[..., :classes]
-    return F.adaptive_avg_pool2d(one_hot.permute(2, 0, 1).float(), tuple(grid)).permute(1, 2, 0)
+    return F.adaptive_avg_pool2d(one_hot.permute(2, 0, 1).float(), (grid[0], grid[1])).permute(1, 2, 0)
 
 
 class CellHead(nn.Module):

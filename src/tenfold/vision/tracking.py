@@ -12,6 +12,7 @@ most similar cells among the first frame and the 7 before it, at most 12 cells a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def optical_flow(images: Sequence[UInt8[Tensor, "h w 3"]]) -> list[Float[np.ndar
     cv2 = opencv()
     grey = [cv2.cvtColor(image.numpy(), cv2.COLOR_RGB2GRAY) for image in images]
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return [search.calc(later, earlier, None) for earlier, later in zip(grey, grey[1:])]
+    return [search.calc(later, earlier, None) for earlier, later in pairwise(grey)]
 
 
 def flow_masks(flows: Sequence[Float[np.ndarray, "h w 2"]], first: Int[Tensor, "h w"]) -> Iterator[Int[Tensor, "h w"]]:
