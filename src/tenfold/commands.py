@@ -124,7 +124,7 @@ class Evaluate:
     size: int | None = None  # side in pixels of classified images; the weights' own by default
     stride: int | None = None  # pixels between dense features (default: one patch; tracking and matching 8)
     frames: int = 10  # tracking: frames of a clip, the first of which is labelled
-    epochs: int = 20  # segmentation, depth, attentive: passes over the training set
+    epochs: int | None = None  # passes over the training set: segmentation and depth 60, attentive 20 by default
     json: bool = False  # print as JSON
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from tenfold.vision.dense import (
+    EPOCHS,
     cell_labels,
     confusion,
     depth_probe,
@@ -50,7 +51,7 @@ def handmade(image: UInt8[Tensor, "height width 3"], cell: int = CELL) -> Float[
     return torch.cat([torch.cat(parts, dim=1)[0], torch.stack(powers)]).permute(1, 2, 0).contiguous()
 
 
-def segmentation_floors(train: Frames, val: Frames, patch: int, epochs: int = 20) -> dict[str, float]:
+def segmentation_floors(train: Frames, val: Frames, patch: int, epochs: int = EPOCHS) -> dict[str, float]:
     """mIoU, per cent; and the ceiling of any method that gives one answer for a patch."""
     classes, ignored = len(train.classes), train.ignored
     shares = sum((cell_labels(mask, PRIOR_GRID, classes, ignored) for mask in train.masks), torch.zeros(1))
@@ -82,7 +83,7 @@ def segmentation_floors(train: Frames, val: Frames, patch: int, epochs: int = 20
     return {**scores, "colour, texture, position": made.miou, rows[2]: ceiling}
 
 
-def depth_floors(train: Frames, val: Frames, epochs: int = 20) -> dict[str, float]:
+def depth_floors(train: Frames, val: Frames, epochs: int = EPOCHS) -> dict[str, float]:
     """RMSE in metres of the mean training depth, and of the probe on colour, texture and position."""
     values = torch.cat([depth[known_depth(depth)] for depth in train.depths])
     mean = float(values.mean()) if len(values) else 1.0

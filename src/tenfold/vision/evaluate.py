@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ KS = (10, 20, 100, 200)
 Summary = Callable[[VisionTransformer, VisionOutput], Tensor]
 
 
+@runtime_checkable
 class Options(Protocol):
     """What the command line hands over (see tenfold.commands.Evaluate)."""
 
@@ -40,7 +41,7 @@ class Options(Protocol):
     size: int | None
     stride: int | None
     frames: int
-    epochs: int
+    epochs: int | None
 
 
 def needed(options: Options, task: str, names: Sequence[str] = ("train", "val")) -> list[Path]:
@@ -81,7 +82,9 @@ def attentive(options: Options) -> dict[str, Any]:
     sets = {name: [_embed(network, part, _tokens) for part in parts] for name, network in networks.items()}
     sets["raw pixels"] = [_squares(part) for part in parts]
     for name, (bank, queries) in sets.items():
-        rows[f"attentive, {name}"] = attentive_probe(bank, labels[0], queries, labels[1], options.epochs)["attentive"]
+        rows[f"attentive, {name}"] = attentive_probe(bank, labels[0], queries, labels[1], options.epochs or 20)[
+            "attentive"
+        ]
     return rows
 
 

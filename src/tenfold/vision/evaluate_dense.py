@@ -15,7 +15,7 @@ from tenfold.data.progress import track
 from tenfold.errors import UsageError
 from tenfold.vision.commands import model_of
 from tenfold.vision.correspond import dense_features, raw_patches
-from tenfold.vision.dense import depth_probe, segmentation_probe
+from tenfold.vision.dense import EPOCHS, depth_probe, segmentation_probe
 from tenfold.vision.dense_floors import depth_floors, segmentation_floors
 from tenfold.vision.evaluate import Options, needed
 from tenfold.vision.frames import Frames, matching, open_frames
@@ -32,29 +32,30 @@ def segmentation(options: Options) -> dict[str, Any]:
     train, val = (open_frames(path, "mask", options.limit) for path in needed(options, "segmentation"))
     matching(train, val)
     rows: dict[str, Any] = {"train images": len(train), "val images": len(val), "classes": len(train.classes)}
-    patch = options.stride or 1
+    patch, epochs = options.stride or 1, options.epochs or EPOCHS
     for name, network in networks(options).items():
         cells = [features(network, part, options, name) for part in (train, val)]
         patch = options.stride or network.config.patch_size
         score = segmentation_probe(
-            cells[0], train.masks, cells[1], val.masks, len(train.classes), train.ignored, options.epochs
+            cells[0], train.masks, cells[1], val.masks, len(train.classes), train.ignored, epochs
         )
         rows[f"mIoU, {name}"] = score.miou
         rows[f"pixels right, {name}"] = score.accuracy
-    floors = segmentation_floors(train, val, patch, options.epochs)
+    floors = segmentation_floors(train, val, patch, epochs)
     return rows | {f"mIoU, {name}": value for name, value in floors.items()}
 
 
 def depth(options: Options) -> dict[str, Any]:
     """RMSE in metres and mean relative error of 256 bins on frozen patch features."""
     train, val = (open_frames(path, "depth", options.limit) for path in needed(options, "depth"))
+    epochs = options.epochs or EPOCHS
     rows: dict[str, Any] = {"train images": len(train), "val images": len(val)}
     for name, network in networks(options).items():
         cells = [features(network, part, options, name) for part in (train, val)]
-        score = depth_probe(cells[0], train.depths, cells[1], val.depths, options.epochs)
+        score = depth_probe(cells[0], train.depths, cells[1], val.depths, epochs)
         rows |= {f"RMSE m, {name}": score.rmse, f"|error| / depth, {name}": score.relative}
         rows[f"within 1.25, {name}"] = score.within
-    return rows | {f"RMSE m, {name}": value for name, value in depth_floors(train, val, options.epochs).items()}
+    return rows | {f"RMSE m, {name}": value for name, value in depth_floors(train, val, epochs).items()}
 
 
 def tracking(options: Options) -> dict[str, Any]:

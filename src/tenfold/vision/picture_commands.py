@@ -177,7 +177,7 @@ class Segment:
     out: Path = Path("segments")  # folder for one PNG per image
     train: Path | None = None  # images with masks that a linear probe learns from: parquet, or images/ and masks/
     limit: int | None = None  # use only its first rows
-    epochs: int = 20  # passes over it
+    epochs: int = 60  # passes over it
     size: int | None = None  # shorter side of the images in pixels (default: as it is)
     json: bool = False  # print the numbers as JSON
 
