@@ -29,6 +29,10 @@ for _name, _target, _summary in [
     ("bench", "tenfold.commands:bench", "measure against a named peer in the same run"),
     ("doctor", "tenfold.commands:doctor", "what this machine and this install can do"),
     ("vision embed", "tenfold.vision.commands:embed", "features and PCA pictures of your photographs"),
+    ("vision pca", "tenfold.vision.picture_commands:pca", "what the features group together, as colours"),
+    ("vision match", "tenfold.vision.picture_commands:match", "matches between two images, as coloured lines"),
+    ("vision track", "tenfold.vision.picture_commands:track", "the first frame's labels carried through a clip"),
+    ("vision segment", "tenfold.vision.picture_commands:segment", "classes of a linear probe, or the main object"),
 ]:
     VERBS.add(_name, _target, _summary)
 

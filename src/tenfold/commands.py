@@ -21,6 +21,12 @@ BENCHES.add("vit", "tenfold.bench.vit:run", "ViT-S/16 forward beside transformer
 EVALUATIONS = Registry("evaluation")
 EVALUATIONS.add("knn", "tenfold.vision.evaluate:knn", "weighted k-NN on labelled images")
 EVALUATIONS.add("linear", "tenfold.vision.evaluate:linear", "linear probe on labelled images")
+EVALUATIONS.add("attentive", "tenfold.vision.evaluate:attentive", "attentive probe on labelled images")
+EVALUATIONS.add("retrieval", "tenfold.vision.evaluate:retrieval", "mean average precision among labelled images")
+EVALUATIONS.add("segmentation", "tenfold.vision.evaluate_dense:segmentation", "linear probe for a class of every pixel")
+EVALUATIONS.add("depth", "tenfold.vision.evaluate_dense:depth", "linear probe for a depth of every pixel")
+EVALUATIONS.add("tracking", "tenfold.vision.evaluate_dense:tracking", "labels carried through a clip")
+EVALUATIONS.add("matching", "tenfold.vision.evaluate_dense:match_stereo", "matches on the sample stereo pair")
 
 
 @dataclass(frozen=True)
@@ -98,14 +104,27 @@ def convert(options: Convert) -> None:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Scores weights on a task; the floor (raw pixels, the untrained network) is printed beside every number."""
+    """Scores weights on a task; the floor (raw pixels, the untrained network, ...) is printed beside every number.
 
-    task: tyro.conf.Positional[str]  # knn | linear
+    $ tenfold eval knn runs/dinov3-mini --train train.parquet --val val.parquet          also linear, attentive, retrieval
+    $ tenfold eval segmentation W --train camvid_train.parquet --val camvid_val.parquet  also depth
+    $ tenfold eval tracking W --val clip.parquet --train other_clips.parquet --frames 10
+    $ tenfold eval matching W                                                            the sample stereo pair
+
+    knn, linear, attentive, retrieval take labelled images (parquet, tar, or one subfolder per class). segmentation and
+    tracking take images with masks: parquet columns image, mask, name, or a folder of images/ and masks/; depth the same
+    with depth (.npy, metres). tracking chooses its temperature on --train where it is given.
+    """
+
+    task: tyro.conf.Positional[str]  # knn | linear | attentive | retrieval | segmentation | depth | tracking | matching
     weights: tyro.conf.Positional[Path]  # any weights that tenfold.load reads, or a run folder
-    train: Path  # labelled images: parquet, tar, or a folder with one subfolder per class
-    val: Path  # labelled images with the same classes
+    train: Path | None = None  # training data of the task, see above
+    val: Path | None = None  # what is scored, with the same classes
     limit: int | None = None  # use only the first rows of each set
-    size: int | None = None  # side in pixels; the weights' own by default
+    size: int | None = None  # side in pixels of classified images; the weights' own by default
+    stride: int | None = None  # pixels between dense features (default: one patch; tracking and matching 8)
+    frames: int = 10  # tracking: frames of a clip, the first of which is labelled
+    epochs: int | None = None  # passes over the training set: segmentation and depth 60, attentive 20 by default
     json: bool = False  # print as JSON
 
 
@@ -115,7 +134,7 @@ def evaluate(options: Evaluate) -> None:
         print(json.dumps(result, indent=2))
         return
     for name, value in result.items():
-        print(f"{name:<28} {value:8.2f}" if isinstance(value, float) else f"{name:<28} {value}")
+        print(f"{name:<44} {value:8.2f}" if isinstance(value, float) else f"{name:<44} {value}")
 
 
 @dataclass(frozen=True)

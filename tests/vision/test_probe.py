@@ -12,7 +12,14 @@ import torch
 from PIL import Image
 
 from tenfold.errors import UsageError
-from tenfold.vision.probe import knn_accuracy, knn_classify, linear_probe, pixel_features
+from tenfold.vision.probe import (
+    attentive_probe,
+    knn_accuracy,
+    knn_classify,
+    linear_probe,
+    pixel_features,
+    retrieval_map,
+)
 
 
 def photographs(path: Path, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,3 +62,35 @@ def test_both_probes_beat_chance_on_pixels_and_the_linear_rate_is_not_chosen_on_
     shuffled = linear_probe(train, labels, val, val_labels.flip(0), epochs=15)
     assert first["linear"] > 20
     assert shuffled["lr"] == first["lr"]
+
+
+def test_average_precision_is_that_of_the_definition() -> None:
+    gallery = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.5, 0.5], [0.0, 1.0]])
+    labels = torch.tensor([1, 0, 1, 2])
+    # of the query's class 1 stand ranks 1 and 3: (1/1 + 2/3) / 2; the query of class 5 has none and is left out
+    score = retrieval_map(gallery, labels, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 5]))
+    assert score == pytest.approx(100 * (1 + 2 / 3) / 2)
+    with pytest.raises(UsageError, match="labels"):
+        retrieval_map(gallery, labels, gallery[:1], torch.tensor([5]))
+
+
+def test_the_attentive_probe_finds_one_telling_token_where_the_mean_hides_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = torch.randn(count, 16, 24, generator=generator)
+        labels = torch.randint(0, 2, (count,), generator=generator)
+        place = torch.randint(0, 16, (count,), generator=generator)
+        tokens[torch.arange(count), place, 0] = 6.0  # says: look here
+        tokens[torch.arange(count), place, 1] = 4.0 * (2 * labels - 1)
+        noisy = place.roll(1)
+        tokens[torch.arange(count), noisy, 1] += (
+            4.0 * (place != noisy) * (2 * torch.randint(0, 2, (count,), generator=generator) - 1)
+        )
+        return tokens, labels
+
+    (train, labels), (test, truth) = images(2000), images(400)
+    attentive = attentive_probe(train, labels, test, truth, epochs=30, learning_rates=(3e-3,))["attentive"]
+    mean = linear_probe(train.mean(1), labels, test.mean(1), truth, epochs=15)["linear"]
+    assert attentive > 90
+    assert attentive > mean + 5

@@ -114,6 +114,30 @@ class ParquetSource:
         return labels.astype(np.int64), names
 
 
+def parquet_rows(
+    path: Path, needed: Sequence[str], optional: Sequence[str] = ()
+) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """Whole columns of a file that memory holds (at most MAX_HELD bytes), and the schema's metadata as text.
+
+    Raises DataError, naming the file and what it has, when a needed column is absent.
+    """
+    pq = _pyarrow()
+    if not path.is_file():
+        raise DataError(f"{path} does not exist, or is no parquet file.")
+    with _reading(path):
+        file = pq.ParquetFile(path)
+        schema = file.schema_arrow
+        missing = [name for name in needed if name not in schema.names]
+        if missing:
+            raise DataError(f"{path} has no column {', '.join(missing)}; its columns are {', '.join(schema.names)}.")
+        wanted = [*needed, *(name for name in optional if name in schema.names)]
+        if sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)) > MAX_HELD:
+            raise DataError(f"{path} is larger than the {MAX_HELD:,} bytes that are read at once; split it.")
+        table = file.read(wanted)
+    metadata = {k.decode(): v.decode("utf-8", "replace") for k, v in (schema.metadata or {}).items()}
+    return {name: table.column(name).to_pylist() for name in wanted}, metadata
+
+
 def _pyarrow() -> Any:
     try:
         import pyarrow.parquet as pq

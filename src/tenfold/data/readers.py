@@ -91,6 +91,34 @@ def read_image(
         raise DataError(f"{name} cannot be decoded: {error or type(error).__name__}.") from error
 
 
+def read_mask(
+    source: Path | str | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "h w"]:
+    """A PNG of class ids: one 8-bit channel, or a palette whose indices (not colours) are the ids. Read as it is stored,
+    because a mask is drawn on the stored pixels. Raises DataError as `read_image` does, and for colours."""
+    PIL_Image = _pillow()
+    name = name or (str(source) if not isinstance(source, bytes) else "mask")
+    data = source if isinstance(source, bytes) else read_bytes(source, MAX_IMAGE_BYTES)
+    try:
+        with PIL_Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            width, height = image.size
+            if width * height > max_pixels or max(width, height) > MAX_SIDE:
+                raise DataError(
+                    f"{name} is {width} x {height} pixels; allowed are {max_pixels:,} in all and {MAX_SIDE:,} a side."
+                )
+            if image.mode not in ("L", "P"):
+                raise DataError(f"{name} is a PNG of mode {image.mode}; class ids stand in one 8-bit channel (L or P).")
+            return np.array(image)
+    except DataError:
+        raise
+    except PIL_Image.UnidentifiedImageError as error:
+        raise DataError(f"{name} is not a PNG; class ids must survive compression.") from error
+    except MemoryError as error:
+        raise DataError(f"{name} does not fit into memory.") from error
+    except Exception as error:
+        raise DataError(f"{name} cannot be decoded: {error or type(error).__name__}.") from error
+
+
 def read_json(source: Path | str | bytes, name: str | None = None, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """The values of a JSON document. Raises DataError when it is too large, nested too deeply, or not JSON."""
     name = name or (str(source) if not isinstance(source, bytes) else "JSON")

@@ -110,6 +110,8 @@ def opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise MissingExtra("opencv-python-headless", "vision", "it colours and blurs crops") from error
+        raise MissingExtra(
+            "opencv-python-headless", "vision", "it colours and blurs crops, and computes optical flow"
+        ) from error
     cv2.setNumThreads(1)
     return cv2

@@ -1,21 +1,31 @@
-"""`tenfold eval knn | linear`: frozen features on labelled images, beside raw pixels and the same network untrained."""
+"""`tenfold eval knn | linear | attentive | retrieval`: frozen features on labelled images, beside raw pixels and the same
+network untrained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tenfold.data.sources import InMemory
+from tenfold.errors import UsageError
 from tenfold.vision.commands import model_of
 from tenfold.vision.images import normalize
 from tenfold.vision.photographs import open_photographs
-from tenfold.vision.probe import knn_accuracy, linear_probe, pixel_features
+from tenfold.vision.probe import attentive_probe, knn_accuracy, linear_probe, pixel_features, retrieval_map
 from tenfold.vision.vit import VisionOutput, VisionTransformer
 
+LABELLED = "labelled images, as parquet (columns image, label), tar, or a folder with one subfolder per class"
+HOLDS = {
+    **dict.fromkeys(("knn", "linear", "attentive", "retrieval"), LABELLED),
+    "segmentation": "images with masks, as parquet (columns image, mask: PNG of class ids) or a folder of images/ and masks/",
+    "depth": "images with depth, as parquet (columns image, depth: .npy in metres) or a folder of images/ and depths/",
+    "tracking": "the frames of a clip in order, each with its mask: parquet (columns name, image, mask) or a folder",
+}
 KS = (10, 20, 100, 200)
 Summary = Callable[[VisionTransformer, VisionOutput], Tensor]
 
@@ -25,16 +35,28 @@ class Options(Protocol):
     """What the command line hands over (see tenfold.commands.Evaluate)."""
 
     weights: Path
-    train: Path
-    val: Path
+    train: Path | None
+    val: Path | None
     limit: int | None
     size: int | None
+    stride: int | None
+    frames: int
+    epochs: int | None
+
+
+def needed(options: Options, task: str, names: Sequence[str] = ("train", "val")) -> list[Path]:
+    """The data sets that a task cannot do without. Raises UsageError that says what they hold."""
+    found = {name: getattr(options, name) for name in names}
+    missing = [f"--{name}" for name, path in found.items() if path is None]
+    if missing:
+        raise UsageError(f"tenfold eval {task} lacks {' and '.join(missing)}: {HOLDS[task]}.")
+    return [path for path in found.values() if path is not None]
 
 
 def knn(options: Options) -> dict[str, Any]:
     """Weighted k-NN on what stands for an image (CLS, or the mean patch where the model says so), per cent right, for each
     k; the floors at the same k."""
-    sets, labels = _features(options, VisionTransformer.feature)
+    sets, labels = _features(options, "knn", VisionTransformer.feature)
     rows: dict[str, Any] = {"train images": len(labels[0]), "val images": len(labels[1])}
     for k in KS:
         if k <= len(labels[0]):
@@ -45,34 +67,77 @@ def knn(options: Options) -> dict[str, Any]:
 
 def linear(options: Options) -> dict[str, Any]:
     """Linear probe on [CLS ; mean patch], per cent right; the learning rate is chosen on a slice of the training rows."""
-    sets, labels = _features(options, _both)
+    sets, labels = _features(options, "linear", _both)
     rows: dict[str, Any] = {"train images": len(labels[0]), "val images": len(labels[1])}
     for name, (train, val) in sets.items():
         rows[f"linear, {name}"] = linear_probe(train, labels[0], val, labels[1])["linear"]
     return rows
 
 
-def _features(options: Options, summary: Summary) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Tensor]]:
+def attentive(options: Options) -> dict[str, Any]:
+    """Attentive probe on all patch tokens, per cent right; the floor attends to raw 8 x 8 pixel squares."""
+    train, val = needed(options, "attentive")
+    networks, parts, labels = _open(options, train, val)
+    rows: dict[str, Any] = {"train images": len(labels[0]), "val images": len(labels[1])}
+    sets = {name: [_embed(network, part, _tokens) for part in parts] for name, network in networks.items()}
+    sets["raw pixels"] = [_squares(part) for part in parts]
+    for name, (bank, queries) in sets.items():
+        rows[f"attentive, {name}"] = attentive_probe(bank, labels[0], queries, labels[1], options.epochs or 20)[
+            "attentive"
+        ]
+    return rows
+
+
+def retrieval(options: Options) -> dict[str, Any]:
+    """Mean average precision, per cent: every val image asks for the train images of its class."""
+    sets, labels = _features(options, "retrieval", VisionTransformer.feature)
+    rows: dict[str, Any] = {"gallery images": len(labels[0]), "queries": len(labels[1])}
+    for name, (gallery, queries) in sets.items():
+        rows[f"mAP, {name}"] = retrieval_map(gallery, labels[0], queries, labels[1])
+    share = torch.bincount(labels[0]).double() / len(labels[0])
+    rows["mAP, random order"] = 100 * share[labels[1]].mean().item()
+    return rows
+
+
+def _features(options: Options, task: str, summary: Summary) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Tensor]]:
+    networks, parts, labels = _open(options, *needed(options, task))
+    sets = {name: (_embed(n, parts[0], summary), _embed(n, parts[1], summary)) for name, n in networks.items()}
+    pixels = [pixel_features(torch.from_numpy(part.thumbnails)) for part in parts]
+    return {**sets, "raw pixels": (pixels[0], pixels[1])}, labels
+
+
+def _open(
+    options: Options, train: Path, val: Path
+) -> tuple[dict[str, VisionTransformer], tuple[InMemory, InMemory], list[Tensor]]:
     model = model_of(options.weights).for_inference()
     patch = model.config.patch_size
     side = max(1, (options.size or model.config.image_size) // patch) * patch
-    photographs = open_photographs(options.train, options.val, None, side, options.limit)
+    photographs = open_photographs(train, val, None, side, options.limit)
     assert photographs.bank is not None
     assert photographs.val is not None
-    parts = (photographs.bank, photographs.val)
     torch.manual_seed(0)
     untrained = VisionTransformer(model.config).for_inference()
-    sets = {
-        name: (_embed(network, parts[0], summary), _embed(network, parts[1], summary))
-        for name, network in (("these weights", model), ("untrained", untrained))
-    }
-    pixels = [pixel_features(torch.from_numpy(part.thumbnails)) for part in parts]
-    return {**sets, "raw pixels": (pixels[0], pixels[1])}, list(photographs.labels())
+    networks = {"these weights": model, "untrained": untrained}
+    return networks, (photographs.bank, photographs.val), list(photographs.labels())
 
 
 def _both(model: VisionTransformer, output: VisionOutput) -> Tensor:
     """[CLS ; mean patch], what linear probes take (DINOv2, arXiv 2304.07193, section 7.1)."""
     return torch.cat([output.cls_token, output.patch_tokens.flatten(1, 2).mean(1)], dim=1)
+
+
+def _tokens(model: VisionTransformer, output: VisionOutput) -> Tensor:
+    """(B, 1 + P, D): the CLS token and every patch."""
+    return torch.cat([output.cls_token[:, None], output.patch_tokens.flatten(1, 2)], dim=1)
+
+
+def _squares(part: InMemory, side: int = 8) -> Tensor:
+    """(n, P, 3 * side * side): the image's squares in grey levels of [-1, 1], in the order of the patches."""
+    rows = []
+    for chunk in torch.from_numpy(part.images).split(256):
+        planes = chunk.permute(0, 3, 1, 2).float() / 127.5 - 1
+        rows.append(F.unfold(planes, side, stride=side).transpose(1, 2))
+    return torch.cat(rows)
 
 
 @torch.inference_mode()

@@ -1,10 +1,11 @@
-"""Frozen-feature evaluations: weighted k-NN and a linear probe, and the raw-pixel floor that stands beside them.
+"""Frozen-feature evaluations: weighted k-NN, linear and attentive probes, retrieval, and the raw-pixel floor beside them.
 
 k-NN: cosine similarity, votes exp(similarity / 0.07) (DINO's protocol, arXiv 2104.14294, section 4.1).
 Linear: SGD over 13 learning rates on [CLS; mean patch] or whatever features are given; the rate is chosen on a slice
 of the training rows, never on the validation rows.
+Attentive: one learned query attends to all tokens of an image (arXiv 2508.10104, section 6.1.5, here on single images).
 
-    N training rows   M evaluation rows   D feature width   C classes
+    N training rows   M evaluation rows   D feature width   C classes   T tokens of an image
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from tenfold.engine.config import require
 
+ATTENTIVE_RATES = (3e-4, 1e-3, 3e-3)
 LEARNING_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 
 
@@ -91,6 +93,90 @@ def linear_probe(
         chosen = int(_accuracy(trial, train[held], train_labels[held]).argmax())
     final = _fit(train, train_labels, rates[chosen : chosen + 1], epochs, batch, seed)
     return {"linear": float(_accuracy(final, queries, labels)[0]), "lr": float(rates[chosen])}
+
+
+class AttentivePool(nn.Module):
+    """(B, T, D) -> (B, C): layer norm, one learned query over the tokens with several heads, layer norm, linear."""
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        heads = max(h for h in range(1, 13) if dim % h == 0)
+        self.before, self.after = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query = nn.Parameter(0.02 * torch.randn(1, 1, dim))
+        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.linear = nn.Linear(dim, classes)
+
+    def forward(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b c"]:
+        x = self.before(tokens)
+        pooled, _ = self.attention(self.query.expand(len(x), -1, -1), x, x, need_weights=False)
+        return self.linear(self.after(pooled[:, 0]))
+
+
+def attentive_probe(
+    train: Float[Tensor, "n t d"],
+    train_labels: Int[Tensor, " n"],
+    queries: Float[Tensor, "m t d"],
+    labels: Int[Tensor, " m"],
+    epochs: int = 20,
+    batch: int = 256,
+    seed: int = 0,
+    learning_rates: Sequence[float] = ATTENTIVE_RATES,
+) -> dict[str, float]:
+    """Percent right of an attentive probe on frozen tokens: AdamW with a cosine to 0; the rate is chosen on every tenth
+    training row, then all rows are used.
+
+    Returns {"attentive": accuracy, "lr": chosen rate}.
+    """
+    require(len(train) > 0, "train", len(train), "at least one row")
+    require(epochs >= 1, "epochs", epochs, "a whole number >= 1")
+    held = torch.arange(len(train)) % 10 == 9
+    classes = int(train_labels.max()) + 1
+
+    def right(rate: float, x: Tensor, y: Tensor, test: Tensor, truth: Tensor) -> float:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            pool = AttentivePool(x.shape[2], classes)
+            optimizer = torch.optim.AdamW(pool.parameters(), lr=rate, weight_decay=0.05)
+            size = min(batch, len(x))
+            steps = epochs * (len(x) // size)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+            for _ in range(epochs):
+                for rows in torch.randperm(len(x))[: len(x) // size * size].split(size):
+                    optimizer.zero_grad()
+                    F.cross_entropy(pool(x[rows].float()), y[rows]).backward()
+                    optimizer.step()
+                    schedule.step()
+        with torch.inference_mode():
+            predicted = torch.cat([pool(part.float()).argmax(1) for part in test.split(batch)])
+        return 100.0 * (predicted == truth).double().mean().item()
+
+    chosen = learning_rates[0]
+    if len(learning_rates) > 1 and held.any() and not held.all():
+        trial = (train[~held], train_labels[~held], train[held], train_labels[held])
+        chosen = max(learning_rates, key=lambda rate: right(rate, *trial))
+    return {"attentive": right(chosen, train, train_labels, queries, labels), "lr": chosen}
+
+
+def retrieval_map(
+    gallery: Float[Tensor, "n d"],
+    gallery_labels: Int[Tensor, " n"],
+    queries: Float[Tensor, "m d"],
+    labels: Int[Tensor, " m"],
+    chunk: int = 256,
+) -> float:
+    """Mean average precision, per cent: gallery rows ordered by cosine, those of the query's label are right ones. A query
+    whose label the gallery lacks is left out."""
+    bank = F.normalize(gallery.float(), dim=1)
+    rank = torch.arange(1, len(bank) + 1)
+    precisions = []
+    for rows, truth in zip(F.normalize(queries.float(), dim=1).split(chunk), labels.split(chunk)):
+        order = (rows @ bank.T).argsort(dim=1, descending=True, stable=True)
+        right = (gallery_labels[order] == truth[:, None]).double()
+        found = right.sum(1)
+        precisions.append(((right.cumsum(1) / rank * right).sum(1) / found)[found > 0])
+    scores = torch.cat(precisions)
+    require(len(scores) > 0, "labels", "none of them", "labels that the gallery has too")
+    return 100.0 * scores.mean().item()
 
 
 def _fit(x: Tensor, y: Tensor, rates: Tensor, epochs: int, batch: int, seed: int) -> tuple[Tensor, Tensor]:

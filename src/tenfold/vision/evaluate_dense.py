@@ -1,0 +1,120 @@
+"""`tenfold eval segmentation | depth | tracking | matching`: frozen patch features beside floors that need no network.
+
+Every function takes the command line's options and returns rows of {what: number}; the row of the weights comes first, then
+the same network untrained, then what pixels, positions and motion give.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tenfold.data.progress import track
+from tenfold.errors import UsageError
+from tenfold.vision.commands import model_of
+from tenfold.vision.correspond import dense_features, raw_patches
+from tenfold.vision.dense import EPOCHS, depth_probe, segmentation_probe
+from tenfold.vision.dense_floors import depth_floors, segmentation_floors
+from tenfold.vision.evaluate import Options, needed
+from tenfold.vision.frames import Frames, matching, open_frames
+from tenfold.vision.stereo import constant_disparity, matching_scores, sample_pair
+from tenfold.vision.tracking import TEMPERATURES, choose_temperature, propagation_miou, tracking_floors
+from tenfold.vision.vit import VisionTransformer
+
+CROP = 1024  # pixels; a larger image is read through a sliding window
+TRAINING_CLIPS = 3  # on which the temperature is chosen
+
+
+def segmentation(options: Options) -> dict[str, Any]:
+    """Mean IoU, per cent, of BN + 1 x 1 on frozen patch features."""
+    train, val = (open_frames(path, "mask", options.limit) for path in needed(options, "segmentation"))
+    matching(train, val)
+    rows: dict[str, Any] = {"train images": len(train), "val images": len(val), "classes": len(train.classes)}
+    patch, epochs = options.stride or 1, options.epochs or EPOCHS
+    for name, network in networks(options).items():
+        cells = [features(network, part, options, name) for part in (train, val)]
+        patch = options.stride or network.config.patch_size
+        score = segmentation_probe(
+            cells[0], train.masks, cells[1], val.masks, len(train.classes), train.ignored, epochs
+        )
+        rows[f"mIoU, {name}"] = score.miou
+        rows[f"pixels right, {name}"] = score.accuracy
+    floors = segmentation_floors(train, val, patch, epochs)
+    return rows | {f"mIoU, {name}": value for name, value in floors.items()}
+
+
+def depth(options: Options) -> dict[str, Any]:
+    """RMSE in metres and mean relative error of 256 bins on frozen patch features."""
+    train, val = (open_frames(path, "depth", options.limit) for path in needed(options, "depth"))
+    epochs = options.epochs or EPOCHS
+    rows: dict[str, Any] = {"train images": len(train), "val images": len(val)}
+    for name, network in networks(options).items():
+        cells = [features(network, part, options, name) for part in (train, val)]
+        score = depth_probe(cells[0], train.depths, cells[1], val.depths, epochs)
+        rows |= {f"RMSE m, {name}": score.rmse, f"|error| / depth, {name}": score.relative}
+        rows[f"within 1.25, {name}"] = score.within
+    return rows | {f"RMSE m, {name}": value for name, value in depth_floors(train, val, epochs).items()}
+
+
+def tracking(options: Options) -> dict[str, Any]:
+    """Mean IoU, per cent, of the first frame's labels carried through clips of --frames frames. The temperature is chosen on
+    clips of --train; without it the middle of the grid is taken and said."""
+    (path,) = needed(options, "tracking", ("val",))
+    val = open_frames(path, "mask", options.limit)
+    clips = val.clips(options.frames)
+    rows: dict[str, Any] = {"clips": len(clips), "frames of a clip": options.frames}
+    train = open_frames(options.train, "mask", TRAINING_CLIPS * options.frames) if options.train else None
+    stride = options.stride or 8
+    sources = {
+        **{
+            name: lambda image, n=network: dense_features(n, image, stride, CROP)
+            for name, network in networks(options).items()
+        },
+        "raw 16 px patches": lambda image: raw_patches(image, 16, stride),
+    }
+    for name, embed in sources.items():
+        temperature = TEMPERATURES[len(TEMPERATURES) // 2]
+        if train is not None:
+            cells = [embed(image) for image in train.images]
+            temperature = choose_temperature(train, cells, train.clips(options.frames))
+        cells = [embed(image) for image in track(val.images, f"features, {name}", len(val))]
+        rows[f"mIoU, {name}"] = propagation_miou(val, cells, clips, temperature)
+        rows[f"temperature, {name}"] = temperature
+    return rows | {f"mIoU, {name}": value for name, value in tracking_floors(val, clips).items()}
+
+
+def match_stereo(options: Options) -> dict[str, Any]:
+    """PCK at 8 and 16 pixels on the sample stereo pair: plain, other colours, larger, turned."""
+    pair, stride = sample_pair(), options.stride or 8
+    sources = {
+        **{
+            name: lambda image, n=network: dense_features(n, image, stride)
+            for name, network in networks(options).items()
+        },
+        "raw 32 px patches": lambda image: raw_patches(image, 32, stride),
+        "raw patches, colours centred": lambda image: raw_patches(image, 32, stride, per_channel=True),
+    }
+    rows: dict[str, Any] = {"stride": stride}
+    for name, embed in sources.items():
+        for view, score in matching_scores(pair, embed, stride).items():
+            rows |= {f"PCK{pixels} {view}, {name}": value for pixels, value in score.items()}
+    return rows | {f"PCK{p} plain, constant disparity": v for p, v in constant_disparity(pair, stride).items()}
+
+
+def networks(options: Options) -> dict[str, VisionTransformer]:
+    """The weights, and the same network with its initial ones."""
+    model = model_of(options.weights)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        untrained = VisionTransformer(model.config)
+    return {"these weights": model.eval(), "untrained": untrained.eval()}
+
+
+def features(model: VisionTransformer, frames: Frames, options: Options, name: str) -> list[Tensor]:
+    """Patch features of every frame, in half precision (367 frames of 45 x 60 x 384 are 0.8 GB then)."""
+    if options.size is not None:
+        raise UsageError("--size is the side of images that are classified; for dense features give --stride (pixels).")
+    images = track(frames.images, f"features, {name}", len(frames))
+    return [dense_features(model, image, options.stride, CROP).half() for image in images]

@@ -1,0 +1,243 @@
+"""`tenfold vision pca | match | track | segment`: what frozen features see, as PNG pictures and numbers.
+
+Each verb is a dataclass and a function, as in commands.py; pictures are written aside and renamed, and the numbers go to
+standard output.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from tenfold.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tenfold.vision.frames import Frames
+    from tenfold.vision.vit import VisionTransformer
+
+
+@dataclass(frozen=True)
+class Pca:
+    """Photographs beside the first three principal components of their patch features, as red, green and blue.
+
+    $ tenfold vision pca runs/dinov3-mini photos/ --out pca/
+
+    The components are shared by all the images of the call: a colour means the same in all of them.
+    """
+
+    weights: tyro.conf.Positional[Path]  # weights file, Hugging Face folder, or run folder
+    images: tyro.conf.Positional[tuple[Path, ...]]  # image files, or folders of them
+    out: Path = Path("pca")  # folder for one PNG per image
+    size: int | None = None  # shorter side in pixels (default: as it is)
+    json: bool = False  # print the numbers as JSON
+
+
+def pca(options: Pca) -> int:
+    from tenfold.data.progress import track as counted
+    from tenfold.vision.commands import model_of
+    from tenfold.vision.correspond import beside, dense_features, pca_map
+    from tenfold.vision.drawing import write_png
+    from tenfold.vision.images import find_images, open_image
+
+    files = find_images(options.images)
+    if not files:
+        raise DataError(f"no images in {', '.join(map(str, options.images))}.")
+    model = model_of(options.weights)
+    patch = model.config.patch_size
+    images = [open_image(file, options.size, patch) for file in files]
+    cells = [dense_features(model, image) for image in counted(images, "features", len(images))]
+    for number, (file, image, picture) in enumerate(zip(files, images, pca_map(cells))):
+        write_png(options.out / f"{number:04d}-{file.stem}.png", beside(image, picture))
+    return _say(options.json, {"images": len(files), "pictures": str(options.out)})
+
+
+@dataclass(frozen=True)
+class Match:
+    """Matches between two images: mutual nearest neighbours of their patch features, below a cell, as coloured lines.
+
+    $ tenfold vision match W left.png right.png --out matches.png
+    $ tenfold vision match W left.png right.png --points points.json      every match, in pixels
+
+    Right matches of a rigid scene run together; a line that crosses the others is wrong.
+    """
+
+    weights: tyro.conf.Positional[Path]  # weights file, Hugging Face folder, or run folder
+    left: tyro.conf.Positional[Path]  # an image
+    right: tyro.conf.Positional[Path]  # another view of the same
+    out: Path = Path("matches.png")  # the picture
+    points: Path | None = None  # also write every match: left (x, y), right (x, y), similarity
+    most: int = 100  # lines drawn, the most similar first
+    stride: int | None = None  # pixels between features (default: one patch)
+    json: bool = False  # print the numbers as JSON
+
+
+def match(options: Match) -> int:
+    import torch
+
+    from tenfold.data.atomic import write_atomic
+    from tenfold.data.readers import read_image
+    from tenfold.vision.commands import model_of
+    from tenfold.vision.correspond import dense_features
+    from tenfold.vision.correspond import match as match_cells
+    from tenfold.vision.drawing import match_lines, write_png
+
+    if options.most < 1:
+        raise UsageError(f"--most {options.most}: allowed is a whole number >= 1.")
+    images = [torch.from_numpy(read_image(file)) for file in (options.left, options.right)]
+    model = model_of(options.weights)
+    stride = options.stride or model.config.patch_size
+    cells = [dense_features(model, image, stride) for image in images]
+    found = match_cells(cells[0], cells[1])
+    source, target = (found.source + 0.5) * stride, (found.target + 0.5) * stride
+    write_png(options.out, match_lines(images[0], images[1], source[: options.most], target[: options.most]))
+    if options.points:
+        rows = [
+            {"left": a, "right": b, "similarity": s}
+            for a, b, s in zip(source.tolist(), target.tolist(), found.similarity.tolist())
+        ]
+        write_atomic(options.points, json.dumps(rows).encode())
+    total = cells[0].shape[0] * cells[0].shape[1]
+    numbers = {
+        "picture": str(options.out),
+        "cells": total,
+        "mutual matches": len(found),
+        "share": round(len(found) / total, 4),
+        "median similarity": round(float(found.similarity.median()), 4) if len(found) else None,
+    }
+    return _say(options.json, numbers)
+
+
+@dataclass(frozen=True)
+class Track:
+    """Carries the first frame's labels through a clip and draws them over its frames; the floors stand beside the score.
+
+    $ tenfold vision track W clip.parquet --frames 10 --out track/
+    $ tenfold vision track W clip/ --frames 20          clip/images/*.jpg and clip/masks/*.png of the same names
+
+    The score (mIoU over the frames after the first) needs masks of all frames, which is what the file must hold.
+    """
+
+    weights: tyro.conf.Positional[Path]  # weights file, Hugging Face folder, or run folder
+    clip: tyro.conf.Positional[Path]  # parquet (name, image, mask) or a folder of images/ and masks/
+    out: Path = Path("track")  # folder for one PNG per frame: the truth left, what was carried right
+    frames: int = 10  # how many, from the first
+    stride: int = 8  # pixels between features
+    temperature: float = 0.1  # of the votes; `tenfold eval tracking --train` chooses it
+    json: bool = False  # print the numbers as JSON
+
+
+def track(options: Track) -> int:
+    from tenfold.data.progress import track as counted
+    from tenfold.vision.commands import model_of
+    from tenfold.vision.correspond import dense_features
+    from tenfold.vision.dense import cell_labels
+    from tenfold.vision.drawing import overlay, side_by_side, write_png
+    from tenfold.vision.frames import open_frames
+    from tenfold.vision.tracking import propagate_labels, propagation_miou, to_pixels, tracking_floors
+
+    frames = open_frames(options.clip, "mask", options.frames)
+    clip = frames.clips(options.frames)[0]
+    model = model_of(options.weights)
+    images = [frames.images[i] for i in clip]
+    cells = [dense_features(model, image, options.stride) for image in counted(images, "features", len(images))]
+    classes = len(frames.classes)
+    first = cell_labels(frames.masks[0], cells[0].shape[:2], classes, frames.ignored)
+    soft = propagate_labels(cells, first, temperature=options.temperature)
+    for i, labels in enumerate(soft):
+        truth = frames.masks[i]
+        carried = to_pixels(labels, *truth.shape)
+        pair = [overlay(images[i], truth, classes), overlay(images[i], carried, classes)]
+        write_png(options.out / f"{i:04d}-{frames.names[i]}.png", side_by_side(pair))
+    score = propagation_miou(frames, cells, [clip], options.temperature)
+    floors = {f"mIoU, {name}": value for name, value in tracking_floors(frames, [clip]).items()}
+    return _say(
+        options.json, {"pictures": str(options.out), "frames": len(clip), "mIoU, these weights": score, **floors}
+    )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tints what the features segment: with --train the classes of those masks, without it the most salient object.
+
+    $ tenfold vision segment W photos/ --out segments/                                  one object per image, no labels
+    $ tenfold vision segment W photos/ --train camvid_train.parquet --out segments/     a linear probe's classes
+
+    The object is found without any label (LOST, arXiv 2109.14279); how good it is depends on the weights alone.
+    """
+
+    weights: tyro.conf.Positional[Path]  # weights file, Hugging Face folder, or run folder
+    images: tyro.conf.Positional[tuple[Path, ...]]  # image files, or folders of them
+    out: Path = Path("segments")  # folder for one PNG per image
+    train: Path | None = None  # images with masks that a linear probe learns from: parquet, or images/ and masks/
+    limit: int | None = None  # use only its first rows
+    epochs: int = 60  # passes over it
+    size: int | None = None  # shorter side of the images in pixels (default: as it is)
+    json: bool = False  # print the numbers as JSON
+
+
+def segment(options: Segment) -> int:
+    from tenfold.data.progress import track as counted
+    from tenfold.vision.commands import model_of
+    from tenfold.vision.correspond import dense_features
+    from tenfold.vision.dense import segment as segment_cells
+    from tenfold.vision.drawing import overlay, side_by_side, write_png
+    from tenfold.vision.frames import open_frames
+    from tenfold.vision.images import find_images, open_image
+
+    files = find_images(options.images)
+    if not files:
+        raise DataError(f"no images in {', '.join(map(str, options.images))}.")
+    frames = open_frames(options.train, "mask", options.limit) if options.train else None
+    model = model_of(options.weights)
+    head = _probe(model, frames, options.epochs) if frames else None
+    names = frames.classes if frames else ("object",)
+    shares: dict[str, dict[str, float]] = {}
+    for number, file in counted(enumerate(files), "segmenting", len(files)):
+        image = open_image(file, options.size, model.config.patch_size)
+        cells = dense_features(model, image)
+        if head is None:
+            mask = _object_mask(cells, *image.shape[:2])
+        else:
+            mask = segment_cells(head, cells, *image.shape[:2])
+        write_png(
+            options.out / f"{number:04d}-{file.stem}.png", side_by_side([image, overlay(image, mask, len(names))])
+        )
+        found = {name: float((mask == i).float().mean()) for i, name in enumerate(names)}
+        shares[str(file)] = {name: round(share, 4) for name, share in found.items() if share > 0}
+    return _say(options.json, {"pictures": str(options.out), "share of pixels": shares})
+
+
+def _probe(model: VisionTransformer, frames: Frames, epochs: int) -> Any:
+    from tenfold.data.progress import track as counted
+    from tenfold.vision.correspond import dense_features
+    from tenfold.vision.dense import segmentation_head
+
+    images = counted(frames.images, "features of the training images", len(frames))
+    cells = [dense_features(model, image).half() for image in images]
+    return segmentation_head(cells, frames.masks, len(frames.classes), frames.ignored, epochs)
+
+
+def _object_mask(cells: Tensor, height: int, width: int) -> Tensor:
+    """(height, width): 0 where the object is, 1 elsewhere (which is no class, and stays untinted)."""
+    import torch.nn.functional as F
+
+    from tenfold.vision.correspond import discover
+
+    inside = discover(cells)[None, None].float()
+    return (F.interpolate(inside, size=(height, width), mode="nearest")[0, 0] < 0.5).long()
+
+
+def _say(as_json: bool, numbers: Mapping[str, Any]) -> int:
+    if as_json:
+        print(json.dumps(numbers))
+        return 0
+    for name, value in numbers.items():
+        print(f"{name:<28} {value:8.2f}" if isinstance(value, float) else f"{name:<28} {value}")
+    return 0

@@ -1,0 +1,169 @@
+"""`tenfold vision pca | match | track | segment` and `tenfold eval` as a person runs them, on a random mini network."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from tenfold.cli import main
+from tenfold.errors import StorageError
+from tenfold.vision.drawing import match_lines, overlay, palette, side_by_side, write_png
+from vision.dense_inputs import cut, mini_weights, npy, write
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(mini_weights(tmp_path_factory.mktemp("weights")))
+
+
+@pytest.fixture(scope="module")
+def clip(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("clip") / "clip.parquet"
+    return cut(test_data / "vision/camvid_val.parquet", out, slice(0, 8), 96, 72)
+
+
+@pytest.fixture(scope="module")
+def photographs(clip: Path) -> Path:
+    folder = clip.parent / "photographs"
+    folder.mkdir()
+    for i, data in enumerate(pq.read_table(clip)["image"].to_pylist()[:2]):
+        (folder / f"{i}.png").write_bytes(data)
+    return folder
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, object]:
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def only_png(folder: Path, count: int) -> None:
+    """The pictures open, and nothing else is left in the folder (an unfinished file would be)."""
+    files = sorted(folder.iterdir())
+    assert [file.suffix for file in files] == [".png"] * count
+    assert not any(file.name.startswith(".") for file in files)
+    for file in files:
+        Image.open(file).verify()
+
+
+def test_pca_and_segment_write_one_picture_per_image(
+    weights: str, photographs: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = str(photographs)
+    assert said(capsys, "vision", "pca", weights, pictures, "--out", str(tmp_path / "pca"))["images"] == 2
+    only_png(tmp_path / "pca", 2)
+    found = said(capsys, "vision", "segment", weights, pictures, "--out", str(tmp_path / "one"))
+    assert all(0 < s["object"] < 1 for s in dict(found["share of pixels"]).values())  # type: ignore[call-overload]
+    only_png(tmp_path / "one", 2)
+    train = ["--train", str(clip), "--epochs", "2", "--out", str(tmp_path / "classes")]
+    found = said(capsys, "vision", "segment", weights, pictures, *train)
+    for shares in dict(found["share of pixels"]).values():  # type: ignore[call-overload]
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+    only_png(tmp_path / "classes", 2)
+
+
+def test_an_image_matches_itself_cell_by_cell(
+    weights: str, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(photographs / "0.png")
+    points = tmp_path / "points.json"
+    out = ["--out", str(tmp_path / "m/matches.png"), "--points", str(points)]
+    numbers = said(capsys, "vision", "match", weights, image, image, *out)
+    assert numbers["share"] == 1.0
+    only_png(tmp_path / "m", 1)
+    for row in json.loads(points.read_text()):
+        assert np.abs(np.subtract(row["left"], row["right"])).max() <= 4  # half a cell
+
+
+def test_track_writes_every_frame_and_the_floors(
+    weights: str, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = said(capsys, "vision", "track", weights, str(clip), "--frames", "4", "--out", str(tmp_path / "t"))
+    assert {"mIoU, these weights", "mIoU, copy the first frame", "mIoU, DIS optical flow"} <= set(numbers)
+    only_png(tmp_path / "t", 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["vision", "track", "{w}", "{clip}", "--frames", "1"], 3, "at least 2 frames"),
+        (["vision", "track", "{w}", "{clip}", "--frames", "90"], 3, "the file has 8 frames"),
+        (["vision", "pca", "{w}", "{empty}"], 3, "no images in"),
+        (["vision", "match", "{w}", "{clip}", "{clip}"], 3, "not an image"),
+        (["eval", "segmentation", "{w}", "--val", "{clip}"], 2, "lacks --train: images with masks"),
+        (["eval", "knn", "{w}"], 2, "lacks --train and --val: labelled images"),
+        (["eval", "depth", "{w}", "--train", "{clip}", "--val", "{clip}"], 3, "no column depth"),
+        (["eval", "traking", "{w}"], 2, "Did you mean 'tracking'"),
+    ],
+)
+def test_a_mistake_says_what_is_needed(
+    weights: str,
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    message: str,
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main([word.format(w=weights, clip=clip, empty=empty) for word in words]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_eval_prints_the_floors_beside_the_weights(
+    weights: str, clip: Path, test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["--train", str(clip), "--val", str(clip)]
+    rows = said(capsys, "eval", "segmentation", weights, *both, "--epochs", "2")
+    assert {"mIoU, these weights", "mIoU, untrained", "mIoU, position prior", "mIoU, colour, texture, position"} <= set(
+        rows
+    )
+    rows = said(capsys, "eval", "tracking", weights, *both, "--frames", "4", "--limit", "4")
+    assert {"mIoU, these weights", "mIoU, raw 16 px patches", "mIoU, DIS optical flow"} <= set(rows)
+
+    images = pq.read_table(clip)["image"].to_pylist()
+    slope = npy(np.linspace(1, 5, 72)[:, None].repeat(96, 1))
+    depths = str(write(tmp_path / "depth.parquet", images, depth=[slope] * len(images)))
+    rows = said(capsys, "eval", "depth", weights, "--train", depths, "--val", depths, "--epochs", "2")
+    assert {"RMSE m, these weights", "RMSE m, mean depth"} <= set(rows)
+
+    labelled = str(test_data / "vision/imagenette160_val.parquet")
+    for task, number in (("retrieval", "mAP"), ("attentive", "attentive")):
+        rows = said(capsys, "eval", task, weights, "--train", labelled, "--val", labelled, "--limit", "60")
+        assert {f"{number}, these weights", f"{number}, untrained", f"{number}, raw pixels"} <= set(rows)
+
+
+def test_overlay_leaves_what_is_no_class_as_it_is() -> None:
+    image = torch.full((4, 6, 3), 100, dtype=torch.uint8)
+    mask = torch.tensor([[0, 1, 11, 255, 1, 0]]).repeat(4, 1)
+    drawn = overlay(image, mask, 2)
+    assert drawn[:, 2:4].equal(image[:, 2:4])
+    assert not drawn[:, :2].equal(image[:, :2])
+    assert len(palette(11).unique(dim=0)) == 11
+
+
+def test_lines_reach_from_point_to_point_and_a_failed_write_leaves_the_old_picture(tmp_path: Path) -> None:
+    image = torch.zeros(20, 30, 3, dtype=torch.uint8)
+    drawn = match_lines(image, image, torch.tensor([[5.0, 10.0]]), torch.tensor([[25.0, 10.0]]))
+    assert drawn.shape == side_by_side([image, image]).shape
+    assert drawn[10, 5].sum() > 0
+    assert drawn[10, 30 + 6 + 25].sum() > 0
+    assert match_lines(image, image, torch.zeros(0, 2), torch.zeros(0, 2)).shape == drawn.shape
+    path = write_png(tmp_path / "a.png", drawn)
+    before = path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limit[1]))  # the write breaks off after 20 bytes
+    try:
+        with pytest.raises(StorageError, match="Nothing was replaced"):
+            write_png(path, torch.randint(0, 256, (90, 90, 3), dtype=torch.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
