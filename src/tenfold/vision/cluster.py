@@ -9,16 +9,17 @@ target is then divided from the top down, equally as far as the clusters reach. 
 DINOv3 (arXiv 2508.10104, section 3.1) uses five levels.
 
 k-means is map and reduce: every shard gives partial sums in float64, and they are added in the order of the shards, so
-the bytes are the same for any number of workers. `each` is who does the map: this process, or `map_shards` (curate.py).
+the bytes are the same for any number of workers. A `Spread` carries the map: this process, or `map_shards` (curate.py).
 
     N rows   D width   K clusters
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -59,7 +60,16 @@ class Partial:
     distance: np.ndarray
 
 
-Each = Callable[[Float32[np.ndarray, "k d"]], Iterable[Partial]]  # centroids to the parts of all shards, in their order
+class Spread(Protocol):
+    """Who carries the map over the shards: this process, or workers (curate.py)."""
+
+    def move(self, centroids: np.ndarray) -> np.ndarray:
+        """The means of what is nearest to each centroid."""
+        ...
+
+    def settle(self, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Label and squared distance of every row."""
+        ...
 
 
 def assign(vectors: Float32[np.ndarray, "n d"], centroids: Float32[np.ndarray, "k d"]) -> Partial:
@@ -79,9 +89,18 @@ def assign(vectors: Float32[np.ndarray, "n d"], centroids: Float32[np.ndarray, "
     return Partial(sums, np.bincount(labels, minlength=len(centroids)), labels, distance)
 
 
-def in_process(shards: Sequence[np.ndarray]) -> Each:
+@dataclass(frozen=True)
+class InProcess:
     """The map done here, a shard at a time."""
-    return lambda centroids: (assign(shard, centroids) for shard in shards)
+
+    shards: Sequence[np.ndarray]
+
+    def move(self, centroids: Float32[np.ndarray, "k d"]) -> Float32[np.ndarray, "k d"]:
+        return reduce_means((assign(shard, centroids) for shard in self.shards), centroids)
+
+    def settle(self, centroids: Float32[np.ndarray, "k d"]) -> tuple[np.ndarray, np.ndarray]:
+        parts = [assign(shard, centroids) for shard in self.shards]
+        return np.concatenate([p.labels for p in parts]), np.concatenate([p.distance for p in parts])
 
 
 def kmeans(
@@ -89,21 +108,20 @@ def kmeans(
     k: int,
     rng: np.random.Generator,
     iterations: int = 50,
-    each: Each | None = None,
+    spread: Spread | None = None,
 ) -> tuple[Float32[np.ndarray, "k d"], Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
     """Lloyd's iterations from a k-means++ start: centroids, label and squared distance of every row.
 
     Ends early when no centroid moves. A cluster that loses all its rows keeps its place.
     """
-    each = each or in_process(shards)
+    spread = spread or InProcess(shards)
     centroids = plus_plus(_draw(shards, START_ROWS * k, rng), k, rng)
     for _ in range(iterations):
-        moved = _reduce(each(centroids), centroids)
+        moved = spread.move(centroids)
         if np.array_equal(moved, centroids):
             break
         centroids = moved
-    parts = list(each(centroids))
-    return centroids, np.concatenate([p.labels for p in parts]), np.concatenate([p.distance for p in parts])
+    return centroids, *spread.settle(centroids)
 
 
 def plus_plus(vectors: Float32[np.ndarray, "n d"], k: int, rng: np.random.Generator) -> Float32[np.ndarray, "k d"]:
@@ -131,17 +149,17 @@ def hierarchical_kmeans(
     iterations: int = 50,
     rounds: Sequence[int] = RESAMPLE_ROUNDS,
     sizes: Sequence[int] = RESAMPLE_SIZES,
-    each: Callable[[str], Each] | None = None,
+    spread: Spread | None = None,
 ) -> Tree:
     """The tree. Level 1 clusters the rows, level l the centroids of level l-1.
 
     levels: clusters of each level, falling. rounds and sizes: resampling of each level (the last entry holds for further
-    ones). each: given a name that is the same on every run, the map over the shards of level 1.
+    ones). spread: who carries the map over the shards of level 1; the levels above are small and stay here.
     Raises DataError when there are fewer rows than clusters.
     """
     total = sum(len(shard) for shard in shards)
     require(len(levels) >= 1 and all(k >= 1 for k in levels), "levels", tuple(levels), "whole numbers >= 1")
-    falling = all(a > b for a, b in zip(levels, levels[1:]))
+    falling = all(a > b for a, b in pairwise(levels))
     require(falling, "levels", tuple(levels), "numbers of clusters that fall from level to level")
     if total < levels[0]:
         raise DataError(f"{total:,} vectors cannot make {levels[0]:,} clusters: choose smaller levels.")
@@ -149,14 +167,13 @@ def hierarchical_kmeans(
     data = shards
     for number, k in enumerate(levels):
         rng = np.random.default_rng((seed, number))
-        spread = each if number == 0 else None
-        centroids, labels, near = kmeans(data, k, rng, iterations, spread("start") if spread else None)
+        over = (spread if number == 0 else None) or InProcess(data)
+        centroids, labels, near = kmeans(data, k, rng, iterations, over)
         size = sizes[min(number, len(sizes) - 1)]
-        for turn in range(rounds[min(number, len(rounds) - 1)]):
+        for _ in range(rounds[min(number, len(rounds) - 1)]):
             sample = gather(data, nearest_members(labels, near, k, size))
             centroids, _, _ = kmeans([sample], min(k, len(sample)), rng, iterations)
-            parts = list((spread(f"round-{turn}") if spread else in_process(data))(centroids))
-            labels, near = (np.concatenate([getattr(p, name) for p in parts]) for name in ("labels", "distance"))
+            labels, near = over.settle(centroids)
         centroids, labels = _without_empty(centroids, labels)
         parents.append(labels)
         all_centroids.append(centroids)
@@ -250,7 +267,7 @@ def _groups(labels: np.ndarray, k: int) -> list[np.ndarray]:
     return np.split(order, np.cumsum(np.bincount(labels, minlength=k))[:-1])
 
 
-def _reduce(parts: Iterable[Partial], before: np.ndarray) -> Float32[np.ndarray, "k d"]:
+def reduce_means(parts: Iterable[Partial], before: np.ndarray) -> Float32[np.ndarray, "k d"]:
     """New centroids: float64 sums in the order of the shards, whoever worked on them."""
     sums, counts = np.zeros(before.shape), np.zeros(len(before), np.int64)
     for part in parts:
