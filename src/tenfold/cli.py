@@ -29,6 +29,7 @@ for _name, _target, _summary in [
     ("bench", "tenfold.commands:bench", "measure against a named peer in the same run"),
     ("doctor", "tenfold.commands:doctor", "what this machine and this install can do"),
     ("vision embed", "tenfold.vision.commands:embed", "features and PCA pictures of your photographs"),
+    ("vision curate", "tenfold.vision.commands:curate", "a training set from a pool: no copies, no leaks, in balance"),
 ]:
     VERBS.add(_name, _target, _summary)
 

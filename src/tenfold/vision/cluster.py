@@ -29,7 +29,10 @@ from tenfold.errors import DataError, UsageError, unknown_name
 
 CHUNK = 4096  # rows whose distances to all centroids are held at a time
 START_ROWS = 50  # vectors per cluster that k-means++ looks at, drawn at random from all
-RESAMPLE_ROUNDS, RESAMPLE_SIZES = (1, 10, 10, 10), (1, 10, 5, 3)  # 2405.15613, table 7; the last holds for further levels
+RESAMPLE_ROUNDS, RESAMPLE_SIZES = (
+    (1, 10, 10, 10),
+    (1, 10, 5, 3),
+)  # 2405.15613, table 7; the last holds for further levels
 STRATEGIES = ("random", "closest")
 
 

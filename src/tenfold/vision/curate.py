@@ -31,7 +31,7 @@ from tenfold.engine.journal import NAME as JOURNAL
 from tenfold.errors import DataError, UsageError
 from tenfold.vision import calibrate as calibration
 from tenfold.vision import duplicates, selection
-from tenfold.vision.embeddings import Describe, Rows, Vectors, embed_rows, opened, read_column, unreadable_of
+from tenfold.vision.embeddings import Describe, Rows, Vectors, embed_rows, read_column, unreadable_of
 from tenfold.vision.neighbors import BLOCK
 
 CALIBRATION, MANIFEST, REPORT = "calibration.json", "manifest.parquet", "report.json"
@@ -294,7 +294,11 @@ class _Curation:
         clustering = selection.Clustering(levels, config.iterations, config.seed)
         function: Any = functools.partial(selection.cluster_pool, clustering)
         if images >= config.spread:  # this process reduces, workers map: the job below then finds its steps done
-            steps = config.out / "cluster" / f"steps-{left.inputs[:16]}-{hashlib.sha256(repr(clustering).encode()).hexdigest()[:16]}"
+            steps = (
+                config.out
+                / "cluster"
+                / f"steps-{left.inputs[:16]}-{hashlib.sha256(repr(clustering).encode()).hexdigest()[:16]}"
+            )
             tree = steps / "tree"
             if not tree.exists():
                 with aside(tree) as temporary:

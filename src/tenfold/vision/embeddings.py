@@ -253,5 +253,7 @@ def _opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise MissingExtra("opencv-python-headless", "vision", "the descriptor `pixels` reads frequencies with it") from error
+        raise MissingExtra(
+            "opencv-python-headless", "vision", "the descriptor `pixels` reads frequencies with it"
+        ) from error
     return cv2

@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,7 +112,8 @@ class OverWorkers:
     has and goes on; the partial sums of a step go once it is reduced."""
 
     def __init__(self, survivors: Survivors, folder: Path, executor: Literal["local", "ray"], workers: int) -> None:
-        self.survivors, self.folder, self.executor, self.workers = survivors, folder, executor, workers
+        self.survivors, self.folder, self.workers = survivors, folder, workers
+        self.executor: Literal["local", "ray"] = executor
         self._shards, self._turn = len(survivors.shards), 0
 
     def move(self, centroids: np.ndarray) -> np.ndarray:
@@ -167,7 +169,7 @@ def read_tree(folder: Path) -> Tree:
     files = sorted(folder.glob("centroids-*.npy"))
     labels = [read_column(folder / "tree.parquet", f"level_{n + 1}") for n in range(len(files))]
     parents = [labels[0]]
-    for lower, upper in zip(labels, labels[1:]):
+    for lower, upper in pairwise(labels):
         parent = np.zeros(int(lower.max()) + 1, np.int64)
         parent[lower] = upper
         parents.append(parent)
