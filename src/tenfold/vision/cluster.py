@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -63,6 +63,7 @@ class Partial:
     distance: np.ndarray
 
 
+@runtime_checkable
 class Spread(Protocol):
     """Who carries the map over the shards: this process, or workers (curate.py)."""
 
@@ -210,14 +211,14 @@ def gather(shards: Sequence[np.ndarray], rows: Int64[np.ndarray, " m"]) -> Float
 def balanced_sample(
     tree: Tree,
     target: int,
-    strategy: Literal["random", "closest"] = "random",
+    strategy: str = "random",
     multiplier: int = 1,
     seed: int = 0,
     available: np.ndarray | None = None,
 ) -> Int64[np.ndarray, " t"]:
     """`target` row numbers, sorted, spread over the tree from the top down; all rows when there are no more.
 
-    strategy: which members of a level-1 cluster are taken. multiplier: how often a row may be taken. available (N,) bool:
+    strategy: "random" or "closest" members of a level-1 cluster. multiplier: how often a row may be taken. available (N,) bool:
     rows that may be taken at all. Section 3.4 of 2405.15613.
     """
     if strategy not in STRATEGIES:
