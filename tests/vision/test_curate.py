@@ -156,11 +156,14 @@ def test_planted_copies_in_all_of_imagenette_are_found_and_no_component_is_large
     assert report["manifest"]["rows"] == 2000
 
 
-def test_a_descriptor_that_cannot_tell_copies_stops_with_its_numbers(pool: Path, tmp_path: Path) -> None:
+def test_a_descriptor_that_cannot_tell_copies_stops_with_its_numbers(
+    photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    pool = write_pool(tmp_path / "pool.parquet", [encoded(image) for image in photographs[:60]])
     torch.manual_seed(0)
     config = VitConfig(dim=32, depth=1, heads=2, patch_size=16)
     weights = save_vit(tmp_path / "w.safetensors", VisionTransformer(config))
-    with pytest.raises(UsageError, match=r"cannot tell copies .* joins \d+ images of 300"):
+    with pytest.raises(UsageError, match=r"cannot tell copies .* joins \d+ images of 60"):
         curate(CurateConfig(pool, tmp_path / "out", 10, copies=Describe(str(weights), 32), calibrate=True))
     assert not (tmp_path / "out/calibration.json").exists()
 
@@ -209,8 +212,10 @@ def test_two_workers_and_a_second_run_leave_the_bytes_of_one(
 ) -> None:
     finish(run(pool, reference, tmp_path / "out", workers=2))
     assert outputs(tmp_path / "out") == curated[0]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("rows-*.parquet")}
     finish(run(pool, reference, tmp_path / "out"))
     assert outputs(tmp_path / "out") == curated[0]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 @pytest.mark.slow
@@ -251,7 +256,7 @@ def test_a_curation_killed_anywhere_ends_in_the_same_bytes(
 
 
 def test_kmeans_over_workers_gives_the_tree_of_one_process(pool: Path, tmp_path: Path) -> None:
-    config = CurateConfig(pool, tmp_path / "one", 50, threshold=0.8, levels=(4,), iterations=2, shard_rows=128)
+    config = CurateConfig(pool, tmp_path / "one", 50, threshold=0.8, levels=(4,), iterations=1, shard_rows=256)
     spread = replace(config, out=tmp_path / "many", spread=0, workers=2)
     assert curate(config) == curate(spread)
     for name in ("tree.parquet", "centroids-1.npy"):

@@ -304,6 +304,7 @@ class _Curation:
                 with aside(tree) as temporary:
                     over = selection.OverWorkers(left, steps, config.executor, config.workers)
                     selection.cluster_pool(clustering, left, temporary, over)
+                over.clear()
             function = functools.partial(copy_tree, tree)
         path = self._map("cluster/tree", function, [left], asdict(clustering), lambda _: "tree")[0]
         found = [len(np.load(file)) for file in sorted(path.glob("centroids-*.npy"))]

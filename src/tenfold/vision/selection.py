@@ -130,6 +130,14 @@ class OverWorkers:
         parts = list(self._parts(centroids))
         return np.concatenate([p.labels for p in parts]), np.concatenate([p.distance for p in parts])
 
+    def clear(self) -> None:
+        """Removes what only an unfinished clustering needs."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and path.name.startswith("step-"):
+                shutil.rmtree(path)
+            elif path.suffix == ".npy":
+                path.unlink()
+
     def _parts(self, centroids: np.ndarray) -> list[Partial]:
         self._turn += 1
         path = self.folder / f"centroids-{self._turn:05}.npy"
