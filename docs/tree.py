@@ -27,7 +27,7 @@ def tree() -> str:
         if path.name == "__init__.py" and path.parent.name != "tenfold":
             continue
         summary = re.split(r"\.\s|\.$|:\n|\n\n", ast.get_docstring(ast.parse(path.read_text())) or "", maxsplit=1)[0]
-        lines.append(f"  {path.name:<18}{' '.join(summary.split())}")
+        lines.append(f"  {path.name:<23}{' '.join(summary.split())}")
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from tenfold.registry import Registry
 BENCHES = Registry("benchmark")
 BENCHES.add("trainer", "tenfold.bench.trainer:run", "step time of the trainer over a bare loop")
 BENCHES.add("augment", "tenfold.bench.augment:run", "multi-crop augmentation beside Pillow and torchvision")
+BENCHES.add("dedup", "tenfold.bench.dedup:run", "exact nearest neighbours beside FAISS's flat index")
 BENCHES.add("vit", "tenfold.bench.vit:run", "ViT-S/16 forward beside transformers")
 
 EVALUATIONS = Registry("evaluation")
@@ -144,7 +145,7 @@ class Bench:
     `--save DIR` adds the table to DIR/NAME.md with date, commit and machine.
     """
 
-    name: tyro.conf.Positional[str] = "all"  # trainer | augment | vit | all
+    name: tyro.conf.Positional[str] = "all"  # trainer | augment | dedup | vit | all
     save: Path | None = None  # folder of benchmark pages
     json: bool = False  # print as JSON
 

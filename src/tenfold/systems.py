@@ -50,8 +50,9 @@ SYSTEMS: tuple[System, ...] = (
         "DINOv2: curated data and self-supervised training",
         "vision",
         "partial",
-        "the losses and training task, backbones, released weights both ways, features; not yet curation",
-        ("tenfold train dinov2-vits", "tenfold vision embed", "tenfold convert"),
+        "the losses and training task, backbones, released weights both ways, features, and the curation pipeline "
+        "at the size of one machine; not yet trained at the papers' scale",
+        ("tenfold train dinov2-vits", "tenfold vision curate", "tenfold vision embed", "tenfold convert"),
     ),
     System(7, "Frontalizer: frontally-viewed face embedding", "faces", "planned", "nothing yet"),
     System(8, "VoxPopuli: speech corpus pipeline and baselines", "speech", "planned", "nothing yet"),

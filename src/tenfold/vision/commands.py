@@ -1,4 +1,5 @@
-"""`tenfold vision embed`: features of your photographs, and a picture of what the network sees in each."""
+"""`tenfold vision embed`: features of your photographs, and a picture of what the network sees in each.
+`tenfold vision curate`: a training set out of a pool, without copies and leaks, and in balance."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from tenfold.errors import DataError, MissingExtra, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tenfold.vision.embeddings import Describe
     from tenfold.vision.vit import VisionTransformer
 
 
@@ -137,3 +139,109 @@ def model_of(weights: Path) -> VisionTransformer:
     if not isinstance(model, VisionTransformer):
         raise UsageError(f"{weights} holds a {type(model).__name__}, not a vision transformer.")
     return model
+
+
+@dataclass(frozen=True)
+class Curate:
+    """Chooses a training set from a pool: no duplicates, no images of your test sets, rare things beside common ones.
+
+    $ tenfold vision curate pixels --pool photos/ --target 10000 --out curated --calibrate
+    $ tenfold vision curate WEIGHTS --pool pool.parquet --reference test.parquet --target 50000 --out curated --threshold 0.8
+    $ tenfold vision curate WEIGHTS --pool DIR --reference A.tar B/ --target 1000000 --out DIR --calibrate --executor ray
+
+    A pool, reference or query set is a folder of images, a parquet file (or a folder of them), or a tar. What happens, each
+    step in a folder of its own below --out, so that the same command goes on after any stop:
+
+      embed            every image becomes a vector, for finding copies (--copies) and for meaning (WEIGHTS)
+      dedup            images more alike than a threshold form groups, and the largest image of each group stays
+      relative-dedup   a group that touches a --reference image goes whole: it would leak a test set into training
+      cluster          what is left, in levels of k-means
+      retrieve         the images nearest to the queries (--query, or else the references)
+      sample           the rest of --target, evenly over the clusters
+
+    The threshold depends on the descriptor. --calibrate plants copies of your own images, prints how many each threshold
+    finds and what else it joins, and keeps its choice in OUT/calibration.json; --threshold sets it by hand. Without either
+    the command stops (exit code 2).
+
+    Results: OUT/manifest.parquet (id, name, sha256, clusters, why, times), OUT/report.json, OUT/contact.png.
+    """
+
+    weights: tyro.conf.Positional[
+        str
+    ]  # weights or run folder for clusters and retrieval; or `pixels`, which needs none
+    pool: Path  # images to choose from
+    target: int  # rows of the manifest
+    out: Path  # folder of results and of all stages
+    reference: tuple[Path, ...] = ()  # sets that must not leak into the result (tests, benchmarks)
+    query: tuple[Path, ...] = ()  # sets that the result should have more of; the references when none is named
+    copies: str = "pixels"  # descriptor for duplicates: `pixels`, or weights (SSCD is what the papers used)
+    calibrate: bool = False  # measure on planted copies which similarity is a duplicate
+    threshold: float | None = None  # cosine above which two images are duplicates (0.6 for SSCD)
+    reference_threshold: float | None = None  # the same against references (0.45 for SSCD); default --threshold
+    size: int = 224  # side in pixels at which weights look at an image
+    neighbors: Literal["exact", "ivf"] = "exact"  # ivf: FAISS proposes, for pools that exact search cannot pay
+    k: int = 64  # neighbours kept per image
+    levels: tuple[int, ...] = ()  # clusters per level, falling; default 20 images each, then ten to one
+    strategy: Literal["random", "closest"] = "random"  # which members of a cluster are sampled
+    multiplier: int = 1  # how often an image may be sampled
+    retrieve: Literal["nearest", "clusters", "none"] = "nearest"  # neighbours of queries, or clusters with many of them
+    retrieve_k: int = 4  # neighbours per query image
+    retrieve_share: float = 0.5  # largest share of the target that retrieval may take
+    executor: Literal["local", "ray"] = "local"  # ray: the cluster at RAY_ADDRESS, or one on this machine
+    workers: int = 1  # processes, one thread each
+    shard_rows: int = 4096  # images per shard
+    seed: int = 0  # of every random choice
+    json: bool = False  # print the report as JSON
+
+
+def curate(options: Curate) -> None:
+    from tenfold.vision.contact_sheet import write_sheet
+    from tenfold.vision.curate import CurateConfig
+    from tenfold.vision.curate import curate as run_curation
+
+    config = CurateConfig(
+        pool=options.pool,
+        out=options.out,
+        target=options.target,
+        references=options.reference,
+        queries=options.query,
+        features=_describe(options.weights, options.size),
+        copies=_describe(options.copies, options.size),
+        threshold=options.threshold,
+        reference_threshold=options.reference_threshold,
+        calibrate=options.calibrate,
+        k=options.k,
+        neighbors=options.neighbors,
+        levels=options.levels,
+        strategy=options.strategy,
+        multiplier=options.multiplier,
+        retrieve=options.retrieve,
+        retrieve_k=options.retrieve_k,
+        retrieve_share=options.retrieve_share,
+        shard_rows=options.shard_rows,
+        seed=options.seed,
+        executor=options.executor,
+        workers=options.workers,
+    )
+    report = run_curation(config, say=lambda line: print(line, file=sys.stderr))
+    write_sheet(options.pool, options.out, options.out / "contact.png")
+    if options.json:
+        print(json.dumps({"out": str(options.out), **report}))
+        return
+    for stage, values in report.items():
+        print(f"{stage:<16}" + ", ".join(f"{name} {value}" for name, value in values.items()))
+    print(f"{'written':<16}{options.out / 'manifest.parquet'}, report.json, contact.png")
+
+
+def _describe(by: str, size: int) -> Describe:
+    """`pixels`, or weights with the digest of their files; weights that cannot be used are refused here, before any work."""
+    from tenfold.engine.journal import digest
+    from tenfold.vision.embeddings import PIXELS, Describe
+
+    if by == PIXELS:
+        return Describe()
+    model_of(Path(by))
+    path = Path(by).absolute()
+    if path.is_dir() and (path / "final.safetensors").exists():
+        path = path / "final.safetensors"  # the rest of a run folder goes on changing
+    return Describe(str(path) if path.exists() else by, size, digest(path) if path.exists() else "")
