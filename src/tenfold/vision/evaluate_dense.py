@@ -109,7 +109,7 @@ def networks(options: Options) -> dict[str, VisionTransformer]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         untrained = VisionTransformer(model.config)
-    return {"these weights": model.eval(), "untrained": untrained.eval()}
+    return {"these weights": model.for_inference(), "untrained": untrained.for_inference()}
 
 
 def features(model: VisionTransformer, frames: Frames, options: Options, name: str) -> list[Tensor]:

@@ -49,7 +49,7 @@ def pca(options: Pca) -> int:
     files = find_images(options.images)
     if not files:
         raise DataError(f"no images in {', '.join(map(str, options.images))}.")
-    model = model_of(options.weights)
+    model = model_of(options.weights).for_inference()
     patch = model.config.patch_size
     images = [open_image(file, options.size, patch) for file in files]
     cells = [dense_features(model, image) for image in counted(images, "features", len(images))]
@@ -91,7 +91,7 @@ def match(options: Match) -> int:
     if options.most < 1:
         raise UsageError(f"--most {options.most}: allowed is a whole number >= 1.")
     images = [torch.from_numpy(read_image(file)) for file in (options.left, options.right)]
-    model = model_of(options.weights)
+    model = model_of(options.weights).for_inference()
     stride = options.stride or model.config.patch_size
     cells = [dense_features(model, image, stride) for image in images]
     found = match_cells(cells[0], cells[1])
@@ -144,7 +144,7 @@ def track(options: Track) -> int:
 
     frames = open_frames(options.clip, "mask", options.frames)
     clip = frames.clips(options.frames)[0]
-    model = model_of(options.weights)
+    model = model_of(options.weights).for_inference()
     images = [frames.images[i] for i in clip]
     cells = [dense_features(model, image, options.stride) for image in counted(images, "features", len(images))]
     classes = len(frames.classes)
@@ -195,7 +195,7 @@ def segment(options: Segment) -> int:
     if not files:
         raise DataError(f"no images in {', '.join(map(str, options.images))}.")
     frames = open_frames(options.train, "mask", options.limit) if options.train else None
-    model = model_of(options.weights)
+    model = model_of(options.weights).for_inference()
     head = _probe(model, frames, options.epochs) if frames else None
     names = frames.classes if frames else ("object",)
     shares: dict[str, dict[str, float]] = {}
