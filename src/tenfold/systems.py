@@ -29,9 +29,16 @@ SYSTEMS: tuple[System, ...] = (
         "DINOv3: self-supervised vision",
         "vision",
         "partial",
-        "backbones, released ViT weights both ways, features, pretraining, Gram and high-resolution stages; "
-        "not yet distillation, text alignment, ConvNeXt, weights of our own",
-        ("tenfold train dinov3-mini", "tenfold train dinov3-gram", "tenfold vision embed", "tenfold convert"),
+        "ViT backbones, released weights both ways, features, matches, tracks, segments; pretraining, Gram and "
+        "high-resolution stages, distillation; not yet text alignment, ConvNeXt, weights of our own, runs at scale",
+        (
+            "tenfold train dinov3-mini",
+            "tenfold train dinov3-gram",
+            "tenfold train dinov3-distill",
+            "tenfold vision embed",
+            "tenfold vision match",
+            "tenfold convert",
+        ),  # fmt: skip
     ),
     System(
         2,
