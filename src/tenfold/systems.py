@@ -38,7 +38,7 @@ SYSTEMS: tuple[System, ...] = (
             "tenfold vision embed",
             "tenfold vision match",
             "tenfold convert",
-        ),  # fmt: skip
+        ),
     ),
     System(
         2,
