@@ -70,7 +70,7 @@ class TopK:
         rows = slice(row, row + similarity.shape[0])
         self._raise_bar(similarity, rows, axis=1)
         flat = self._reaching(similarity, self._bar[rows, None])
-        r = flat // similarity.shape[1]
+        r = flat // similarity.shape[1]  # numpy divides by one number with SIMD, and divmod does not
         self._keep(rows, r, _keys(similarity.ravel()[flat], flat - r * similarity.shape[1] + column))
 
     def offer_turned(self, similarity: np.ndarray, row: int, column: int) -> None:
@@ -78,7 +78,7 @@ class TopK:
         rows = slice(row, row + similarity.shape[1])
         self._raise_bar(similarity, rows, axis=0)
         flat = self._reaching(similarity, self._bar[None, rows])
-        c = flat // similarity.shape[1]  # numpy divides by one number with SIMD, and divmod does not
+        c = flat // similarity.shape[1]
         r = flat - c * similarity.shape[1]
         order = np.argsort(r.astype(np.uint16), kind="stable")  # 16 bits sort by radix
         self._keep(rows, r[order], _keys(similarity.ravel()[flat], c + column)[order])
@@ -90,7 +90,8 @@ class TopK:
         self._keep(slice(0, len(self._keys)), r[kept], _keys(similarity[kept].astype(np.float32), index[kept]))
 
     def result(self) -> Neighbors:
-        keys = np.sort(self._keys, axis=1)[:, : self.k]
+        self._keys.partition(self.k - 1, axis=1)  # what lies beyond k is not sorted
+        keys = np.sort(self._keys[:, : self.k], axis=1)
         found = keys != EMPTY
         index = np.where(found, keys & LOW, -1)
         return Neighbors(index, np.where(found, _similarity(keys), np.float32(-np.inf)))
@@ -101,11 +102,16 @@ class TopK:
         return np.flatnonzero(np.greater_equal(similarity, bar, out=mask))
 
     def _raise_bar(self, similarity: np.ndarray, rows: slice, axis: int) -> None:
-        """A row that has nothing yet need not take a whole block: the block's own k-th largest is a bar already."""
-        width = similarity.shape[axis]
-        if width > self.k and np.isneginf(self._bar[rows]).any():
-            kth = np.take(np.partition(similarity, width - self.k, axis=axis), width - self.k, axis=axis)
-            self._bar[rows] = np.maximum(self._bar[rows], kth)
+        """A row that has nothing yet need not take a whole block. The k-th largest of maxima over disjoint groups is not
+        above the k-th largest of all, so it is a bar; maxima of pairs are cheaper than a selection among all."""
+        if similarity.shape[axis] <= self.k or not np.isneginf(self._bar[rows]).any():
+            return
+        maxima = similarity
+        while maxima.shape[axis] % 2 == 0 and maxima.shape[axis] >= 8 * self.k:
+            maxima = np.maximum(*np.split(maxima, 2, axis=axis))
+        place = maxima.shape[axis] - self.k
+        kth = np.take(np.partition(maxima, place, axis=axis), place, axis=axis)
+        self._bar[rows] = np.maximum(self._bar[rows], kth)
 
     def _keep(self, rows: slice, r: np.ndarray, keys: np.ndarray) -> None:
         """Puts keys into their rows; `r` is sorted and counts from the start of `rows`."""
@@ -149,17 +155,22 @@ def cosine_neighbors(shards: Sequence[np.ndarray], k: int = 64, floor: float = -
 
 def within(vectors: Float32[np.ndarray, "n d"], best: TopK, first: int) -> None:
     """Offers a shard's rows to each other; a row is not its own neighbour."""
-    starts, product = range(0, len(vectors), BLOCK), Product()
-    for a in starts:
-        rows = vectors[a : a + BLOCK]
-        block = product(rows, rows)
+    product, half = Product(), BLOCK // 2
+
+    def cross(a: int, b: int, size: int) -> None:
+        block = product(vectors[a : a + size], vectors[b : b + size])
+        best.offer(block, a, first + b)
+        best.offer_turned(block, b, first + a)
+
+    for a in range(0, len(vectors), half):  # half blocks, because those on the diagonal are symmetric in themselves
+        block = product(vectors[a : a + half], vectors[a : a + half])
         np.fill_diagonal(block, -np.inf)
         best.offer(block, a, first + a)
-    for a in starts:
+    for a in range(0, len(vectors) - half, BLOCK):
+        cross(a, a + half, half)
+    for a in range(0, len(vectors), BLOCK):
         for b in range(a + BLOCK, len(vectors), BLOCK):
-            block = product(vectors[a : a + BLOCK], vectors[b : b + BLOCK])
-            best.offer(block, a, first + b)
-            best.offer_turned(block, b, first + a)
+            cross(a, b, BLOCK)
 
 
 def across(
