@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
-from tenfold import __version__
+from tenfold.engine.provenance import version
 from tenfold.errors import MissingExtra, TenfoldError, UsageError
 from tenfold.serve.limits import Gate, Limits, error_body
 from tenfold.serve.metrics import Metrics
@@ -36,7 +36,7 @@ def make_app(title: str, limits: Limits | None = None, lifespan: Lifespan | None
     except ImportError as error:
         raise MissingExtra("fastapi", "serve") from error
 
-    app = FastAPI(title=title, version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title=title, version=version(), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.metrics = Metrics()
     app.state.gate = Gate(app, limits or Limits(), app.state.metrics)  # type: ignore[arg-type]
 
