@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tenfold.nn.bag import coalesced
-from tenfold.nn.native import fits, library, pointer
+from tenfold.nn.native import fits, large_pages, library, pointer
 
 
 class RowAdamW(torch.optim.Optimizer):
@@ -48,8 +48,8 @@ class RowAdamW(torch.optim.Optimizer):
         """The parameter's state, made of zeros when there is none."""
         state = self.state[parameter]
         if not state:
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["exp_avg"] = large_pages(torch.zeros_like(parameter))
+            state["exp_avg_sq"] = large_pages(torch.zeros_like(parameter))
             state["count"] = torch.zeros(len(parameter), dtype=torch.int32, device=parameter.device)
         return state
 

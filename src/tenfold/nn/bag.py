@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tenfold.nn.native import check, fits, library, pointer, triton_refused
+from tenfold.nn.native import check, fits, large_pages, library, pointer, triton_refused
 
 
 class RowGrad(NamedTuple):
@@ -136,7 +136,7 @@ def _gradients(
     order, ids, starts = (torch.empty(n + 1, dtype=torch.int64) for _ in range(3))
     u = native.group_rows(pointer(index), _i(n), _i(k), pointer(order), pointer(ids), pointer(starts))
     check(u, index, k)
-    made = torch.empty(u, d) if rows else None
+    made = large_pages(torch.empty(u, d)) if rows else None
     dots = torch.empty(index.shape) if table is not None else None
     native.bag_gradients_f32(
         pointer(table), _i(d), pointer(order), pointer(ids), pointer(starts), _i(u), _i(index.shape[1]),
