@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from tenfold.errors import UsageError
 from tenfold.nn.bag import bag, row_dots
+from tenfold.nn.native import large_pages
 
 Variant = Literal["pkm", "plus", "peer"]
 QueryKeyNorm = Literal["query", "both", "none"]
@@ -55,7 +56,8 @@ class RowTable(nn.Module):
             raise UsageError(f"a memory of side {side} and width {width}: both are whole numbers >= 1.")
         self.side, self.width = side, width
         for name in self.row_gradients:
-            setattr(self, name, nn.Parameter(torch.randn(side * side, width) * width**-0.5))
+            values = large_pages(torch.empty(side * side, width))
+            setattr(self, name, nn.Parameter(values.normal_(std=width**-0.5)))
         self.frozen: Tensor | None
         self.register_buffer("frozen", None, persistent=False)
         self.exchange: Exchange | None = None
