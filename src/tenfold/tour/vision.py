@@ -140,8 +140,9 @@ def add_matches(report: Report, run: Path) -> None:
     rows.append({"features": "constant disparity", "plain": f"{constant_disparity(pair, STRIDE)[8]:.1f}"})
     report.text(
         "Does a patch on the left find its place in the right photograph? Per cent within 8 pixels of the true disparity, "
-        "with the right photograph as it is, and in other colours and blurred. Raw patches are hard to beat on an unchanged pair; "
-        "features earn their keep where colours, size or direction change, and those of minutes of training do not yet "
+        "with the right photograph as it is, and in other colours and blurred. Raw patches are hard to beat on an "
+        "unchanged pair; features earn their keep where colours, size or direction change, and those of minutes of "
+        "training do not yet "
         "(tenfold eval matching WEIGHTS runs all four changes)."
     )
     report.table("matches within 8 pixels of the truth, per cent", rows)
