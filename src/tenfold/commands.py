@@ -19,7 +19,9 @@ BENCHES.add("augment", "tenfold.bench.augment:run", "multi-crop augmentation bes
 BENCHES.add("dedup", "tenfold.bench.dedup:run", "exact nearest neighbours beside FAISS's flat index")
 BENCHES.add("vit", "tenfold.bench.vit:run", "ViT-S/16 forward beside transformers")
 BENCHES.add("memory", "tenfold.bench.memory:run", "the table of a memory layer beside embedding_bag and dense AdamW")
-BENCHES.add("memory-recall", "tenfold.bench.memory_recall:run", "facts recalled with memory layers and without, equal MACs")
+BENCHES.add(
+    "memory-recall", "tenfold.bench.memory_recall:run", "facts recalled with memory layers and without, equal MACs"
+)
 
 EVALUATIONS = Registry("evaluation")
 EVALUATIONS.add("knn", "tenfold.vision.evaluate:knn", "weighted k-NN on labelled images")

@@ -18,6 +18,9 @@ holds it once, as `memory`), so they stand once in a file and are moved once by 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, Protocol
 
 import torch
@@ -28,6 +31,9 @@ from torch import Tensor, nn
 from tenfold.errors import UsageError
 from tenfold.nn.bag import bag, row_dots
 from tenfold.nn.native import large_pages
+
+FILLED = 4096  # rows drawn at a time
+_COLUMNS: ContextVar[tuple[int, int]] = ContextVar("columns", default=(0, 1))
 
 Variant = Literal["pkm", "plus", "peer"]
 QueryKeyNorm = Literal["query", "both", "none"]
@@ -45,7 +51,8 @@ class Exchange(Protocol):
 class RowTable(nn.Module):
     """What the two kinds of table share: slots, and rows that may be frozen or written.
 
-    `row_gradients` names the parameters whose gradient is sparse; engine/optim.py gives them RowAdamW.
+    `row_gradients` names the parameters whose gradient is sparse; engine/optim.py gives them RowAdamW. Inside
+    `columns_of(part, parts)` only that part of every row is made, of the very numbers that a whole table would have.
     """
 
     row_gradients: tuple[str, ...] = ()
@@ -55,9 +62,14 @@ class RowTable(nn.Module):
         if side < 1 or width < 1:
             raise UsageError(f"a memory of side {side} and width {width}: both are whole numbers >= 1.")
         self.side, self.width = side, width
+        part, parts = _COLUMNS.get()
+        if width % parts:
+            raise UsageError(f"a memory of width {width} over {parts} ranks: allowed are {_divisors(width)}.")
         for name in self.row_gradients:
-            values = large_pages(torch.empty(side * side, width))
-            setattr(self, name, nn.Parameter(values.normal_(std=width**-0.5)))
+            values = large_pages(torch.empty(side * side, width // parts))
+            if not values.is_meta:
+                _fill(values, width, part)
+            setattr(self, name, nn.Parameter(values))
         self.frozen: Tensor | None
         self.register_buffer("frozen", None, persistent=False)
         self.exchange: Exchange | None = None
@@ -89,6 +101,28 @@ class RowTable(nn.Module):
 
     def extra_repr(self) -> str:
         return f"side={self.side}, width={self.width}, slots={self.slots:,}"
+
+
+@contextmanager
+def columns_of(part: int, parts: int) -> Iterator[None]:
+    """Tables made inside hold the columns of one of `parts` ranks alone, so that no rank ever holds a whole one."""
+    token = _COLUMNS.set((part, parts))
+    try:
+        yield
+    finally:
+        _COLUMNS.reset(token)
+
+
+def _fill(values: Tensor, width: int, part: int) -> None:
+    """Normal numbers of deviation width^-1/2, some rows at a time: a rank draws those of all columns and keeps its own."""
+    own = values.shape[1]
+    for rows in values.split(FILLED):
+        drawn = torch.empty(len(rows), width, dtype=values.dtype, device=values.device).normal_(std=width**-0.5)
+        rows.copy_(drawn[:, part * own : (part + 1) * own])
+
+
+def _divisors(width: int) -> str:
+    return ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
 
 
 def row_tables(model: nn.Module) -> dict[nn.Parameter, RowTable]:
