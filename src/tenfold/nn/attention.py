@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tenfold.errors import UsageError
-from tenfold.nn.cache import LayerCache
 from tenfold.nn.rope import Rotation
 
 PLAIN_BELOW = 128  # keys; on a CPU the backward of the fused kernel is slower than three plain products up to here
@@ -51,6 +51,19 @@ class AttentionConfig:
         return self.kv_heads or self.heads
 
 
+@runtime_checkable
+class KeyValues(Protocol):
+    """One layer's keys and values of the tokens before: cache.py has the simple one, pages.py the shared one."""
+
+    def attend(
+        self, q: Float[Tensor, "b h n d"], k: Float[Tensor, "b g n d"], v: Float[Tensor, "b g n d"], mask: Tensor | None
+    ) -> Float[Tensor, "b h n d"]:
+        """Adds the new rows k, v behind those held and attends. Every query sees all keys before the last S; of the last
+        S (the new rows, and older ones that are still in question) it sees those that `mask` (N, S) or (B, 1, N, S)
+        allows, and with `mask` None the ones up to its own."""
+        ...
+
+
 class Attention(nn.Module):
     """x (B, N, dim) -> (B, N, dim). `mask` is True (or 0) where a query may look, False (or -inf) where it may not."""
 
@@ -66,22 +79,16 @@ class Attention(nn.Module):
         x: Float[Tensor, "b n d"],
         rotation: Rotation | None = None,
         mask: Tensor | None = None,
-        cache: LayerCache | None = None,
+        cache: KeyValues | None = None,
     ) -> Float[Tensor, "b n d"]:
-        c = self.config
+        """`cache` makes `mask` that of `KeyValues.attend`; attention is causal then."""
         q, k, v = self.project(x)
         if rotation is not None:
             q, k = rotation(q), rotation(k)
         if cache is not None:
-            k, v = cache.append(k, v)
-        if mask is None and c.causal and q.shape[2] > 1:
-            y = (
-                attend(q, k, v, causal_mask(q.shape[2], k.shape[2], q.device))
-                if cache
-                else attend(q, k, v, causal=True)
-            )
+            y = cache.attend(q, k, v, mask)
         else:
-            y = attend(q, k, v, mask)
+            y = attend(q, k, v, mask, causal=self.config.causal and mask is None)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def project(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,6 +130,11 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 def causal_mask(queries: int, keys: int, device: torch.device) -> Bool[Tensor, "n t"]:
     """Query i of the last `queries` positions sees the keys up to its own."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def tail_mask(mask: Bool[Tensor, "*b n s"], keys: int) -> Bool[Tensor, "*b n t"]:
+    """A mask over the last S of `keys` keys as one over all of them; those before are visible."""
+    return F.pad(mask, (keys - mask.shape[-1], 0), value=True)
 
 
 def attend_lse(

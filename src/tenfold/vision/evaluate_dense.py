@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tenfold.data.progress import track
 from tenfold.errors import UsageError
+from tenfold.vision.backbone import Backbone, build_backbone
 from tenfold.vision.commands import model_of
 from tenfold.vision.correspond import dense_features, raw_patches
 from tenfold.vision.dense import EPOCHS, depth_probe, segmentation_probe
@@ -21,7 +22,6 @@ from tenfold.vision.evaluate import Options, needed
 from tenfold.vision.frames import Frames, matching, open_frames
 from tenfold.vision.stereo import constant_disparity, matching_scores, sample_pair
 from tenfold.vision.tracking import TEMPERATURES, choose_temperature, propagation_miou, tracking_floors
-from tenfold.vision.vit import VisionTransformer
 
 CROP = 1024  # pixels; a larger image is read through a sliding window
 TRAINING_CLIPS = 3  # on which the temperature is chosen
@@ -103,16 +103,16 @@ def match_stereo(options: Options) -> dict[str, Any]:
     return rows | {f"PCK{p} plain, constant disparity": v for p, v in constant_disparity(pair, stride).items()}
 
 
-def networks(options: Options) -> dict[str, VisionTransformer]:
+def networks(options: Options) -> dict[str, Backbone]:
     """The weights, and the same network with its initial ones."""
     model = model_of(options.weights)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        untrained = VisionTransformer(model.config)
+        untrained = build_backbone(model.config)
     return {"these weights": model.for_inference(), "untrained": untrained.for_inference()}
 
 
-def features(model: VisionTransformer, frames: Frames, options: Options, name: str) -> list[Tensor]:
+def features(model: Backbone, frames: Frames, options: Options, name: str) -> list[Tensor]:
     """Patch features of every frame, in half precision (367 frames of 45 x 60 x 384 are 0.8 GB then)."""
     if options.size is not None:
         raise UsageError("--size is the side of images that are classified; for dense features give --stride (pixels).")

@@ -19,8 +19,8 @@ from tenfold.errors import DataError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tenfold.vision.backbone import Backbone
     from tenfold.vision.frames import Frames
-    from tenfold.vision.vit import VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def segment(options: Segment) -> int:
     return _say(options.json, {"pictures": str(options.out), "share of pixels": shares})
 
 
-def _probe(model: VisionTransformer, frames: Frames, epochs: int) -> Any:
+def _probe(model: Backbone, frames: Frames, epochs: int) -> Any:
     from tenfold.data.progress import track as counted
     from tenfold.vision.correspond import dense_features
     from tenfold.vision.dense import segmentation_head
