@@ -35,8 +35,7 @@ from tenfold.engine.task import Phase, Shard, Task, unwrap
 from tenfold.engine.trainer import Trainer
 from tenfold.language.facts import LENGTH, FactWorld
 from tenfold.language.llama import Llama, LlamaConfig
-from tenfold.nn.ffn import SquaredReluFFN
-from tenfold.nn.memory import MemoryLayer, centred_layers, insert_memory
+from tenfold.nn.memory import MemoryLayer, centred_layers
 
 FOLDER = Path("runs/memory-recall")
 ARMS = ("dense", "dense-2x", "pkm", "plus")
@@ -44,7 +43,7 @@ RATES = (1e-3, 3e-3, 6e-3)
 SEEDS = (0, 1, 2)
 DIM, DEPTH, HIDDEN = 64, 4, 256
 LAYERS = centred_layers(DEPTH, 2)
-MEMORY: dict[str, Any] = {"side": 128, "heads": 4, "top_k": 16, "key_dim": 32}
+MEMORY: dict[str, Any] = {"memory_side": 128, "memory_heads": 4, "memory_top_k": 16, "memory_key_dim": 32}
 VALUES_RATE = 10 / 3  # rate of the table over that of the rest
 ASKED = 2000  # questions of a validation
 PASS = 0.30  # recall of the dense model at which the others are compared
@@ -86,7 +85,7 @@ class RecallTask(Task):
         return _Statements(self.recipe)
 
     def training_step(self, model: nn.Module, batch: Any, phase: Phase) -> dict[str, Tensor]:
-        logits = model(batch[:, :-1])
+        logits = model(batch[:, :-1]).logits
         return {"loss": F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -120,17 +119,12 @@ class _Statements:
 
 def build(arm: str, vocabulary: int) -> Llama:
     """A Llama of 4 blocks whose feed-forward networks are the arm's."""
-    model = Llama(LlamaConfig(vocabulary=vocabulary, dim=DIM, hidden=HIDDEN, depth=DEPTH, heads=4, kv_heads=4))
     hidden = matched_hidden(2.0 if arm == "dense-2x" else 1.0) if arm.startswith("dense") else HIDDEN
     if arm == "pkm":  # what `plus` spends on its projections goes into the blocks without memory
         hidden += DIM * len(LAYERS) // (DEPTH - len(LAYERS))
-    for block in model.blocks:
-        block.ffn = SquaredReluFFN(DIM, hidden)
-        for linear in (block.ffn.up, block.ffn.down):
-            nn.init.normal_(linear.weight, std=0.02)
-    if arm in ("pkm", "plus"):
-        insert_memory(model, LAYERS, variant=arm, **MEMORY)
-    return model
+    sizes: dict[str, Any] = {"dim": DIM, "hidden": hidden, "depth": DEPTH, "heads": 4, "kv_heads": 4}
+    memory = {"memory_layers": LAYERS, "memory_variant": arm, **MEMORY} if arm in ("pkm", "plus") else {}
+    return Llama(LlamaConfig(vocabulary=vocabulary, activation="relu2", **sizes, **memory))
 
 
 def matched_hidden(factor: float) -> int:
@@ -157,7 +151,8 @@ def recall(model: nn.Module, world: FactWorld, facts: Any) -> float:
     """Share of facts whose value is the likeliest next token."""
     prompts, answers = (torch.from_numpy(x) for x in world.questions(facts))
     right = [
-        int((unwrap(model)(p)[:, -1].argmax(-1) == a).sum()) for p, a in zip(prompts.split(500), answers.split(500))
+        int((unwrap(model)(p).logits[:, -1].argmax(-1) == a).sum())
+        for p, a in zip(prompts.split(500), answers.split(500))
     ]
     return sum(right) / len(answers)
 
