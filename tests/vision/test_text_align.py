@@ -180,10 +180,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(backbone: Path, pairs: Path, tmp_
 
 
 @pytest.mark.samples
-def test_sixty_four_pairs_are_told_apart_after_two_hundred_steps(backbone: Path, pairs: Path, tmp_path: Path) -> None:
+def test_sixty_four_pairs_are_told_apart_within_a_hundred_steps(backbone: Path, pairs: Path, tmp_path: Path) -> None:
     """Both towers from nothing: every image finds its own sentence among all, and nothing of the backbone has moved."""
+    table = pq.read_table(pairs)
+    single = pa.array([texts[0] for texts in table["caption"].to_pylist()])
+    pairs = tmp_path / "single.parquet"
+    pq.write_table(pa.table({"image": table["image"], "caption": single}), pairs)
     words = ["dinov3-text", "--backbone", backbone, "--captions", pairs, *SMALL, "--drop-path", 0, "--batch", 64]
-    train(tmp_path, *words, "--trainer.steps", 200, "--optim.lr", "4e-3", "--out", tmp_path / "run")
+    words += ["--scale", 1, 1, "--optim.lr", "3e-3", "--optim.schedule.warmup", 10]
+    train(tmp_path, *words, "--trainer.steps", 100, "--out", tmp_path / "run")
     log = rows(tmp_path / "run")
     assert log[0]["retrieved"] < 0.2
     assert [row["retrieved"] for row in log[-3:]] == [1.0, 1.0, 1.0]
