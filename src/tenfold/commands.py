@@ -31,6 +31,7 @@ EVALUATIONS.add("retrieval", "tenfold.vision.evaluate:retrieval", "mean average 
 EVALUATIONS.add("segmentation", "tenfold.vision.evaluate_dense:segmentation", "linear probe for a class of every pixel")
 EVALUATIONS.add("depth", "tenfold.vision.evaluate_dense:depth", "linear probe for a depth of every pixel")
 EVALUATIONS.add("tracking", "tenfold.vision.evaluate_dense:tracking", "labels carried through a clip")
+EVALUATIONS.add("zeroshot", "tenfold.vision.evaluate_text:zeroshot", "classes by sentences, without a labelled image")
 EVALUATIONS.add("matching", "tenfold.vision.evaluate_dense:match_stereo", "matches on the sample stereo pair")
 
 
@@ -121,7 +122,7 @@ class Evaluate:
     with depth (.npy, metres). tracking chooses its temperature on --train where it is given.
     """
 
-    task: tyro.conf.Positional[str]  # knn | linear | attentive | retrieval | segmentation | depth | tracking | matching
+    task: tyro.conf.Positional[str]  # knn | linear | attentive | retrieval | zeroshot | segmentation | depth | ...
     weights: tyro.conf.Positional[Path]  # any weights that tenfold.load reads, or a run folder
     train: Path | None = None  # training data of the task, see above
     val: Path | None = None  # what is scored, with the same classes
@@ -129,6 +130,8 @@ class Evaluate:
     size: int | None = None  # side in pixels of classified images; the weights' own by default
     stride: int | None = None  # pixels between dense features (default: one patch; tracking and matching 8)
     frames: int = 10  # tracking: frames of a clip, the first of which is labelled
+    backbone: Path | None = None  # zeroshot: the backbone of a dino.txt file, which comes without
+    descriptions: Path | None = None  # zeroshot: JSON from class names to lists of descriptions
     epochs: int | None = None  # passes over the training set: segmentation and depth 60, attentive 20 by default
     json: bool = False  # print as JSON
 

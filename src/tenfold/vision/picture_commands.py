@@ -1,4 +1,4 @@
-"""`tenfold vision pca | match | track | segment`: what frozen features see, as PNG pictures and numbers.
+"""`tenfold vision pca | match | track | segment | zeroshot`: what frozen features see, as PNG pictures and numbers.
 
 Each verb is a dataclass and a function, as in commands.py; pictures are written aside and renamed, and the numbers go to
 standard output.
@@ -212,6 +212,65 @@ def segment(options: Segment) -> int:
         found = {name: float((mask == i).float().mean()) for i, name in enumerate(names)}
         shares[str(file)] = {name: round(share, 4) for name, share in found.items() if share > 0}
     return _say(options.json, {"pictures": str(options.out), "share of pixels": shares})
+
+
+@dataclass(frozen=True)
+class Zeroshot:
+    """Which of your words fits each photograph, by the nearest sentence; with --out also where, as tinted patches.
+
+    $ tenfold vision zeroshot runs/dinov3-text photos/ --classes church parachute "golf ball"
+    $ tenfold vision zeroshot dinotxt.pth photos/ --backbone dinov3_vitl16.pth --classes cat dog --out where/
+
+    The weights are a run of `tenfold train dinov3-text`, or a dino.txt file with its backbone. Words that the training
+    never saw are answered as well, and often wrongly: see docs/vision.md.
+    """
+
+    weights: tyro.conf.Positional[Path]  # text-aligned weights or run folder
+    images: tyro.conf.Positional[tuple[Path, ...]]  # image files, or folders of them
+    classes: tuple[str, ...]  # the words to choose from, two or more
+    backbone: Path | None = None  # the backbone of a dino.txt file, which comes without
+    out: Path | None = None  # folder for one PNG per image: the photograph, and the class of each patch over it
+    size: int | None = None  # shorter side in pixels (default: as it is)
+    json: bool = False  # print the numbers as JSON
+
+
+def zeroshot(options: Zeroshot) -> int:
+    import torch
+
+    from tenfold.data.progress import track as counted
+    from tenfold.vision.captions import templates
+    from tenfold.vision.drawing import overlay, side_by_side, write_png
+    from tenfold.vision.evaluate_text import aligned_of
+    from tenfold.vision.images import find_images, open_image, resize
+    from tenfold.vision.zeroshot import class_vectors, image_vectors, segment_by_text
+
+    if len(set(options.classes)) < 2:
+        raise UsageError(f"--classes {' '.join(options.classes)}: give two or more different words.")
+    files = find_images(options.images)
+    if not files:
+        raise DataError(f"no images in {', '.join(map(str, options.images))}.")
+    model = aligned_of(options.weights, options.backbone)
+    assert model.backbone is not None
+    config, names = model.backbone.config, options.classes
+    images = [open_image(file, options.size, config.patch_size) for file in files]  # before any picture is written
+    classes = class_vectors(model, names, templates("all"))
+    scale = float(model.logit_scale.detach().exp())
+    found: dict[str, dict[str, float]] = {}
+    for number, (file, image) in counted(enumerate(zip(files, images)), "reading", len(files)):
+        square = resize(image, config.image_size, config.image_size)
+        shares = (scale * image_vectors(model, square[None].numpy()) @ classes.T).softmax(1)[0]
+        order = shares.argsort(descending=True)
+        found[str(file)] = {names[i]: round(float(shares[i]), 4) for i in order.tolist()}
+        if options.out:
+            with torch.inference_mode():
+                where = segment_by_text(model, image, classes)
+            picture = side_by_side([image, overlay(image, where, len(names))])
+            write_png(options.out / f"{number:04d}-{file.stem}.png", picture)
+    if options.json:
+        return _say(True, {"pictures": str(options.out) if options.out else None, "images": found})
+    for file, shares in found.items():
+        print(f"{file}  " + "  ".join(f"{name} {share:.2f}" for name, share in list(shares.items())[:3]))
+    return 0
 
 
 def _probe(model: Backbone, frames: Frames, epochs: int) -> Any:
