@@ -43,6 +43,7 @@ class Source:
     preprocessor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json
     side: dict[str, Tensor] = field(default_factory=dict)
     side_metadata: dict[str, str] = field(default_factory=dict)
+    told: dict[str, Any] = field(default_factory=dict)  # what the caller says of fields that the files leave open
 
 
 def open_source(source: str | Path) -> Source:
