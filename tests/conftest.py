@@ -42,6 +42,19 @@ def test_data() -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The sample target: SmolLM2-135M-Instruct as GGUF. A test that takes it carries the mark `samples`."""
+    from tenfold.data.samples import fetch
+    from tenfold.errors import TenfoldError
+
+    try:
+        return fetch("smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    except TenfoldError as error:
+        absent(f"the smollm2 sample ({error})")
+        raise
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
