@@ -69,6 +69,7 @@ class DraftState:
     carry: Any = None
 
 
+@runtime_checkable
 class Uniforms(Protocol):
     """Numbers in (0, 1) that depend on (request seed, emitted position, slot, index) alone, never on the batch."""
 
