@@ -3,8 +3,9 @@
     source = open_source(path_or_hub_id)           Source(tensors, metadata, config, side, path)
 
 A source is a `.safetensors` file, a `.pth`/`.pt`/`.bin` file of torch, a GGUF file (dequantised to fp32), a Hugging Face
-folder (one file or shards with an index), a run folder, or the id of a model on the Hugging Face hub. Pickle goes through torch's `weights_only` reader
-alone, which builds tensors and containers and calls nothing else; archives are measured before they are opened.
+folder (one file or shards with an index), a run folder, or the id of a model on the Hugging Face hub. Pickle goes through
+torch's `weights_only` reader alone, which builds tensors and containers and calls nothing else; archives are measured
+before they are opened.
 """
 
 from __future__ import annotations
