@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from language.drafting_models import tiny_drafter, tiny_target
 from language.test_drafting import Coins, opened
 
-from tenfold.language.draft import Drafter, DraftState
+from tenfold.language.draft import Draft, Drafter, DraftState
 from tenfold.language.ngram import HybridDrafter, HybridTree, NgramDrafter, Places, chain_nodes
 from tenfold.language.tree import Tree
+from tenfold.language.verify import verify_greedy
 from tenfold.nn.pages import PageTable
 
 
@@ -87,3 +88,16 @@ def test_hybrid_rows_grow_as_the_drafters_own(tmp_path: Path) -> None:
     assert states[0].rows == 6 and isinstance(states[0].carry[0], tuple)
     draft = both.draft(states, both.add(HybridTree.of(Tree.chain(2), 2)), "A", torch.zeros(1), Coins(1))
     assert draft.tokens[0, -1] >= 0 and (draft.tokens >= 0).all()
+
+
+def test_the_longer_of_two_equal_proposals_counts() -> None:
+    """The chain's first token is also the drafter's best: what follows in the chain must still be reached."""
+    hybrid = HybridTree.of(Tree.from_paths([[0], [1], [0, 0]]), 3)
+    nodes = [*(n - 1 for n in hybrid.drafted), *(n - 1 for n in hybrid.chain)]
+    tokens = torch.full((1, 6), -1)
+    tokens[0, nodes] = torch.tensor([7, 8, 5, 7, 6, 4])
+    logits = torch.zeros(1, 7, 10)
+    logits[0, 0, 7] = logits[0, hybrid.drafted[0], 6] = logits[0, hybrid.chain[0], 6] = logits[0, hybrid.chain[1], 9] = 1.0
+    accepted = verify_greedy(logits, Draft(tokens), hybrid.tree)
+    assert accepted.length.tolist() == [2] and accepted.bonus.tolist() == [9]
+    assert accepted.path.tolist() == [[0, hybrid.chain[0], hybrid.chain[1], -1]]
