@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -38,24 +39,14 @@ class Accepted:
 
 
 def verify_greedy(logits: Float[Tensor, "B N V"], draft: Draft, tree: Tree) -> Accepted:
-    """Follows the argmax (the first of equals) as far as the tree goes."""
+    """The longest path on which every node is the argmax (the first of equals) behind its parent. Siblings may hold the
+    same token, one drafted and one looked up (language/ngram.py): both are followed."""
     best = logits.argmax(-1)
-    batch = torch.arange(len(best))
-    path = torch.full((len(best), tree.height + 1), -1)
-    path[:, 0] = 0
-    length = torch.zeros(len(best), dtype=torch.int64)
-    node = torch.zeros(len(best), dtype=torch.int64)
-    for depth in range(tree.height):
-        children = tree.children[node]
-        guessed = draft.tokens[batch[:, None], (children - 1).clamp_min(0)]
-        hit = (children >= 0) & (guessed == best[batch, node][:, None])
-        found = hit.any(-1) & (length == depth)
-        if not bool(found.any()):
-            break
-        node = torch.where(found, children[batch, hit.int().argmax(-1)], node)
-        path[:, depth + 1] = torch.where(found, node, -1)
-        length += found
-    return Accepted(path, length, best[batch, node])
+    hit = F.pad(draft.tokens == best[:, torch.tensor(tree.parents)[1:]], (1, 0), value=True)
+    missed = (~hit).float() @ tree.mask.t().to(hit.device, torch.float32)  # ancestors, itself among them, that are no hits
+    depth = tree.depth.to(hit.device)
+    node = torch.where(missed == 0, depth, -1).argmax(-1)
+    return Accepted(tree.ancestors.to(hit.device)[node], depth[node], best[torch.arange(len(best)), node])
 
 
 def verify_sampled(
