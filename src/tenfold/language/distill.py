@@ -33,7 +33,6 @@ from tenfold.language.answer_rounds import AnswerConfig, AnswerRounds, AnswerStr
 from tenfold.language.draft_losses import LossName, distillation_loss, eagle1_loss
 from tenfold.language.draft_vocabulary import choose, coverage, expected_counts, membership
 from tenfold.language.drafter import (
-    DrafterConfig,
     Eagle1Drafter,
     Eagle3Drafter,
     EagleDrafter,

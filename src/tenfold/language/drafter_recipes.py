@@ -6,8 +6,6 @@ conversations.
 
 from __future__ import annotations
 
-import dataclasses
-
 from tenfold.engine.config import OptimConfig, TrainerConfig
 from tenfold.engine.schedule import Schedule
 from tenfold.language.answer_rounds import AnswerConfig
