@@ -17,6 +17,7 @@ BENCHES = Registry("benchmark")
 BENCHES.add("trainer", "tenfold.bench.trainer:run", "step time of the trainer over a bare loop")
 BENCHES.add("augment", "tenfold.bench.augment:run", "multi-crop augmentation beside Pillow and torchvision")
 BENCHES.add("dedup", "tenfold.bench.dedup:run", "exact nearest neighbours beside FAISS's flat index")
+BENCHES.add("pretrain", "tenfold.bench.pretrain:run", "pretraining step beside a bare loop and its matrix products")
 BENCHES.add("vit", "tenfold.bench.vit:run", "ViT-S/16 forward beside transformers")
 BENCHES.add("memory", "tenfold.bench.memory:run", "the table of a memory layer beside embedding_bag and dense AdamW")
 BENCHES.add(
@@ -30,6 +31,7 @@ EVALUATIONS.add("attentive", "tenfold.vision.evaluate:attentive", "attentive pro
 EVALUATIONS.add("retrieval", "tenfold.vision.evaluate:retrieval", "mean average precision among labelled images")
 EVALUATIONS.add("segmentation", "tenfold.vision.evaluate_dense:segmentation", "linear probe for a class of every pixel")
 EVALUATIONS.add("depth", "tenfold.vision.evaluate_dense:depth", "linear probe for a depth of every pixel")
+EVALUATIONS.add("discovery", "tenfold.vision.evaluate_dense:discovery", "the object that features find unasked")
 EVALUATIONS.add("tracking", "tenfold.vision.evaluate_dense:tracking", "labels carried through a clip")
 EVALUATIONS.add("zeroshot", "tenfold.vision.evaluate_text:zeroshot", "classes by sentences, without a labelled image")
 EVALUATIONS.add("matching", "tenfold.vision.evaluate_dense:match_stereo", "matches on the sample stereo pair")
@@ -152,7 +154,7 @@ class Bench:
     `--save DIR` adds the table to DIR/NAME.md with date, commit and machine.
     """
 
-    name: tyro.conf.Positional[str] = "all"  # trainer | augment | dedup | vit | all
+    name: tyro.conf.Positional[str] = "all"  # trainer | augment | dedup | pretrain | vit | all
     save: Path | None = None  # folder of benchmark pages
     json: bool = False  # print as JSON
 

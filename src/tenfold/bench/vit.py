@@ -52,8 +52,8 @@ def run(rounds: int = 9) -> dict[str, Any]:
 
 def _measure(batch: int, rounds: int) -> list[dict[str, Any]]:
     ours = VisionTransformer(VIT_CONFIGS[NAME]).eval()
-    peer = _peer(ours)
-    half = _peer(ours).bfloat16()
+    peer = transformers_model(ours)
+    half = transformers_model(ours).bfloat16()
     images = torch.randn(batch, 3, SIDE, SIDE)
     narrow = images.bfloat16()
     fast, fast_half = ours.for_inference(), ours.for_inference(torch.bfloat16)
@@ -82,7 +82,7 @@ def _measure(batch: int, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _peer(model: VisionTransformer) -> torch.nn.Module:
+def transformers_model(model: VisionTransformer) -> torch.nn.Module:
     """transformers' class on the same weights."""
     try:
         from transformers import AutoModel

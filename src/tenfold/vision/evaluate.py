@@ -25,6 +25,7 @@ HOLDS = {
     **dict.fromkeys(("knn", "linear", "attentive", "retrieval", "zeroshot"), LABELLED),
     "segmentation": "images with masks, as parquet (columns image, mask: PNG of class ids) or a folder of images/ and masks/",
     "depth": "images with depth, as parquet (columns image, depth: .npy in metres) or a folder of images/ and depths/",
+    "discovery": "images with masks, 0 for background, as parquet (columns image, mask) or a folder of images/ and masks/",
     "tracking": "the frames of a clip in order, each with its mask: parquet (columns name, image, mask) or a folder",
 }
 KS = (10, 20, 100, 200)

@@ -17,8 +17,6 @@ import tyro
 from tenfold.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tenfold.vision.backbone import Backbone
     from tenfold.vision.frames import Frames
 
@@ -185,7 +183,7 @@ class Segment:
 def segment(options: Segment) -> int:
     from tenfold.data.progress import track as counted
     from tenfold.vision.commands import model_of
-    from tenfold.vision.correspond import dense_features
+    from tenfold.vision.correspond import dense_features, object_mask
     from tenfold.vision.dense import segment as segment_cells
     from tenfold.vision.drawing import overlay, side_by_side, write_png
     from tenfold.vision.frames import open_frames
@@ -203,7 +201,7 @@ def segment(options: Segment) -> int:
         image = open_image(file, options.size, model.config.patch_size)
         cells = dense_features(model, image)
         if head is None:
-            mask = _object_mask(cells, *image.shape[:2])
+            mask = (~object_mask(cells, *image.shape[:2])).long()  # 1 is no class here, and stays untinted
         else:
             mask = segment_cells(head, cells, *image.shape[:2])
         write_png(
@@ -281,16 +279,6 @@ def _probe(model: Backbone, frames: Frames, epochs: int) -> Any:
     images = counted(frames.images, "features of the training images", len(frames))
     cells = [dense_features(model, image).half() for image in images]
     return segmentation_head(cells, frames.masks, len(frames.classes), frames.ignored, epochs)
-
-
-def _object_mask(cells: Tensor, height: int, width: int) -> Tensor:
-    """(height, width): 0 where the object is, 1 elsewhere (which is no class, and stays untinted)."""
-    import torch.nn.functional as F
-
-    from tenfold.vision.correspond import discover
-
-    inside = discover(cells)[None, None].float()
-    return (F.interpolate(inside, size=(height, width), mode="nearest")[0, 0] < 0.5).long()
 
 
 def _say(as_json: bool, numbers: Mapping[str, Any]) -> int:
