@@ -87,7 +87,9 @@ def test_eagle_layout_of_both_methods(tmp_path: Path) -> None:
 def test_names_of_the_sglang_layout(tmp_path: Path) -> None:
     there = folder(tmp_path, tiny_drafter(tiny_target(), layers=2), "sglang")
     tensors, config = load_file(there / "model.safetensors"), json.loads((there / "config.json").read_text())
-    projections = [f"self_attn.{p}_proj.weight" for p in "qkvo"] + [f"mlp.{p}_proj.weight" for p in ("gate", "up", "down")]
+    projections = [f"self_attn.{p}_proj.weight" for p in "qkvo"] + [
+        f"mlp.{p}_proj.weight" for p in ("gate", "up", "down")
+    ]
     norms = ["input_layernorm.weight", "hidden_norm.weight", "post_attention_layernorm.weight"]
     assert set(tensors) == {
         "fc.weight", "norm.weight", "lm_head.weight", "d2t", "t2d",
@@ -103,7 +105,11 @@ def test_names_of_the_sglang_layout(tmp_path: Path) -> None:
 def test_names_of_the_speculators_layout(tmp_path: Path) -> None:
     there = folder(tmp_path, tiny_drafter(tiny_target(), layers=2), "speculators")
     names, config = set(load_file(there / "model.safetensors")), json.loads((there / "config.json").read_text())
-    assert {"layers.0.hidden_norm.weight", "layers.0.input_layernorm.weight", "layers.1.input_layernorm.weight"} <= names
+    assert {
+        "layers.0.hidden_norm.weight",
+        "layers.0.input_layernorm.weight",
+        "layers.1.input_layernorm.weight",
+    } <= names
     assert "layers.1.hidden_norm.weight" not in names
     assert config["speculators_model_type"] == "eagle3" and config["transformer_layer_config"]["hidden_size"] == 32
 
@@ -117,7 +123,9 @@ def test_pitfall_2_max_position_embeddings_bounds_nothing(tmp_path: Path) -> Non
     there = edited(folder(tmp_path, tiny_drafter(tiny_target()), "sglang"), max_position_embeddings=16)
     drafter = tenfold.load(there)
     with torch.no_grad():
-        hidden, logits = drafter.step(torch.randn(1, 3, 32), torch.randn(1, 3, 32), torch.tensor([40_000, 40_001, 40_002]))
+        hidden, logits = drafter.step(
+            torch.randn(1, 3, 32), torch.randn(1, 3, 32), torch.tensor([40_000, 40_001, 40_002])
+        )
     assert hidden.isfinite().all() and logits.shape == (1, 3, 48)
 
 

@@ -17,7 +17,13 @@ from tenfold.language.tree import Tree
 from tenfold.nn.pages import PageAllocator
 
 TREE = Tree.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0, 0]])
-VARIANTS = [{}, {"layers": 2}, {"norm_output": True, "sliding_window": 6}, {"method": "eagle1"}, {"draft_vocabulary": 96}]
+VARIANTS = [
+    {},
+    {"layers": 2},
+    {"norm_output": True, "sliding_window": 6},
+    {"method": "eagle1"},
+    {"draft_vocabulary": 96},
+]
 
 
 class Coins:
@@ -124,7 +130,9 @@ def test_siblings_follow_their_law(rule: str) -> None:
     else:
         assert all(len(set(row)) == 3 for row in draft.tokens.tolist())
         # The second draw is from q without the first: sum over first x of q(x) q(y) / (1 - q(x)).
-        second = torch.stack([(law[x] * law / (1 - law[x])).index_fill(0, torch.tensor(x), 0.0) for x in range(len(law))])
+        second = torch.stack(
+            [(law[x] * law / (1 - law[x])).index_fill(0, torch.tensor(x), 0.0) for x in range(len(law))]
+        )
         seen = torch.bincount(where[draft.tokens[:, 1]], minlength=len(law)) / len(draft.tokens)
         assert (seen - second.sum(0)).abs().sum() / 2 < 0.05
 

@@ -97,7 +97,9 @@ def test_the_longer_of_two_equal_proposals_counts() -> None:
     tokens = torch.full((1, 6), -1)
     tokens[0, nodes] = torch.tensor([7, 8, 5, 7, 6, 4])
     logits = torch.zeros(1, 7, 10)
-    logits[0, 0, 7] = logits[0, hybrid.drafted[0], 6] = logits[0, hybrid.chain[0], 6] = logits[0, hybrid.chain[1], 9] = 1.0
+    logits[0, 0, 7] = logits[0, hybrid.drafted[0], 6] = logits[0, hybrid.chain[0], 6] = logits[
+        0, hybrid.chain[1], 9
+    ] = 1.0
     accepted = verify_greedy(logits, Draft(tokens), hybrid.tree)
     assert accepted.length.tolist() == [2] and accepted.bonus.tolist() == [9]
     assert accepted.path.tolist() == [[0, hybrid.chain[0], hybrid.chain[1], -1]]
