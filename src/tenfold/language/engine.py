@@ -30,6 +30,7 @@ from tenfold.language.sampling import SamplingParams
 from tenfold.language.scheduler import Scheduler
 from tenfold.language.speculation import Speculation, choose_drafter
 from tenfold.language.tokenizer import Tokenizer, load_tokenizer
+from tenfold.nn.linear import bf16_refusal
 
 SAMPLES = {"smollm2-135m-instruct": ("smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
@@ -155,13 +156,16 @@ class LLM:
         cache_tokens: int = 16384,
     ) -> None:
         path = locate(model)
-        self.target, self.format = open_target(path, weights)
+        target = open_target(path, weights)
+        self.model, self.format = target.model, target.form
         self.tokenizer = load_tokenizer(path)
-        self.weight_bytes = weight_bytes(self.target)
-        self.drafter, note = choose_drafter(drafter, self.target)
+        self.weight_bytes = weight_bytes(self.model)
+        self.drafter, note = choose_drafter(drafter, target)
         self.notes = [f"weights in {self.format} ({self.weight_bytes / 1e6:.0f} MB read per pass)", note]
+        if weights == "auto" and (reason := bf16_refusal()):
+            self.notes.append(reason)
         self.engine = LLMEngine(
-            self.target, self.tokenizer, self.drafter, speculation, max_batch=max_batch, cache_tokens=cache_tokens
+            self.model, self.tokenizer, self.drafter, speculation, max_batch=max_batch, cache_tokens=cache_tokens
         )
 
     def generate(

@@ -1,21 +1,22 @@
 """A Llama made ready for decoding: its linear maps in one number format, everything else in the type that goes with it.
 
     model = prepare(tenfold.load("SmolLM2.gguf"), "bf16")
-    model, form = open_target("SmolLM2.gguf", "auto")                 auto: bf16 where the CPU has units for it, else fp32
-    model, form = open_target("SmolLM2.gguf", "int4")                 Q4_1 as it is stored, nothing quantised again
+    target = open_target("SmolLM2.gguf", "auto")                 auto: bf16 where the CPU has units for it, else fp32
+    target = open_target("SmolLM2.gguf", "int4")                 Q4_1 as it is stored, nothing quantised again
 
 Lossless decoding means: the same text as this model alone, in this format.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from tenfold.errors import UsageError
+from tenfold.errors import UsageError, WeightsError
 from tenfold.export.gguf import GGUFFile, open_gguf
 from tenfold.export.weights import load
 from tenfold.language.llama import Llama
@@ -27,17 +28,26 @@ FORMATS = ("auto", "fp32", "bf16", "int8", "int4")
 FormatChoice = Literal["auto", "fp32", "bf16", "int8", "int4"]
 
 
-def open_target(path: str | Path, form: FormatChoice = "auto") -> tuple[Llama, Format]:
-    """The model in a file or folder, ready for decoding, and the format that was chosen. Raises UsageError where the format
-    cannot be had, WeightsError where the file cannot be read or is no Llama."""
+@dataclass(frozen=True)
+class Target:
+    """`model` decodes, in `form`; `source` is the model as its file holds it, by which a drafter knows its target."""
+
+    model: Llama
+    form: Format
+    source: Llama
+
+
+def open_target(path: str | Path, form: FormatChoice = "auto") -> Target:
+    """The model in a file or folder, ready for decoding. Raises UsageError where the format cannot be had, WeightsError
+    where the file cannot be read or is no Llama."""
     if form not in FORMATS:
         raise UsageError(f"weights in {form!r}: allowed are {', '.join(FORMATS)}.")
-    model = load(path)
-    if not isinstance(model, Llama):
-        raise UsageError(f"{path} is a {type(model).__name__}, not a language model.")
+    source = load(path)
+    if not isinstance(source, Llama):
+        raise WeightsError(f"{path} is a {type(source).__name__}, not a language model.")
     chosen: Format = ("bf16" if bf16_refusal() is None else "fp32") if form == "auto" else form
-    source = open_gguf(Path(path)) if chosen == "int4" and Path(path).suffix == ".gguf" else None
-    return prepare(model, chosen, source), chosen
+    packed = open_gguf(Path(path)) if chosen == "int4" and Path(path).suffix == ".gguf" else None
+    return Target(prepare(source, chosen, packed), chosen, source)
 
 
 def prepare(model: Llama, form: Format, source: GGUFFile | None = None) -> Llama:
@@ -58,7 +68,16 @@ def prepare(model: Llama, form: Format, source: GGUFFile | None = None) -> Llama
     return ready.eval().requires_grad_(False)
 
 
-def weight_bytes(model: Llama) -> int:
+def pack_linears(module: nn.Module, form: Format) -> nn.Module:
+    """The same module with its linear maps in a format and the rest in the type that goes with it (a drafter)."""
+    module.to(torch.float32 if form == "fp32" else torch.bfloat16)
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, nn.Linear):
+            module.set_submodule(name, pack(*_parts(layer), form), strict=True)
+    return module.eval().requires_grad_(False)
+
+
+def weight_bytes(model: nn.Module) -> int:
     """Bytes that one pass of a prepared model reads: its linear maps (of the embedding it reads single rows)."""
     return sum(getattr(module, "bytes", 0) for module in model.modules())
 

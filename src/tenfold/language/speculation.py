@@ -7,19 +7,21 @@ choose_drafter("ngram", target)                the drafter and a sentence about 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tenfold.errors import UsageError
+from tenfold.errors import UsageError, WeightsError
+from tenfold.export.weights import load
 from tenfold.language.draft import Drafter, Rule
-from tenfold.language.llama import Llama
+from tenfold.language.drafter import EagleDrafter
+from tenfold.language.drafter_weights import check_target
+from tenfold.language.drafting import TreeDrafter
+from tenfold.language.ngram import HybridDrafter, HybridTree, NgramDrafter
+from tenfold.language.prepare import Target, pack_linears
 from tenfold.language.tree import Tree
-from tenfold.registry import Registry
-
-# The drafters that can be named, or recognised in a file; each is (target, path or None) -> Drafter.
-DRAFTERS = Registry("drafter")
 
 SIXTEEN = Tree.from_paths(
     [
@@ -27,6 +29,13 @@ SIXTEEN = Tree.from_paths(
         *([0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0, 0]),
     ]
 )
+TWELVE = Tree.from_paths(
+    [
+        *([0], [1], [2], [0, 0], [0, 1], [1, 0], [2, 0]),
+        *([0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0, 0]),
+    ]
+)
+TWELVE_AND_FOUR = HybridTree.of(TWELVE, 4)
 LOOK_UP = Tree.chain(6)
 NONE = Tree.chain(0)
 
@@ -50,6 +59,8 @@ class Speculation:
             return self.planner(batch, sampled)
         trained = drafter.features != "none"
         tree = self.tree if isinstance(self.tree, Tree) else (SIXTEEN if trained else LOOK_UP)
+        if self.tree == "auto" and isinstance(drafter, HybridDrafter):
+            tree = drafter.add(TWELVE_AND_FOUR)
         if not sampled or not trained:
             return tree, "A"
         return tree, ("C" if self.rule == "auto" else self.rule)
@@ -61,14 +72,39 @@ class Speculation:
         return max(self.planner(batch, sampled)[0].nodes for batch in range(1, 65) for sampled in (False, True))
 
 
-def choose_drafter(choice: str | Path | None, target: Llama) -> tuple[Drafter | None, str]:
-    """The drafter, and a sentence that says which and why. Raises UsageError for an unknown one."""
+def choose_drafter(choice: str | Path | None, target: Target) -> tuple[Drafter | None, str]:
+    """The drafter, and a sentence that says which and why. Raises UsageError for an unknown one, WeightsError for one that
+    belongs to another target."""
     if choice is None or str(choice) == "none":
         return None, "no drafter: the target decodes alone"
-    if str(choice) in DRAFTERS:
-        return DRAFTERS.load(str(choice))(target, None), f"drafter {choice}"
+    if str(choice) == "ngram":
+        return NgramDrafter(), "drafter ngram: looks up the text itself"
     if str(choice) == "auto":
-        return None, "no drafter for this target is installed: the target decodes alone"
-    raise UsageError(
-        f"drafter {str(choice)!r}: allowed are auto, none, {', '.join(e.name for e in DRAFTERS)} or a path."
+        return _shipped(target)
+    path = Path(choice)
+    if not path.exists():
+        raise UsageError(f"drafter {str(choice)!r}: no such file or folder. Allowed: auto, ngram, none, or a path.")
+    return _trained(path, target), f"drafter {path}"
+
+
+def _trained(path: Path, target: Target) -> Drafter:
+    network = load(path)
+    if not isinstance(network, EagleDrafter):
+        raise WeightsError(
+            f"{path} is a {type(network).__name__}, not a drafter. Allowed: auto, ngram, none, or a drafter."
+        )
+    check_target(network.config, target.source, path)
+    # Its logits only choose what is checked: bf16 is exact enough whatever the target's format is.
+    pack_linears(network, "fp32" if target.form == "fp32" else "bf16")
+    return TreeDrafter(network, target.model)
+
+
+def _shipped(target: Target) -> tuple[Drafter | None, str]:
+    """The drafter in the package that was trained for this target, together with prompt look-up; else look-up alone."""
+    for path in sorted((Path(__file__).parents[1] / "assets").glob("eagle*.safetensors")):
+        with contextlib.suppress(WeightsError):
+            own = _trained(path, target)
+            return HybridDrafter(own, NgramDrafter()), f"drafter {path.stem} with look-up: trained for this target"
+    return NgramDrafter(), (
+        "drafter ngram: none was trained for this target (tenfold train eagle3-smollm2 --target TARGET trains one)"
     )
