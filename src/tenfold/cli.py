@@ -34,6 +34,8 @@ for _name, _target, _summary in [
     ("vision track", "tenfold.vision.picture_commands:track", "the first frame's labels carried through a clip"),
     ("vision segment", "tenfold.vision.picture_commands:segment", "classes of a linear probe, or the main object"),
     ("vision curate", "tenfold.vision.commands:curate", "a training set from a pool: no copies, no leaks, in balance"),
+    ("language generate", "tenfold.language.commands:generate", "answers, faster by speculation and the same text"),
+    ("language chat", "tenfold.language.commands:chat", "a conversation in the terminal"),
 ]:
     VERBS.add(_name, _target, _summary)
 

@@ -72,7 +72,9 @@ def read_answers(path: Path) -> list[Answer]:
     """All answers of a shard, or of every shard in a folder, in order. Raises DataError where they do not fit together."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:
-        raise DataError(f"{path} holds no answers (*.safetensors). Type: tenfold train eagle3-smollm2 --keep-answers {path}")
+        raise DataError(
+            f"{path} holds no answers (*.safetensors). Type: tenfold train eagle3-smollm2 --keep-answers {path}"
+        )
     return [answer for file in files for answer in _read_shard(file)]
 
 

@@ -123,7 +123,9 @@ class Distillation(nn.Module):
         """The losses of a batch of `answers.collate`."""
         c = self.drafter.config
         tokens, width = batch["tokens"], c.features
-        features, hidden = batch["features"].split([batch["features"].shape[-1] - self.head.shape[1], self.head.shape[1]], -1)
+        features, hidden = batch["features"].split(
+            [batch["features"].shape[-1] - self.head.shape[1], self.head.shape[1]], -1
+        )
         if c.method == "eagle1":
             features = hidden + self._noise(hidden, width)
         first = batch["prompts"] - 1  # the row whose token is the answer's first: it makes the first guess
@@ -135,7 +137,9 @@ class Distillation(nn.Module):
         truth = hidden.gather(1, ahead[..., None].expand(-1, -1, hidden.shape[-1]))
         with torch.no_grad():
             law = F.linear(truth.to(self.head.dtype), self.head).float().softmax(-1)
-        counted = self.inside[batch["argmax"].gather(1, ahead)] & (ahead_of(first, ahead.shape[1]) < batch["lengths"][:, None])
+        counted = self.inside[batch["argmax"].gather(1, ahead)] & (
+            ahead_of(first, ahead.shape[1]) < batch["lengths"][:, None]
+        )
         losses: dict[str, Tensor] = {}
         total = torch.zeros((), device=tokens.device)
         for k, state in enumerate(states):
@@ -181,7 +185,9 @@ class DrafterTask(Task):
         """The target and its answers, opened when first needed."""
         if self._rounds is None:
             shape = self.recipe.drafter
-            self._rounds = AnswerRounds(self.recipe.answers, self.recipe.target, shape.aux_layers, self.recipe.trainer.seed)
+            self._rounds = AnswerRounds(
+                self.recipe.answers, self.recipe.target, shape.aux_layers, self.recipe.trainer.seed
+            )
         return self._rounds
 
     def build(self) -> nn.Module:
@@ -221,7 +227,9 @@ class DrafterTask(Task):
         assert isinstance(inner, Distillation)
         figures = {}
         for name, answers in self.rounds.held_back.items():
-            with torch.autocast(inner.head.device.type, torch.bfloat16, enabled=self.recipe.trainer.precision == "bf16"):
+            with torch.autocast(
+                inner.head.device.type, torch.bfloat16, enabled=self.recipe.trainer.precision == "bf16"
+            ):
                 ranks = token_ranks(inner.drafter, inner.embed, answers, depth=4)
             figures[f"tpc_chain4_{name}"] = tokens_per_call([accepted_lengths(Tree.chain(4), r) for r in ranks])
         return figures

@@ -138,9 +138,7 @@ def _norm_output(source: Source, values: Mapping[str, Any], layout: LayoutName) 
     return bool(values["norm_output"])
 
 
-def write_config(
-    config: DrafterConfig, layout: LayoutName, state: Mapping[str, Tensor], where: Path
-) -> dict[str, Any]:
+def write_config(config: DrafterConfig, layout: LayoutName, state: Mapping[str, Tensor], where: Path) -> dict[str, Any]:
     """config.json as that layout's engines read it. Raises WeightsError for what the layout cannot say."""
     c = config
     _refuse_unsayable(c, layout, where)
@@ -176,7 +174,14 @@ def write_config(
     mark = {MARK: {"target": c.target}}
     wide = {} if c.target_dim is None else {"target_hidden_size": c.target_dim}
     if c.method == "eagle1":
-        return {"architectures": [ARCHITECTURES["eagle"]], **inner, **wide, "bias": c.fc_bias, "torch_dtype": dtype, **mark}
+        return {
+            "architectures": [ARCHITECTURES["eagle"]],
+            **inner,
+            **wide,
+            "bias": c.fc_bias,
+            "torch_dtype": dtype,
+            **mark,
+        }
     switches = {"norm_before_residual": c.norm_before_residual, "norm_output": c.norm_output}
     if layout == "speculators":
         return {

@@ -146,7 +146,9 @@ def from_canonical(config: DrafterConfig, tensors: dict[str, Tensor], where: Pat
             raise WeightsError(f"{where}: d2t moves ids, but the draft vocabulary is the whole one.")
         return state
     if d2t is None:
-        raise WeightsError(f"{where}: d2t is missing: which of {config.vocabulary} ids the {config.draft_vocabulary} are.")
+        raise WeightsError(
+            f"{where}: d2t is missing: which of {config.vocabulary} ids the {config.draft_vocabulary} are."
+        )
     ids = d2t.long() + torch.arange(len(d2t))  # the file holds offsets
     if len(ids) != config.draft_vocabulary or int(ids.min()) < 0 or int(ids.max()) >= config.vocabulary:
         raise WeightsError(f"{where}: d2t does not name {config.draft_vocabulary} ids of {config.vocabulary}.")
@@ -176,7 +178,9 @@ def links(config: DrafterConfig) -> list[Link]:
             number, part = _layer(stem, c.method)
             sizes = rows.get(part, (shape[0],))
             names = [f"layers.{number}.{name}.{leaf}" for name in LAYERS[part]]
-            result.append(Link(own, shape, *(Part(n, (size, *shape[1:])) for n, size in zip(names, sizes, strict=True))))
+            result.append(
+                Link(own, shape, *(Part(n, (size, *shape[1:])) for n, size in zip(names, sizes, strict=True)))
+            )
     return result
 
 

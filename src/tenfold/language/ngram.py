@@ -147,7 +147,8 @@ class HybridDrafter:
 
     def __init__(self, drafter: Drafter, lookup: NgramDrafter) -> None:
         self.drafter, self.lookup = drafter, lookup
-        self.features, self.aux_layers = drafter.features, drafter.aux_layers
+        self.features: Features = drafter.features
+        self.aux_layers = drafter.aux_layers
         self._hybrids: dict[Tree, HybridTree] = {}
 
     def add(self, hybrid: HybridTree) -> Tree:

@@ -43,7 +43,9 @@ def verify_greedy(logits: Float[Tensor, "B N V"], draft: Draft, tree: Tree) -> A
     same token, one drafted and one looked up (language/ngram.py): both are followed."""
     best = logits.argmax(-1)
     hit = F.pad(draft.tokens == best[:, torch.tensor(tree.parents)[1:]], (1, 0), value=True)
-    missed = (~hit).float() @ tree.mask.t().to(hit.device, torch.float32)  # ancestors, itself among them, that are no hits
+    missed = (~hit).float() @ tree.mask.t().to(
+        hit.device, torch.float32
+    )  # ancestors, itself among them, that are no hits
     depth = tree.depth.to(hit.device)
     node = torch.where(missed == 0, depth, -1).argmax(-1)
     return Accepted(tree.ancestors.to(hit.device)[node], depth[node], best[torch.arange(len(best)), node])

@@ -96,11 +96,11 @@ class Attention(nn.Module):
     def project(self, x: Float[Tensor, "b n i"]) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, H, N, D), k and v (B, G, N, D)."""
         c = self.config
-        bias = self.qkv.bias
-        if bias is not None and c.mask_k_bias:
-            query, key, value = bias.split([c.heads * c.width, c.groups * c.width, c.groups * c.width])
-            bias = torch.cat([query, torch.zeros_like(key), value])
-        flat = F.linear(x, self.qkv.weight, bias)
+        if c.mask_k_bias and self.qkv.bias is not None:
+            query, key, value = self.qkv.bias.split([c.heads * c.width, c.groups * c.width, c.groups * c.width])
+            flat = F.linear(x, self.qkv.weight, torch.cat([query, torch.zeros_like(key), value]))
+        else:
+            flat = self.qkv(x)
         q, k, v = flat.unflatten(-1, (-1, c.width)).transpose(1, 2).split([c.heads, c.groups, c.groups], dim=1)
         return q, k, v
 
