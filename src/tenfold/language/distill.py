@@ -37,7 +37,6 @@ from tenfold.language.drafter import (
     Eagle3Drafter,
     EagleDrafter,
     config_for,
-    default_aux_layers,
     make_drafter,
 )
 from tenfold.language.drafter_weights import own_tensors, state_of
@@ -197,14 +196,14 @@ class DrafterTask(Task):
         if shape.rope_theta is not None:
             changes["rope_theta"] = shape.rope_theta
         if shape.method == "eagle3":
-            changes["aux_layers"] = shape.aux_layers or default_aux_layers(target.config.depth)
+            changes["aux_layers"] = self.rounds.aux_layers
             changes["draft_vocabulary"] = min(shape.draft_vocabulary or 1 << 62, target.config.vocabulary)
         self.config = config = config_for(target.config, **changes)
         drafter = make_drafter(config)
         if config.reduced:
             head = (target.embedding.weight if target.head is None else target.head.weight).bfloat16()
             counts = expected_counts(self.rounds.sample(), head)
-            drafter.ids.copy_(choose(counts, config.draft_vocabulary, self.rounds.special))
+            drafter.ids.copy_(choose(counts, config.draft_vocabulary, sorted(self.rounds.stops)))
             self.coverage = coverage(drafter.ids, counts)
         if isinstance(drafter, Eagle1Drafter):
             drafter.bind(target)
