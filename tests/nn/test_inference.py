@@ -12,7 +12,7 @@ from torch import nn
 from tenfold.errors import UsageError
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
-from tenfold.nn.ffn import GeluFFN, SquaredReluFFN, SwiGLUFFN
+from tenfold.nn.ffn import GeluFFN, SquaredReLUFFN, SwiGLUFFN
 from tenfold.nn.inference import HalfBlock, PackedBlock
 from tenfold.nn.linear import PackedLinear, Workspace, bf16_refusal
 from tenfold.nn.rope import AxialRope
@@ -99,8 +99,8 @@ def test_a_block_without_a_packed_form_says_why() -> None:
     attention = AttentionConfig(16, 2)
     with pytest.raises(UsageError, match="post-norm"):
         PackedBlock(Block(BlockConfig(attention, norm_first=False), GeluFFN(16, 32)), Workspace())
-    with pytest.raises(UsageError, match="SquaredReluFFN"):
-        PackedBlock(Block(BlockConfig(attention), SquaredReluFFN(16, 32)), Workspace())
+    with pytest.raises(UsageError, match="SquaredReLUFFN"):
+        PackedBlock(Block(BlockConfig(attention), SquaredReLUFFN(16, 32)), Workspace())
 
 
 def test_preparing_for_another_number_format_is_refused() -> None:
