@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tenfold.language.draft import Draft, DraftState, Drafter, Features, Rule, Uniforms
+from tenfold.language.draft import Draft, Drafter, DraftState, Features, Rule, Uniforms
 from tenfold.language.tree import Tree
 from tenfold.nn.pages import PagedCache
 
