@@ -32,7 +32,7 @@ class Generate:
     With a drafter the text is what the target alone would write; TPC is the tokens per pass of the target that it bought.
     """
 
-    prompts_: tyro.conf.Positional[tuple[str, ...]] = ()  # the prompts
+    texts: tyro.conf.Positional[tuple[str, ...]] = ()  # the prompts
     prompts: Path | None = None  # more of them, one JSON object per line: prompt, question, or turns
     model: str = "smollm2-135m-instruct"  # a name (the sample is fetched once), a GGUF file, or a folder
     drafter: str = "auto"  # auto | ngram | none | a drafter's file
@@ -53,12 +53,13 @@ class Generate:
 def generate(options: Generate) -> int:
     from tenfold.language.tokenizer import read_prompts
 
-    texts = [*options.prompts_, *(read_prompts(options.prompts) if options.prompts else [])]
+    texts = [*options.texts, *(read_prompts(options.prompts) if options.prompts else [])]
     if not texts:
         raise UsageError('no prompt. Type: tenfold language generate "Why is the sky blue?", or give --prompts FILE.')
     if not all(text.strip() for text in texts):
         raise UsageError("a prompt is empty.")
-    llm, params = _open(options), _params(options)
+    params = _params(options)
+    llm = _open(options)
     if options.schema or options.regex:
         from dataclasses import replace
 
@@ -97,7 +98,8 @@ class Chat:
 
 
 def chat(options: Chat) -> int:
-    llm, params = _open(options), _params(options)
+    params = _params(options)
+    llm = _open(options)
     messages = [{"role": "system", "content": options.system}] if options.system else []
     for line in _lines():
         messages.append({"role": "user", "content": line})

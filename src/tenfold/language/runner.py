@@ -135,14 +135,21 @@ class Runner:
         self.drafter.extend([_state(r) for r in requests], [len(p) for p in paths], tokens, features)
 
     def _draft(self, requests: list[Request], tree: Tree, rule: Rule, laws: Laws) -> Draft:
+        nothing = Draft(torch.full((len(requests), tree.nodes), -1))
         if self.drafter is None or tree.nodes == 0:
-            return Draft(torch.empty(len(requests), tree.nodes, dtype=torch.int64))
-        seeds, positions = [r.seed for r in requests], [len(r.tokens) for r in requests]
+            return nothing
+        # A text of one token has no row yet from which anything could be drafted.
+        able = [b for b, r in enumerate(requests) if len(r.tokens) > 1]
+        if not able:
+            return nothing
+        seeds, positions = [requests[b].seed for b in able], [len(requests[b].tokens) for b in able]
 
         def numbers(slots: Sequence[int], width: int) -> Tensor:
             return uniforms(seeds, positions, [DRAFT + slot for slot in slots], width)
 
-        return self.drafter.draft([_state(r) for r in requests], tree, rule, laws.temperature, numbers)
+        states = [_state(requests[b]) for b in able]
+        draft = self.drafter.draft(states, tree, rule, laws.temperature[able], numbers)
+        return draft if len(able) == len(requests) else _spread(draft, able, len(requests))
 
     def _verify(
         self, requests: list[Request], logits: Tensor, laws: Laws, draft: Draft, tree: Tree, rule: Rule
@@ -194,6 +201,21 @@ class Runner:
     def _features(self, out: Output) -> Tensor | None:
         kind = self.drafter.features if self.drafter else "none"
         return {"none": None, "aux": out.aux, "hidden": out.hidden}[kind]
+
+
+def _spread(draft: Draft, able: list[int], batch: int) -> Draft:
+    """A draft for some of the requests as one for all: the others have no guesses."""
+
+    def wide(part: Tensor | None, empty: float) -> Tensor | None:
+        if part is None:
+            return None
+        whole = part.new_full((batch, *part.shape[1:]), empty)
+        whole[able] = part
+        return whole
+
+    tokens = wide(draft.tokens, -1)
+    assert tokens is not None
+    return Draft(tokens, wide(draft.q, 0), draft.ids, wide(draft.point, False))
 
 
 def _table(request: Request) -> PageTable:
