@@ -17,6 +17,7 @@ BENCHES = Registry("benchmark")
 BENCHES.add("trainer", "tenfold.bench.trainer:run", "step time of the trainer over a bare loop")
 BENCHES.add("augment", "tenfold.bench.augment:run", "multi-crop augmentation beside Pillow and torchvision")
 BENCHES.add("dedup", "tenfold.bench.dedup:run", "exact nearest neighbours beside FAISS's flat index")
+BENCHES.add("pretrain", "tenfold.bench.pretrain:run", "pretraining step beside a bare loop and its matrix products")
 BENCHES.add("vit", "tenfold.bench.vit:run", "ViT-S/16 forward beside transformers")
 BENCHES.add("memory", "tenfold.bench.memory:run", "the table of a memory layer beside embedding_bag and dense AdamW")
 BENCHES.add(
@@ -30,7 +31,9 @@ EVALUATIONS.add("attentive", "tenfold.vision.evaluate:attentive", "attentive pro
 EVALUATIONS.add("retrieval", "tenfold.vision.evaluate:retrieval", "mean average precision among labelled images")
 EVALUATIONS.add("segmentation", "tenfold.vision.evaluate_dense:segmentation", "linear probe for a class of every pixel")
 EVALUATIONS.add("depth", "tenfold.vision.evaluate_dense:depth", "linear probe for a depth of every pixel")
+EVALUATIONS.add("discovery", "tenfold.vision.evaluate_dense:discovery", "the object that features find unasked")
 EVALUATIONS.add("tracking", "tenfold.vision.evaluate_dense:tracking", "labels carried through a clip")
+EVALUATIONS.add("zeroshot", "tenfold.vision.evaluate_text:zeroshot", "classes by sentences, without a labelled image")
 EVALUATIONS.add("matching", "tenfold.vision.evaluate_dense:match_stereo", "matches on the sample stereo pair")
 
 
@@ -121,7 +124,7 @@ class Evaluate:
     with depth (.npy, metres). tracking chooses its temperature on --train where it is given.
     """
 
-    task: tyro.conf.Positional[str]  # knn | linear | attentive | retrieval | segmentation | depth | tracking | matching
+    task: tyro.conf.Positional[str]  # knn | linear | attentive | retrieval | zeroshot | segmentation | depth | ...
     weights: tyro.conf.Positional[Path]  # any weights that tenfold.load reads, or a run folder
     train: Path | None = None  # training data of the task, see above
     val: Path | None = None  # what is scored, with the same classes
@@ -129,6 +132,8 @@ class Evaluate:
     size: int | None = None  # side in pixels of classified images; the weights' own by default
     stride: int | None = None  # pixels between dense features (default: one patch; tracking and matching 8)
     frames: int = 10  # tracking: frames of a clip, the first of which is labelled
+    backbone: Path | None = None  # zeroshot: the backbone of a dino.txt file, which comes without
+    descriptions: Path | None = None  # zeroshot: JSON from class names to lists of descriptions
     epochs: int | None = None  # passes over the training set: segmentation and depth 60, attentive 20 by default
     json: bool = False  # print as JSON
 
@@ -149,7 +154,7 @@ class Bench:
     `--save DIR` adds the table to DIR/NAME.md with date, commit and machine.
     """
 
-    name: tyro.conf.Positional[str] = "all"  # trainer | augment | dedup | vit | all
+    name: tyro.conf.Positional[str] = "all"  # trainer | augment | dedup | pretrain | vit | all
     save: Path | None = None  # folder of benchmark pages
     json: bool = False  # print as JSON
 

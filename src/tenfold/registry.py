@@ -67,6 +67,7 @@ for _name, _summary in [
     ("dinov3-gram", "DINOv3 stage 2: Gram anchoring, from --start RUN"),
     ("dinov3-highres", "DINOv3 stage 3: mixed high resolutions, from --start RUN"),
     ("dinov3-distill", "a --teacher RUN into several --students at once"),
+    ("dinov3-text", "images and texts in one space: --backbone W --captions FILE"),
     ("dinov2-vits", "DINOv2, --size s to g"),
 ]:
     recipes.add(_name, f"tenfold.vision.recipes:{_name.replace('-', '_')}", _summary)

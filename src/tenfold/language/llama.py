@@ -114,7 +114,7 @@ class Llama(nn.Module):
         self.memory, networks = feed_forward(c)
         self.blocks = nn.ModuleList(Block(block, network) for network in networks)
         self.norm = RMSNorm(c.dim, c.norm_eps)
-        self.head = None if c.tied else nn.Linear(c.dim, c.vocabulary, bias=False)
+        self.head: nn.Module | None = None if c.tied else nn.Linear(c.dim, c.vocabulary, bias=False)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
@@ -156,7 +156,8 @@ class Llama(nn.Module):
         hidden = self.norm(x)
         aux = torch.cat([features[i] for i in aux_layers], dim=-1) if aux_layers else None
         read = hidden if logit_rows is None else hidden.flatten(0, 1)[logit_rows]
-        return Output(self.logits(read), aux, hidden)
+        logits = self.logits(read) if len(read) else read.new_empty(0, self.config.vocabulary)
+        return Output(logits, aux, hidden)
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         """The output projection alone, of states after the final norm."""
