@@ -23,6 +23,9 @@ BENCHES.add("memory", "tenfold.bench.memory:run", "the table of a memory layer b
 BENCHES.add(
     "memory-recall", "tenfold.bench.memory_recall:run", "facts recalled with memory layers and without, equal MACs"
 )
+BENCHES.add(
+    "ffn-quality", "tenfold.bench.ffn_quality:run", "Squared-ReLU and 2:4 sparsity beside SwiGLU, equal parameters"
+)
 
 EVALUATIONS = Registry("evaluation")
 EVALUATIONS.add("knn", "tenfold.vision.evaluate:knn", "weighted k-NN on labelled images")
