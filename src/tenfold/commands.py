@@ -28,6 +28,9 @@ BENCHES.add(
 )
 
 EVALUATIONS = Registry("evaluation")
+EVALUATIONS.add("text", "tenfold.language.text_eval:text", "loss of a language model in nats per byte")
+EVALUATIONS.add("blimp", "tenfold.language.text_eval:blimp", "grammatical minimal pairs")
+EVALUATIONS.add("nq", "tenfold.language.text_eval:nq", "exact match on open questions")
 EVALUATIONS.add("knn", "tenfold.vision.evaluate:knn", "weighted k-NN on labelled images")
 EVALUATIONS.add("linear", "tenfold.vision.evaluate:linear", "linear probe on labelled images")
 EVALUATIONS.add("attentive", "tenfold.vision.evaluate:attentive", "attentive probe on labelled images")
@@ -121,6 +124,7 @@ class Evaluate:
     $ tenfold eval segmentation W --train camvid_train.parquet --val camvid_val.parquet  also depth
     $ tenfold eval tracking W --val clip.parquet --train other_clips.parquet --frames 10
     $ tenfold eval matching W                                                            the sample stereo pair
+    $ tenfold eval text RUN --val FILE                                                   a language model; also blimp, nq
 
     knn, linear, attentive, retrieval take labelled images (parquet, tar, or one subfolder per class). segmentation and
     tracking take images with masks: parquet columns image, mask, name, or a folder of images/ and masks/; depth the same

@@ -30,13 +30,13 @@ from tenfold.data.atomic import write_atomic
 from tenfold.engine.trainer import Trainer
 from tenfold.export.weights import load
 from tenfold.language.language_model import LanguageModel, measure_layers, set_mode
-from tenfold.language.pretrain import LanguageRecipe, PretrainTask
+from tenfold.language.pretrain import PretrainRecipe, PretrainTask
 from tenfold.language.recipes import lm_relu2_24, lm_relu2_dense, lm_swiglu_dense
 from tenfold.language.text_eval import nats_per_byte
 from tenfold.nn.sparse24 import Dropped
 
 FOLDER = Path("runs/ffn-quality")
-ARMS: dict[str, Callable[[], LanguageRecipe]] = {
+ARMS: dict[str, Callable[[], PretrainRecipe]] = {
     "swiglu": lm_swiglu_dense,
     "relu2": lm_relu2_dense,
     "relu2-24": lm_relu2_24,
@@ -83,7 +83,7 @@ def _arm(arm: str, lr: float, seed: int) -> dict[str, Any]:
     return found
 
 
-def _scores(folder: Path, recipe: LanguageRecipe, task: PretrainTask) -> dict[str, Any]:
+def _scores(folder: Path, recipe: PretrainRecipe, task: PretrainTask) -> dict[str, Any]:
     model = load(folder)
     assert isinstance(model, LanguageModel)
     tokens = torch.from_numpy(task.held_back[: SCORED + 1].astype(np.int64))

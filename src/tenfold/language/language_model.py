@@ -34,6 +34,7 @@ class LanguageModel(Llama):
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__(config.model)
+        self.settings = config
         self.vocabulary = open_vocabulary(config.vocabulary)
         check_vocabulary(self.vocabulary, config.model.vocabulary)
         for module in self.modules():
