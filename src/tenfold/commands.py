@@ -23,8 +23,14 @@ BENCHES.add("memory", "tenfold.bench.memory:run", "the table of a memory layer b
 BENCHES.add(
     "memory-recall", "tenfold.bench.memory_recall:run", "facts recalled with memory layers and without, equal MACs"
 )
+BENCHES.add(
+    "ffn-quality", "tenfold.bench.ffn_quality:run", "Squared-ReLU and 2:4 sparsity beside SwiGLU, equal parameters"
+)
 
 EVALUATIONS = Registry("evaluation")
+EVALUATIONS.add("text", "tenfold.language.text_eval:text", "loss of a language model in nats per byte")
+EVALUATIONS.add("blimp", "tenfold.language.text_eval:blimp", "grammatical minimal pairs")
+EVALUATIONS.add("nq", "tenfold.language.text_eval:nq", "exact match on open questions")
 EVALUATIONS.add("knn", "tenfold.vision.evaluate:knn", "weighted k-NN on labelled images")
 EVALUATIONS.add("linear", "tenfold.vision.evaluate:linear", "linear probe on labelled images")
 EVALUATIONS.add("attentive", "tenfold.vision.evaluate:attentive", "attentive probe on labelled images")
@@ -125,6 +131,7 @@ class Evaluate:
     $ tenfold eval tracking W --val clip.parquet --train other_clips.parquet --frames 10
     $ tenfold eval matching W                                                            the sample stereo pair
     $ tenfold eval speculative DRAFTER --val prompts.jsonl --target smollm2-135m-instruct
+    $ tenfold eval text RUN --val FILE                                                   a language model; also blimp, nq
 
     knn, linear, attentive, retrieval take labelled images (parquet, tar, or one subfolder per class). segmentation and
     tracking take images with masks: parquet columns image, mask, name, or a folder of images/ and masks/; depth the same
