@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # typecheck, and shard_functions in worker processes
+sys.path[:0] = [
+    str(Path(__file__).parent),
+    str(Path(__file__).parent / "programs"),
+]  # also what worker processes import
 
 if not os.environ.get("JAXTYPING_DISABLE"):
     from jaxtyping import install_import_hook

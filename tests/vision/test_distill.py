@@ -14,6 +14,8 @@ from jobs import Job
 from tenfold.engine.checkpoint import read_model
 from tenfold.errors import CheckpointError, UsageError
 from tenfold.export.weights import load
+from tenfold.vision.backbone import layer_of
+from tenfold.vision.convnext import CONVNEXT_CONFIGS, ConvNeXt
 from tenfold.vision.distill import DistillRecipe, teacher_recipe
 from tenfold.vision.vit import VisionTransformer
 
@@ -95,11 +97,43 @@ def test_two_ranks_give_the_losses_of_one_process(distilled: Path, teacher: Path
             assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), (two["step"], name)
 
 
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_convnext_student_learns_beside_a_transformer(teacher: Path, data: Path, tmp_path: Path, ranks: int) -> None:
+    """Its last map (2 x 2 cells here) is compared at the teacher's 6 x 6 patches."""
+    words = ["dinov3-distill", "--teacher", teacher, *STUDENTS, "--data", data, "--val", data]
+    words[words.index("t")] = "convnext-t"
+    words += ["--crops.local-size", "32", "--trainer.steps", "2", "--crops.global-size", "64", "--val-rows", "10"]
+    train(tmp_path, *words, "--out", tmp_path / "run", ranks=ranks)
+    model = load(tmp_path / "run/final-convnext-t.safetensors")
+    assert isinstance(model, ConvNeXt)
+    assert (model.config.patch_size, model.config.feature) == (8, "patch-mean")
+    assert {"convnext-t/ibot", "convnext-t/dino_local", "mini/ibot"} <= set(rows(tmp_path / "run")[-1])
+    assert "knn_convnext-t_untrained" in rows(tmp_path / "run", "knn_convnext-t")[-1]
+    trained = read_model(tmp_path / "run")
+    name = "1.backbone.stages.3.0.up.weight"
+    assert not trained[f"students.{name}"].equal(trained[f"averages.{name}"])
+
+
+def test_layers_of_a_convnext_count_from_the_input() -> None:
+    config = CONVNEXT_CONFIGS["dinov3-convnext-t"]
+    for name, layer in [
+        ("students.0.backbone.downsample.0.conv.weight", 0),
+        ("students.0.backbone.stages.0.0.gain", 1),
+        ("students.0.backbone.downsample.1.norm.bias", 3),
+        ("students.0.backbone.stages.1.0.gain", 4),
+        ("students.0.backbone.stages.3.2.up.bias", 18),
+    ]:
+        assert layer_of(name, config) == (layer, 19)
+    assert layer_of("students.0.backbone.norm.weight", config) is None
+    assert layer_of("students.0.dino_head.mlp.0.weight", config) is None
+
+
 def test_what_is_no_teacher_and_what_is_no_student_is_said(tmp_path: Path, teacher: Path, data: Path) -> None:
     with pytest.raises(CheckpointError, match="no run folder"):
         teacher_recipe(tmp_path)
     with pytest.raises(UsageError, match="Did you mean 'mini'"):
         DistillRecipe(students=("mimi",))
+    assert DistillRecipe(students=("t,s", "convnext-t")).students == ("t", "s", "convnext-t")
     with pytest.raises(UsageError, match="each size once"):
         DistillRecipe(students=("t", "t"))
     said = train(tmp_path, "dinov3-distill", "--teacher", tmp_path, "--data", data, "--out", tmp_path / "run", code=4)

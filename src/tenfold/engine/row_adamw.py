@@ -7,6 +7,7 @@ weight and moments bit for bit, so the cost follows the rows read and not the ta
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tenfold.nn.bag import coalesced
+from tenfold.nn.native import fits, large_pages, library, pointer
 
 
 class RowAdamW(torch.optim.Optimizer):
@@ -46,14 +48,25 @@ class RowAdamW(torch.optim.Optimizer):
         """The parameter's state, made of zeros when there is none."""
         state = self.state[parameter]
         if not state:
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["exp_avg"] = large_pages(torch.zeros_like(parameter))
+            state["exp_avg_sq"] = large_pages(torch.zeros_like(parameter))
             state["count"] = torch.zeros(len(parameter), dtype=torch.int32, device=parameter.device)
         return state
 
 
 def _move(parameter: Tensor, ids: Tensor, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
     beta1, beta2 = group["betas"]
+    tensors = (parameter, *state.values(), ids, grad)
+    native = library() if parameter.dtype == grad.dtype == torch.float32 and fits(*tensors) else None
+    if native is not None:
+        move = native.row_adamw_f32
+        numbers = (group["lr"], beta1, beta2, group["eps"], group["weight_decay"])
+        move(
+            pointer(parameter), pointer(state["exp_avg"]), pointer(state["exp_avg_sq"]), pointer(state["count"]),
+            ctypes.c_int64(parameter.shape[1]), pointer(ids), pointer(grad), ctypes.c_int64(len(ids)),
+            *map(ctypes.c_double, numbers), torch.get_num_threads(),
+        )  # fmt: skip
+        return
     count = state["count"][ids] + 1
     first = state["exp_avg"][ids].lerp_(grad, 1 - beta1)
     second = state["exp_avg_sq"][ids].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)

@@ -47,15 +47,15 @@ class Replayed:
     """Greedy answers to one set of prompts, with the drafter's ranks (`token_ranks`) and what look-up would accept (A)."""
 
     answers: list[Answer]
-    ranks: list[Int[Tensor, "a k"]]
-    looked_up: list[Int[Tensor, " a"]]
+    ranks: list[Int[Tensor, "_ k"]]
+    looked_up: list[Int[Tensor, " _"]]
 
     @property
     def kept(self) -> list[int]:
         """Answers that do not repeat themselves."""
         return [i for i, a in enumerate(self.answers) if not repeats_itself(a.tokens[a.prompt :].tolist())]
 
-    def lengths(self, tree: Tree | HybridTree) -> list[Int[Tensor, " a"]]:
+    def lengths(self, tree: Tree | HybridTree) -> list[Int[Tensor, " _"]]:
         """What every start of every answer would accept of a tree."""
         if isinstance(tree, Tree):
             return [accepted_lengths(tree, ranks) for ranks in self.ranks]
@@ -182,5 +182,5 @@ def through_engine(llms: Mapping[str, LLM], prompts: Sequence[Sequence[int]]) ->
 
 
 def engine_tpc(results: Sequence[Result]) -> float:
-    """TPC over several answers; the first token of each comes with its prompt."""
-    return sum(r.stats.tokens - 1 for r in results) / max(1, sum(r.stats.calls for r in results))
+    """TPC over several answers: the engine decodes the first token too, as the prompt's last token is its first root."""
+    return sum(r.stats.tokens for r in results) / max(1, sum(r.stats.calls for r in results))

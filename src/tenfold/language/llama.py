@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from tenfold.engine.config import require
 from tenfold.errors import UsageError
+from tenfold.language.feed_forward import check_feed_forward, feed_forward
 from tenfold.nn.attention import AttentionConfig, KeyValues
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.cache import Cache
-from tenfold.nn.ffn import SwiGLUFFN
+from tenfold.nn.memory import MemoryLayer, QueryKeyNorm, Variant
 from tenfold.nn.norm import RMSNorm
 from tenfold.nn.rope import RopeScaling, TextRope
 
@@ -51,6 +52,17 @@ class LlamaConfig:
     tied: bool = False
     attention_bias: bool = False
     ffn_bias: bool = False
+    activation: Literal["swiglu", "relu2"] = "swiglu"  # of the feed-forward networks
+    sparsity: Literal["none", "2:4"] = "none"  # 2:4: may train sparse (nn/sparse24.py); needs relu2
+    experts: int = 0  # relu2 networks of a block, of which a token takes the best; 0 is one network without a router
+    experts_top_k: int = 1
+    memory_layers: tuple[int, ...] = ()  # blocks (0-based) whose feed-forward network is a lookup in one shared table
+    memory_side: int = 256  # sub-keys of each half; the table has their square in slots
+    memory_heads: int = 4
+    memory_top_k: int = 32
+    memory_key_dim: int = 512
+    memory_variant: Variant = "plus"
+    qk_norm: QueryKeyNorm = "query"
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "dim", "hidden", "depth", "heads", "kv_heads", "context"):
@@ -59,6 +71,7 @@ class LlamaConfig:
         require(self.head_dim is not None or self.dim % self.heads == 0, "model.heads", self.heads, "a divisor of dim")
         require(self.width % 2 == 0, "model.head_dim", self.width, "an even number")
         require(self.rope_theta > 0, "model.rope_theta", self.rope_theta, "a number > 0")
+        check_feed_forward(self)
 
     @property
     def width(self) -> int:
@@ -98,12 +111,16 @@ class Llama(nn.Module):
         block = BlockConfig(attention, norm="rms", norm_eps=c.norm_eps)
         self.embedding = nn.Embedding(c.vocabulary, c.dim)
         self.rope = TextRope(c.width, c.rope_theta, c.rope_scaling)
-        self.blocks = nn.ModuleList(Block(block, SwiGLUFFN(c.dim, c.hidden, bias=c.ffn_bias)) for _ in range(c.depth))
+        self.memory, networks = feed_forward(c)
+        self.blocks = nn.ModuleList(Block(block, network) for network in networks)
         self.norm = RMSNorm(c.dim, c.norm_eps)
         self.head: nn.Module | None = None if c.tied else nn.Linear(c.dim, c.vocabulary, bias=False)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, MemoryLayer):
+                module.reset_parameters()
 
     def forward(
         self,

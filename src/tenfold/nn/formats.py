@@ -52,7 +52,9 @@ class ReorderedLinear(nn.Module):
         self.bias = None if bias is None else bias.bfloat16()
         self.bytes = weight.numel() * 2
 
-    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+    def forward(self, x: Float[Tensor, "*b i"], residual: Float[Tensor, "*b o"] | None = None) -> Float[Tensor, "*b o"]:
+        if residual is not None:  # summed inside the product
+            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 

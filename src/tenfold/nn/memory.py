@@ -18,6 +18,10 @@ holds it once, as `memory`), so they stand once in a file and are moved once by 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
 from typing import Any, Literal, Protocol
 
 import torch
@@ -27,6 +31,10 @@ from torch import Tensor, nn
 
 from tenfold.errors import UsageError
 from tenfold.nn.bag import bag, row_dots
+from tenfold.nn.native import large_pages
+
+FILLED = 4096  # rows drawn at a time
+_COLUMNS: ContextVar[tuple[int, int]] = ContextVar("columns", default=(0, 1))
 
 Variant = Literal["pkm", "plus", "peer"]
 QueryKeyNorm = Literal["query", "both", "none"]
@@ -44,7 +52,8 @@ class Exchange(Protocol):
 class RowTable(nn.Module):
     """What the two kinds of table share: slots, and rows that may be frozen or written.
 
-    `row_gradients` names the parameters whose gradient is sparse; engine/optim.py gives them RowAdamW.
+    `row_gradients` names the parameters whose gradient is sparse; engine/optim.py gives them RowAdamW. Inside
+    `columns_of(part, parts)` only that part of every row is made, of the very numbers that a whole table would have.
     """
 
     row_gradients: tuple[str, ...] = ()
@@ -54,8 +63,14 @@ class RowTable(nn.Module):
         if side < 1 or width < 1:
             raise UsageError(f"a memory of side {side} and width {width}: both are whole numbers >= 1.")
         self.side, self.width = side, width
+        part, parts = _COLUMNS.get()
+        if width % parts:
+            raise UsageError(f"a memory of width {width} over {parts} ranks: allowed are {_divisors(width)}.")
         for name in self.row_gradients:
-            setattr(self, name, nn.Parameter(torch.randn(side * side, width) * width**-0.5))
+            values = large_pages(torch.empty(side * side, width // parts))
+            if not values.is_meta:
+                _fill(values, width, part)
+            setattr(self, name, nn.Parameter(values))
         self.frozen: Tensor | None
         self.register_buffer("frozen", None, persistent=False)
         self.exchange: Exchange | None = None
@@ -87,6 +102,28 @@ class RowTable(nn.Module):
 
     def extra_repr(self) -> str:
         return f"side={self.side}, width={self.width}, slots={self.slots:,}"
+
+
+@contextmanager
+def columns_of(part: int, parts: int) -> Iterator[None]:
+    """Tables made inside hold the columns of one of `parts` ranks alone, so that no rank ever holds a whole one."""
+    token = _COLUMNS.set((part, parts))
+    try:
+        yield
+    finally:
+        _COLUMNS.reset(token)
+
+
+def _fill(values: Tensor, width: int, part: int) -> None:
+    """Normal numbers of deviation width^-1/2, some rows at a time: a rank draws those of all columns and keeps its own."""
+    own = values.shape[1]
+    for rows in values.split(FILLED):
+        drawn = torch.empty(len(rows), width, dtype=values.dtype, device=values.device).normal_(std=width**-0.5)
+        rows.copy_(drawn[:, part * own : (part + 1) * own])
+
+
+def _divisors(width: int) -> str:
+    return ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
 
 
 def row_tables(model: nn.Module) -> dict[nn.Parameter, RowTable]:
@@ -137,9 +174,6 @@ class ProductKeys(nn.Module):
     each head, which starts at sqrt(key_dim / 12) so that scores spread as without; `none` is the released code's.
     """
 
-    first: Tensor
-    second: Tensor
-
     def __init__(
         self,
         dim: int,
@@ -164,10 +198,7 @@ class ProductKeys(nn.Module):
         self.query = nn.Linear(dim, heads * key_dim)
         self.keys = nn.Parameter(torch.empty(heads, 2, side, key_dim // 2))
         self.scale = nn.Parameter(torch.empty(heads)) if qk_norm == "both" else None
-        first, second = winning_pairs(top_k)
-        self.register_buffer("first", first, persistent=False)
-        self.register_buffer("second", second, persistent=False)
-        self.reset_parameters()
+        ProductKeys.reset_parameters(self)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -180,11 +211,12 @@ class ProductKeys(nn.Module):
 
     def lookup(self, x: Float[Tensor, "t d"]) -> tuple[Int[Tensor, "t h k"], Float[Tensor, "t h k"]]:
         """Slots and their weights, the largest first. Weights are fp32 (fp64 for such tokens) and sum to 1 in each head."""
+        first, second = winning_pairs(self.top_k, x.device)
         best, places = self.scores(x).topk(self.top_k)  # (T, H, 2, k), sorted
-        sums = best[:, :, 0, self.first] + best[:, :, 1, self.second]  # (T, H, pairs)
+        sums = best[:, :, 0, first] + best[:, :, 1, second]  # (T, H, pairs)
         top, chosen = sums.topk(self.top_k)
-        a = places[:, :, 0].gather(-1, self.first[chosen])
-        b = places[:, :, 1].gather(-1, self.second[chosen])
+        a = places[:, :, 0].gather(-1, first[chosen])
+        b = places[:, :, 1].gather(-1, second[chosen])
         exact = torch.promote_types(top.dtype, torch.float32)
         return a * self.side + b, top.softmax(-1, dtype=exact)
 
@@ -234,9 +266,15 @@ class MemoryLayer(ProductKeys):
         self.gate_in = nn.Linear(dim, table.width) if variant == "plus" else None
         self.out = nn.Linear(table.width, dim) if variant == "plus" else None
         self.gate = nn.Linear(dim, 1) if gate else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Besides the lookup: projections of deviation d^-1/2."""
+        super().reset_parameters()
         for linear in (self.gate_in, self.out):
             if linear is not None:
-                nn.init.normal_(linear.weight, std=dim**-0.5)
+                nn.init.normal_(linear.weight, std=self.dim**-0.5)
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
@@ -265,12 +303,13 @@ class MemoryLayer(ProductKeys):
         return f"{self.variant}, side={self.side}, heads={self.heads}, top_k={self.top_k}, key_dim={self.key_dim}"
 
 
-def winning_pairs(k: int) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"]]:
+@cache
+def winning_pairs(k: int, device: torch.device | None = None) -> tuple[Int[Tensor, "p"], Int[Tensor, "p"]]:
     """Places (i, j) in two sorted halves whose sum can be among the k largest: those with (i + 1)(j + 1) <= k, since
     every pair no further down in both halves is at least as large. 119 of 1,024 for k = 32."""
     pairs = [(i, j) for i in range(k) for j in range(k // (i + 1))]
     first, second = zip(*pairs)
-    return torch.tensor(first), torch.tensor(second)
+    return torch.tensor(first, device=device), torch.tensor(second, device=device)
 
 
 def centred_layers(depth: int, count: int) -> tuple[int, ...]:

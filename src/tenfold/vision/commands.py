@@ -17,8 +17,8 @@ from tenfold.errors import DataError, MissingExtra, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tenfold.vision.backbone import Backbone
     from tenfold.vision.embeddings import Describe
-    from tenfold.vision.vit import VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -130,14 +130,14 @@ def _write(out: Path, files: list[Path], rows: list[Tensor]) -> None:
         pq.write_table(pa.table({"path": [str(f) for f in files], "feature": vectors}), temporary)
 
 
-def model_of(weights: Path) -> VisionTransformer:
-    """The vision transformer in `weights`; a UsageError when it holds something else."""
+def model_of(weights: Path) -> Backbone:
+    """The vision transformer or ConvNeXt in `weights`; a UsageError when it holds something else."""
     from tenfold.export.weights import load
-    from tenfold.vision.vit import VisionTransformer
+    from tenfold.vision.backbone import Backbone
 
     model = load(weights)
-    if not isinstance(model, VisionTransformer):
-        raise UsageError(f"{weights} holds a {type(model).__name__}, not a vision transformer.")
+    if not isinstance(model, Backbone):
+        raise UsageError(f"{weights} holds a {type(model).__name__}, not a vision transformer or ConvNeXt.")
     return model
 
 

@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tenfold.engine.config import require
+from tenfold.vision.backbone import Backbone
 from tenfold.vision.images import normalize, resize
-from tenfold.vision.vit import VisionTransformer
 
 CHUNK = 1024  # rows of the similarity matrix at once
 
@@ -42,7 +42,7 @@ class Matches:
 
 @torch.inference_mode()
 def dense_features(
-    model: VisionTransformer, image: UInt8[Tensor, "height width 3"], stride: int | None = None, crop: int | None = None
+    model: Backbone, image: UInt8[Tensor, "height width 3"], stride: int | None = None, crop: int | None = None
 ) -> Float[Tensor, "h w d"]:
     """Patch tokens, one per `stride` pixels (the image is enlarged by patch / stride; None is one per patch).
 
@@ -56,7 +56,7 @@ def dense_features(
     require(crop is None or crop >= patch, "crop", crop, f"at least one patch ({patch} pixels)")
     rows, columns = (max(1, side // stride) for side in image.shape[:2])
     used = image[: rows * stride, : columns * stride] if min(image.shape[:2]) >= stride else image
-    device = model.cls_token.device
+    device = model.norm.weight.device
     x = normalize(resize(used, rows * patch, columns * patch).to(device), model.config)[None]
     span = max(rows, columns) if crop is None else crop // patch
     total = torch.zeros(rows, columns, model.config.dim, device=device)
@@ -165,6 +165,12 @@ def discover(patch_tokens: Float[Tensor, "h w d"], seeds: int = 100) -> Bool[Ten
     mask = (alike[:, expanded].sum(1) > 0).reshape(rows, columns)
     mask[seed // columns, seed % columns] = True
     return _connected(mask, seed)
+
+
+def object_mask(cells: Float[Tensor, "h w d"], height: int, width: int) -> Bool[Tensor, "height width"]:
+    """`discover` at the size of the image."""
+    inside = discover(cells)[None, None].float()
+    return F.interpolate(inside, size=(height, width), mode="nearest")[0, 0] > 0.5
 
 
 def _connected(mask: Tensor, seed: int) -> Tensor:

@@ -1,12 +1,13 @@
 """Distillation of one frozen teacher into several students at once (DINOv3, arXiv 2508.10104, section 5.2).
 
-    tenfold train dinov3-distill --teacher runs/dinov3-vits --students t,s --data DIR
+    tenfold train dinov3-distill --teacher runs/dinov3-vits --students t s convnext-t --data DIR
 
     crops ──► teacher (frozen) ──► heads ──► Sinkhorn-Knopp ──► targets, made once
       ├─────► student 1 ──► its own heads ──► DINO + iBOT + KoLeo against those targets
       └─────► student 2 ──► ...                                    delivered: the EMA of each student
 
-The students see whole images (nothing is masked; iBOT compares sampled positions), without stochastic depth. On one device
+The students see whole images (nothing is masked; iBOT compares sampled positions), without stochastic depth. The last map
+of a ConvNeXt student is resized to the teacher's grid of patches, so that positions mean the same in both. On one device
 and under data parallelism alike every rank trains every student on its part of the batch, after one pass of the teacher;
 the paper's groups of ranks per student balance the load of very different sizes and change no value.
 """
@@ -29,15 +30,22 @@ from tenfold.engine.config import Recipe, from_dict, require
 from tenfold.engine.parallel import Collectives
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
 from tenfold.errors import CheckpointError, UsageError, unknown_name
+from tenfold.vision.backbone import BackboneConfig, kind_of, layer_of
+from tenfold.vision.convnext import CONVNEXT_CONFIGS
 from tenfold.vision.crops import MultiCropConfig, normalize
 from tenfold.vision.heads import BatchStatistics
 from tenfold.vision.objectives import sinkhorn_knopp
 from tenfold.vision.photographs import Photographs, open_photographs
-from tenfold.vision.pretrain import ObjectiveConfig, PretrainRecipe, draw_masks, layer_of
-from tenfold.vision.self_distillation import Network, student_losses, teacher_targets
+from tenfold.vision.pretrain import ObjectiveConfig, PretrainRecipe, draw_masks
+from tenfold.vision.self_distillation import Network, freeze_mask_token, student_losses, teacher_targets
 from tenfold.vision.vit import VIT_CONFIGS, VitConfig
 
-SIZES = {"t": "tiny", **{size: f"dinov3-{size}" for size in ("s", "s+", "b", "l", "l+", "h+")}, "mini": "mini"}
+SIZES = {
+    "t": "tiny",
+    **{size: f"dinov3-{size}" for size in ("s", "s+", "b", "l", "l+", "h+")},
+    "mini": "mini",
+    **{name.removeprefix("dinov3-"): name for name in CONVNEXT_CONFIGS},
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class DistillRecipe(Recipe):
     """Several small networks learn from one large one that has been trained with `tenfold train`."""
 
     teacher: Path = Path("runs/dinov3-vits")  # a pretraining run: its teacher and heads are used, and never change
-    students: tuple[str, ...] = ("t",)  # sizes, trained together: t, s, s+, b, l, l+, h+, mini
+    students: tuple[str, ...] = ("t",)  # trained together: t, s, s+, b, l, l+, h+, mini, convnext-t to -l
     data: Path | None = None  # images to train on; without it, the photographs of the scikit-image sample
     val: Path | None = None  # labelled images for the k-NN curve; without it, held-back tiles of the photographs
     batch: int = 64  # images per step, over all ranks
@@ -56,6 +64,8 @@ class DistillRecipe(Recipe):
     val_rows: int | None = None  # use at most so many images of each set for the curve
 
     def __post_init__(self) -> None:
+        # `--students t,s` is what people type; `t s` is how the command line takes several values.
+        object.__setattr__(self, "students", tuple(name for word in self.students for name in word.split(",")))
         require(len(self.students) >= 1, "students", self.students, f"one or more of {', '.join(SIZES)}")
         require(len(set(self.students)) == len(self.students), "students", self.students, "each size once")
         for name in self.students:
@@ -81,18 +91,21 @@ def teacher_recipe(run: Path) -> PretrainRecipe:
         raise CheckpointError(f"teacher = {run} is no pretraining run: {error}") from None
 
 
-def student_recipe(name: str, teacher: PretrainRecipe) -> PretrainRecipe:
-    """A student has the teacher's patches, pixel statistics and heads' prototypes, and a size of its own."""
+def student_config(name: str, t: VitConfig) -> BackboneConfig:
+    """A student has the patches and pixel statistics of the teacher `t`, and a size of its own."""
+    if SIZES[name] in CONVNEXT_CONFIGS:
+        return dataclasses.replace(
+            CONVNEXT_CONFIGS[SIZES[name]],
+            patch_size=t.patch_size, mean=t.mean, std=t.std, feature=t.feature, image_size=t.image_size,
+        )  # fmt: skip
     size = VIT_CONFIGS[SIZES[name]]
-    t = teacher.model
     if size.stem == "conv" and t.patch_size != size.patch_size:
         raise UsageError(
             f"students = {name}: it has patches of {size.patch_size} pixels, the teacher of {t.patch_size}."
         )
-    model = dataclasses.replace(
+    return dataclasses.replace(
         size, patch_size=t.patch_size, drop_path=0.0, mean=t.mean, std=t.std, feature=t.feature, image_size=t.image_size
     )
-    return dataclasses.replace(teacher, model=model, start=None, gram=type(teacher.gram)(), resolutions=())
 
 
 class Distillation(nn.Module):
@@ -105,11 +118,12 @@ class Distillation(nn.Module):
         saved = {
             n.removeprefix("teacher."): v for n, v in read_model(recipe.teacher).items() if n.startswith("teacher.")
         }
-        self.teacher = Network(source).requires_grad_(False)
+        heads = (source.dino, source.ibot if source.objective.ibot > 0 else None)
+        self.teacher = Network(source.model, *heads).requires_grad_(False)
         self.teacher.load_state_dict(saved)
-        students = {name: Network(student_recipe(name, source)) for name in recipe.students}
+        students = {name: Network(student_config(name, source.model), *heads) for name in recipe.students}
         for student in students.values():
-            student.backbone.mask_token.requires_grad_(False)  # nothing is masked
+            freeze_mask_token(student)
         self.names = recipe.students
         self.students = nn.ModuleList(students.values())
         self.averages = nn.ModuleList(copy.deepcopy(s).requires_grad_(False) for s in students.values())
@@ -208,14 +222,14 @@ class DistillTask(Task):
 
     def parameter_depth(self, name: str) -> tuple[int, int] | None:
         words = name.split(".")
-        return layer_of(name, self._config(int(words[1])).depth) if words[0] == "students" else None
+        return layer_of(name, self._config(int(words[1]))) if words[0] == "students" else None
 
     def clip_group(self, name: str) -> str:
         """Backbone and each head of every student (`students.0.backbone...` -> `0.backbone`)."""
         return ".".join(name.split(".")[1:3])
 
     def card(self) -> tuple[str, Any]:
-        return "vit", self._config(0)
+        return kind_of(self._config(0)), self._config(0)
 
     def deliver(self, model: nn.Module) -> dict[str, Tensor]:
         module = unwrap(model)
@@ -227,8 +241,8 @@ class DistillTask(Task):
         module = unwrap(model)
         assert isinstance(module, Distillation)
         return {
-            name: (dict(module.network(name).backbone.state_dict()), ("vit", self._config(i)))
-            for i, name in enumerate(self.recipe.students)
+            name: (dict(module.network(name).backbone.state_dict()), (kind_of(config), config))
+            for name, config in ((name, self._config(i)) for i, name in enumerate(self.recipe.students))
         }
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -261,5 +275,5 @@ class DistillTask(Task):
                 found[f"knn_{name}"] = score
         return found
 
-    def _config(self, index: int) -> VitConfig:
-        return student_recipe(self.recipe.students[index], teacher_recipe(self.recipe.teacher)).model
+    def _config(self, index: int) -> BackboneConfig:
+        return student_config(self.recipe.students[index], teacher_recipe(self.recipe.teacher).model)

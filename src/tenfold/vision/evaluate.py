@@ -13,21 +13,23 @@ from torch import Tensor
 
 from tenfold.data.sources import InMemory
 from tenfold.errors import UsageError
+from tenfold.vision.backbone import Backbone, build_backbone
 from tenfold.vision.commands import model_of
 from tenfold.vision.images import normalize
 from tenfold.vision.photographs import open_photographs
 from tenfold.vision.probe import attentive_probe, knn_accuracy, linear_probe, pixel_features, retrieval_map
-from tenfold.vision.vit import VisionOutput, VisionTransformer
+from tenfold.vision.vit import VisionOutput
 
 LABELLED = "labelled images, as parquet (columns image, label), tar, or a folder with one subfolder per class"
 HOLDS = {
-    **dict.fromkeys(("knn", "linear", "attentive", "retrieval"), LABELLED),
+    **dict.fromkeys(("knn", "linear", "attentive", "retrieval", "zeroshot"), LABELLED),
     "segmentation": "images with masks, as parquet (columns image, mask: PNG of class ids) or a folder of images/ and masks/",
     "depth": "images with depth, as parquet (columns image, depth: .npy in metres) or a folder of images/ and depths/",
+    "discovery": "images with masks, 0 for background, as parquet (columns image, mask) or a folder of images/ and masks/",
     "tracking": "the frames of a clip in order, each with its mask: parquet (columns name, image, mask) or a folder",
 }
 KS = (10, 20, 100, 200)
-Summary = Callable[[VisionTransformer, VisionOutput], Tensor]
+Summary = Callable[[Backbone, VisionOutput], Tensor]
 
 
 @runtime_checkable
@@ -42,6 +44,8 @@ class Options(Protocol):
     stride: int | None
     frames: int
     epochs: int | None
+    backbone: Path | None
+    descriptions: Path | None
 
 
 def needed(options: Options, task: str, names: Sequence[str] = ("train", "val")) -> list[Path]:
@@ -56,7 +60,7 @@ def needed(options: Options, task: str, names: Sequence[str] = ("train", "val"))
 def knn(options: Options) -> dict[str, Any]:
     """Weighted k-NN on what stands for an image (CLS, or the mean patch where the model says so), per cent right, for each
     k; the floors at the same k."""
-    sets, labels = _features(options, "knn", VisionTransformer.feature)
+    sets, labels = _features(options, "knn", _whole)
     rows: dict[str, Any] = {"train images": len(labels[0]), "val images": len(labels[1])}
     for k in KS:
         if k <= len(labels[0]):
@@ -79,7 +83,7 @@ def attentive(options: Options) -> dict[str, Any]:
     train, val = needed(options, "attentive")
     networks, parts, labels = _open(options, train, val)
     rows: dict[str, Any] = {"train images": len(labels[0]), "val images": len(labels[1])}
-    sets = {name: [_embed(network, part, _tokens) for part in parts] for name, network in networks.items()}
+    sets = {name: [embed(network, part, _tokens) for part in parts] for name, network in networks.items()}
     sets["raw pixels"] = [_squares(part) for part in parts]
     for name, (bank, queries) in sets.items():
         rows[f"attentive, {name}"] = attentive_probe(bank, labels[0], queries, labels[1], options.epochs or 20)[
@@ -90,7 +94,7 @@ def attentive(options: Options) -> dict[str, Any]:
 
 def retrieval(options: Options) -> dict[str, Any]:
     """Mean average precision, per cent: every val image asks for the train images of its class."""
-    sets, labels = _features(options, "retrieval", VisionTransformer.feature)
+    sets, labels = _features(options, "retrieval", _whole)
     rows: dict[str, Any] = {"gallery images": len(labels[0]), "queries": len(labels[1])}
     for name, (gallery, queries) in sets.items():
         rows[f"mAP, {name}"] = retrieval_map(gallery, labels[0], queries, labels[1])
@@ -101,14 +105,14 @@ def retrieval(options: Options) -> dict[str, Any]:
 
 def _features(options: Options, task: str, summary: Summary) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Tensor]]:
     networks, parts, labels = _open(options, *needed(options, task))
-    sets = {name: (_embed(n, parts[0], summary), _embed(n, parts[1], summary)) for name, n in networks.items()}
+    sets = {name: (embed(n, parts[0], summary), embed(n, parts[1], summary)) for name, n in networks.items()}
     pixels = [pixel_features(torch.from_numpy(part.thumbnails)) for part in parts]
     return {**sets, "raw pixels": (pixels[0], pixels[1])}, labels
 
 
 def _open(
     options: Options, train: Path, val: Path
-) -> tuple[dict[str, VisionTransformer], tuple[InMemory, InMemory], list[Tensor]]:
+) -> tuple[dict[str, Backbone], tuple[InMemory, InMemory], list[Tensor]]:
     model = model_of(options.weights).for_inference()
     patch = model.config.patch_size
     side = max(1, (options.size or model.config.image_size) // patch) * patch
@@ -116,17 +120,22 @@ def _open(
     assert photographs.bank is not None
     assert photographs.val is not None
     torch.manual_seed(0)
-    untrained = VisionTransformer(model.config).for_inference()
+    untrained = build_backbone(model.config).for_inference()
     networks = {"these weights": model, "untrained": untrained}
     return networks, (photographs.bank, photographs.val), list(photographs.labels())
 
 
-def _both(model: VisionTransformer, output: VisionOutput) -> Tensor:
+def _whole(model: Backbone, output: VisionOutput) -> Tensor:
+    """What stands for the image."""
+    return model.feature(output)
+
+
+def _both(model: Backbone, output: VisionOutput) -> Tensor:
     """[CLS ; mean patch], what linear probes take (DINOv2, arXiv 2304.07193, section 7.1)."""
     return torch.cat([output.cls_token, output.patch_tokens.flatten(1, 2).mean(1)], dim=1)
 
 
-def _tokens(model: VisionTransformer, output: VisionOutput) -> Tensor:
+def _tokens(model: Backbone, output: VisionOutput) -> Tensor:
     """(B, 1 + P, D): the CLS token and every patch."""
     return torch.cat([output.cls_token[:, None], output.patch_tokens.flatten(1, 2)], dim=1)
 
@@ -141,7 +150,7 @@ def _squares(part: InMemory, side: int = 8) -> Tensor:
 
 
 @torch.inference_mode()
-def _embed(model: VisionTransformer, images: InMemory, summary: Summary, batch: int = 32) -> Tensor:
+def embed(model: Backbone, images: InMemory, summary: Summary, batch: int = 32) -> Tensor:
     rows = []
     for chunk in torch.from_numpy(images.images).split(batch):
         rows.append(summary(model, model(normalize(chunk, model.config))).float())

@@ -1,4 +1,4 @@
-"""The configuration files that transformers and timm expect beside the weights of a vision transformer.
+"""The configuration files that transformers and timm expect beside the weights of a vision backbone.
 
     for name, content in hf_files(config).items(): write_json(folder / name, content)
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.errors import WeightsError
+from tenfold.vision.convnext import CONVNEXT_CONFIGS, ConvNextConfig
 from tenfold.vision.vit import VIT_CONFIGS, VitConfig
 
 # Our released sizes under timm's names; other sizes get no architecture name, and timm cannot build them.
@@ -31,6 +32,10 @@ TIMM_NAMES = {
     "dinov3-l": "vit_large_patch16_dinov3_qkvb",
     "dinov3-h+": "vit_huge_plus_patch16_dinov3_qkvb",
     "dinov3-7b": "vit_7b_patch16_dinov3",
+    "dinov3-convnext-t": "convnext_tiny",
+    "dinov3-convnext-s": "convnext_small",
+    "dinov3-convnext-b": "convnext_base",
+    "dinov3-convnext-l": "convnext_large",
 }
 
 
@@ -72,7 +77,36 @@ def hf_files(config: VitConfig) -> dict[str, Any]:
             "use_swiglu_ffn": config.ffn == "swiglu",
             "qkv_bias": config.qkv_bias,
         } | ({"num_register_tokens": config.registers} if config.registers else {})
-    preprocessor = {
+    return {"config.json": model | common, "preprocessor_config.json": _preprocessor(config, version3)}
+
+
+def convnext_hf_files(config: ConvNextConfig) -> dict[str, Any]:
+    """config.json and preprocessor_config.json of transformers' DINOv3ConvNextModel."""
+    model = {
+        "architectures": ["DINOv3ConvNextModel"],
+        "model_type": "dinov3_convnext",
+        "num_channels": config.channels,
+        "hidden_sizes": list(config.dims),
+        "depths": list(config.depths),
+        "hidden_act": "gelu",
+        "layer_norm_eps": config.norm_eps,
+        "layer_scale_init_value": config.layer_scale,
+        "drop_path_rate": 0.0,
+        "image_size": config.image_size,
+        "dtype": "float32",
+    }
+    return {"config.json": model, "preprocessor_config.json": _preprocessor(config, version3=True)}
+
+
+def convnext_timm_files(config: ConvNextConfig) -> dict[str, Any]:
+    """config.json of timm, with the architecture's name where timm has this size."""
+    sizes = (config.depths, config.dims)
+    names = [TIMM_NAMES[name] for name, c in CONVNEXT_CONFIGS.items() if (c.depths, c.dims) == sizes]
+    return {"config.json": _timm_config(config, names, config.image_size)}
+
+
+def _preprocessor(config: VitConfig | ConvNextConfig, version3: bool) -> dict[str, Any]:
+    return {
         "image_processor_type": "DINOv3ViTImageProcessor" if version3 else "BitImageProcessor",
         "do_resize": True,
         "size": {"height": 224, "width": 224} if version3 else {"shortest_edge": 256},
@@ -82,20 +116,29 @@ def hf_files(config: VitConfig) -> dict[str, Any]:
         "image_mean": list(config.mean),
         "image_std": list(config.std),
     } | ({} if version3 else {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}, "resample": 3})
-    return {"config.json": model | common, "preprocessor_config.json": preprocessor}
+
+
+def _timm_config(config: VitConfig | ConvNextConfig, names: list[str], size: int) -> dict[str, Any]:
+    pixels: dict[str, Any] = {"input_size": [config.channels, size, size], "mean": config.mean, "std": config.std}
+    if isinstance(config, VitConfig) and config.positions != "rope":
+        pixels["fixed_input_size"] = True  # or timm builds the model for 224 and resizes the positions for good
+    return ({"architecture": names[0]} if names else {}) | {
+        "num_classes": 0,
+        "num_features": config.dim,
+        "pretrained_cfg": pixels | {"interpolation": "bicubic"},
+    }
 
 
 def timm_files(config: VitConfig) -> dict[str, Any]:
     """config.json of timm, with the architecture's name where timm has this size."""
-    plain = {"mean": VitConfig.mean, "std": VitConfig.std, "drop_path": 0.0, "rope_rescale": None, "layer_scale": 1e-5}
+    plain = {
+        "mean": VitConfig.mean, "std": VitConfig.std, "drop_path": 0.0, "rope_rescale": None, "layer_scale": 1e-5,
+        "rope_periods": VitConfig.rope_periods,
+    }  # fmt: skip
     same = replace(config, **plain)
     names = [TIMM_NAMES[name] for name, c in VIT_CONFIGS.items() if name in TIMM_NAMES and replace(c, **plain) == same]
     size = config.patch_size * config.grid if config.positions != "rope" else 256
-    pixels = {"input_size": [config.channels, size, size], "mean": list(config.mean), "std": list(config.std)}
-    return {
-        "config.json": ({"architecture": names[0]} if names else {})
-        | {"num_classes": 0, "num_features": config.dim, "pretrained_cfg": pixels | {"interpolation": "bicubic"}}
-    }
+    return {"config.json": _timm_config(config, names, size)}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from tenfold.data.readers import SUFFIXES, read_image
 from tenfold.engine.config import require
+from tenfold.vision.backbone import BackboneConfig
 from tenfold.vision.vit import VitConfig
 
 
-def normalize(images: UInt8[Tensor, "*b h w 3"], config: VitConfig) -> Float[Tensor, "*b 3 h w"]:
+def normalize(images: UInt8[Tensor, "*b h w 3"], config: BackboneConfig) -> Float[Tensor, "*b 3 h w"]:
     """Grey levels 0..255 to the network's input, with the mean and deviation that the weights were trained with."""
     mean = torch.tensor(config.mean, device=images.device) * 255
     std = torch.tensor(config.std, device=images.device) * 255
@@ -49,7 +50,9 @@ def open_image(path: Path | str, size: int | None, patch: int) -> UInt8[Tensor, 
     return resize(image, *fit(image.shape[0], image.shape[1], size, patch))
 
 
-def load_image(path: Path | str, size: int | None = None, config: VitConfig | None = None) -> Float[Tensor, "3 h w"]:
+def load_image(
+    path: Path | str, size: int | None = None, config: BackboneConfig | None = None
+) -> Float[Tensor, "3 h w"]:
     """One image, ready for a network of `config`. Raises DataError with the file's name when it cannot be read."""
     config = config or VitConfig()
     return normalize(open_image(path, size, config.patch_size), config)

@@ -28,10 +28,10 @@ from tenfold.data.sample import Sample
 from tenfold.data.sources import InMemory, Source, open_source
 from tenfold.engine.task import Shard
 from tenfold.errors import DataError
+from tenfold.vision.backbone import BackboneConfig
 from tenfold.vision.crops import Crops, MultiCrop, MultiCropConfig, collate_crops
 from tenfold.vision.images import SUFFIXES, normalize
 from tenfold.vision.probe import knn_accuracy, pixel_features
-from tenfold.vision.vit import VitConfig
 
 TILE, STRIDE, HELD_BACK = 96, 32, 0.25  # pixels, pixels, share of a photograph's width
 BANK = 20_000  # images of the k-NN bank when the training set is not kept in memory
@@ -107,7 +107,7 @@ class Photographs:
         return self._score(lambda part: pixel_features(torch.from_numpy(part.thumbnails)), k)
 
     def knn(
-        self, embed: Callable[[Tensor], Tensor], config: VitConfig, side: int, k: int, batch: int = 256
+        self, embed: Callable[[Tensor], Tensor], config: BackboneConfig, side: int, k: int, batch: int = 256
     ) -> float | None:
         """k-NN on `embed(images (n, 3, side, side)) -> (n, d)`, per cent; None without labels."""
 
@@ -219,7 +219,7 @@ class Mixed:
             loader.load_state_dict(saved)
 
 
-def _at_side(images: Tensor, side: int, config: VitConfig) -> Float[Tensor, "n 3 side side"]:
+def _at_side(images: Tensor, side: int, config: BackboneConfig) -> Float[Tensor, "n 3 side side"]:
     if images.shape[1] == side:
         return normalize(images, config)
     planes = F.interpolate(images.permute(0, 3, 1, 2), size=(side, side), mode="bicubic", antialias=True)

@@ -25,6 +25,7 @@ from tenfold.engine.config import Recipe, require
 from tenfold.engine.parallel import Collectives
 from tenfold.engine.schedule import Schedule, constant, length
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
+from tenfold.vision.backbone import layer_of
 from tenfold.vision.crops import MultiCropConfig
 from tenfold.vision.heads import HeadConfig
 from tenfold.vision.masking import block_masks
@@ -135,16 +136,6 @@ def draw_masks(global_crops: Tensor, patch: int, objective: ObjectiveConfig, ran
     return own.to(global_crops.device)
 
 
-def layer_of(name: str, blocks: int) -> tuple[int, int] | None:
-    """(layer, layers) for layer-wise decay. Blocks count from the input; the embeddings are layer 0, and the final norm and
-    the heads take the full rate."""
-    words = name.split(".")
-    if "blocks" in words:
-        return int(words[words.index("blocks") + 1]) + 1, blocks + 1
-    embeds = any(part in name for part in ("patch_embed", "pos_embed", "_token"))
-    return (0, blocks + 1) if embeds else None
-
-
 class PretrainTask(Task):
     """DINOv2 and DINOv3 for the trainer."""
 
@@ -224,7 +215,7 @@ class PretrainTask(Task):
         return self.recipe.patch_embed_rate if "patch_embed" in name else 1.0, 0.0 if free else 1.0
 
     def parameter_depth(self, name: str) -> tuple[int, int] | None:
-        return layer_of(name, self.recipe.model.depth)
+        return layer_of(name, self.recipe.model)
 
     def clip_group(self, name: str) -> str:
         """Backbone and each head (`student.backbone.blocks...` -> `backbone`)."""

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from tenfold.engine.parallel import Collectives
 from tenfold.errors import CheckpointError
+from tenfold.vision.backbone import BackboneConfig, build_backbone
 from tenfold.vision.crops import normalize
 from tenfold.vision.gram import gram_loss, pool_to
-from tenfold.vision.heads import BatchStatistics, PrototypeHead
+from tenfold.vision.heads import BatchStatistics, HeadConfig, PrototypeHead
 from tenfold.vision.objectives import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp, softmax_center
 from tenfold.vision.vit import VisionOutput, VisionTransformer
 
@@ -35,11 +36,17 @@ if TYPE_CHECKING:
 class Network(nn.Module):
     """Backbone and heads of one side (student or teacher)."""
 
-    def __init__(self, recipe: PretrainRecipe) -> None:
+    def __init__(self, model: BackboneConfig, dino: HeadConfig, ibot: HeadConfig | None) -> None:
         super().__init__()
-        self.backbone = VisionTransformer(recipe.model)
-        self.dino_head = PrototypeHead(recipe.model.dim, recipe.dino)
-        self.ibot_head = PrototypeHead(recipe.model.dim, recipe.ibot) if recipe.objective.ibot > 0 else None
+        self.backbone = build_backbone(model)
+        self.dino_head = PrototypeHead(model.dim, dino)
+        self.ibot_head = PrototypeHead(model.dim, ibot) if ibot is not None else None
+
+
+def freeze_mask_token(network: Network) -> None:
+    """A vision transformer's mask token takes no part in training without masks; a ConvNeXt has none."""
+    if isinstance(network.backbone, VisionTransformer):
+        network.backbone.mask_token.requires_grad_(False)
 
 
 class Center(nn.Module):
@@ -64,9 +71,9 @@ class SelfDistillation(nn.Module):
 
     def __init__(self, recipe: PretrainRecipe, ranks: Collectives, hparams: Mapping[str, float]) -> None:
         super().__init__()
-        self.student = Network(recipe)
+        self.student = Network(recipe.model, recipe.dino, recipe.ibot if recipe.objective.ibot > 0 else None)
         if recipe.objective.ibot == 0:
-            self.student.backbone.mask_token.requires_grad_(False)  # nothing is masked: it takes part in no step
+            freeze_mask_token(self.student)  # nothing is masked: it takes part in no step
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.gram_teacher = copy.deepcopy(self.teacher.backbone) if recipe.gram.active else None
         self.objective, self.hparams, self.ranks = recipe.objective, hparams, ranks

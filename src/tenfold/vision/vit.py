@@ -29,7 +29,7 @@ from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.embed import ConvStem, PatchEmbed, resize_positions
 from tenfold.nn.ffn import GeluFFN, SwiGLUFFN
-from tenfold.nn.inference import PackedBlock
+from tenfold.nn.inference import HalfBlock, PackedBlock
 from tenfold.nn.linear import Workspace, bf16_refusal
 from tenfold.nn.rope import AxialRope, Rotation
 
@@ -153,7 +153,8 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: VitConfig, fit: Literal["resize", "strict"] = "resize") -> None:
         super().__init__()
-        self.config, self.fit = config, fit
+        self.config = config
+        self.fit: Literal["resize", "strict"] = fit
         c = config
         if c.stem == "patch":
             self.patch_embed: nn.Module = PatchEmbed(c.channels, c.dim, c.patch_size)
@@ -219,6 +220,8 @@ class VisionTransformer(nn.Module):
         if self.cls_token.device.type == "cpu" and (dtype == torch.float32 or bf16_refusal()):
             model, workspace = model.float(), Workspace()
             model.blocks = nn.ModuleList(PackedBlock(block, workspace) for block in model.blocks)  # type: ignore[arg-type]
+        elif self.cls_token.device.type == "cpu":
+            model.blocks = nn.ModuleList(HalfBlock(block) for block in self.blocks)  # type: ignore[arg-type]
         return model
 
     def forward_crops(
@@ -267,8 +270,8 @@ class VisionTransformer(nn.Module):
 
     def tokens(self, images: Tensor, masks: Tensor | None) -> tuple[Tensor, tuple[int, int]]:
         """(B, prefix + P, D) and the grid (h, w)."""
-        images = self._fitted(images).to(self.cls_token.dtype)
         p = self.config.patch_size
+        images = fit_to_patches(images, p, self.fit).to(self.cls_token.dtype)
         grid = (images.shape[2] // p, images.shape[3] // p)
         x = self.patch_embed(images)
         if masks is not None:
@@ -313,17 +316,18 @@ class VisionTransformer(nn.Module):
             head = self.local_cls_norm(x[:, : self.prefix])
         return VisionOutput(head[:, 0], head[:, 1:], y[:, self.prefix :].unflatten(1, grid))
 
-    def _fitted(self, images: Tensor) -> Tensor:
-        p = self.config.patch_size
-        sides = images.shape[2:]
-        if all(side % p == 0 for side in sides):
-            return images
-        nearest = tuple(max(p, round(side / p) * p) for side in sides)
-        if self.fit == "strict":
-            low = tuple(max(p, side // p * p) for side in sides)
-            high = tuple(-(-side // p) * p for side in sides)
-            raise UsageError(
-                f"images of {sides[0]} x {sides[1]} do not divide into patches of {p}: "
-                f"the nearest sizes are {low[0]} x {low[1]} and {high[0]} x {high[1]}."
-            )
-        return F.interpolate(images, size=nearest, mode="bicubic", antialias=True)
+
+def fit_to_patches(images: Tensor, patch: int, fit: Literal["resize", "strict"]) -> Float[Tensor, "b c height width"]:
+    """Images with sides that are multiples of the patch: resized to the nearest ones, or refused."""
+    sides = images.shape[2:]
+    if all(side % patch == 0 for side in sides):
+        return images
+    if fit == "strict":
+        low = tuple(max(patch, side // patch * patch) for side in sides)
+        high = tuple(-(-side // patch) * patch for side in sides)
+        raise UsageError(
+            f"images of {sides[0]} x {sides[1]} do not divide into patches of {patch}: "
+            f"the nearest sizes are {low[0]} x {low[1]} and {high[0]} x {high[1]}."
+        )
+    nearest = tuple(max(patch, round(side / patch) * patch) for side in sides)
+    return F.interpolate(images, size=nearest, mode="bicubic", antialias=True)
