@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from language.drafting_models import tiny_answers, tiny_drafter, tiny_target
 
+from language.drafting_models import tiny_answers, tiny_drafter, tiny_target
 from tenfold.errors import UsageError, WeightsError
 from tenfold.language.evaluate import Replayed, look_up_lengths
 from tenfold.language.ngram import HybridDrafter, HybridTree, NgramDrafter
@@ -101,7 +101,9 @@ def replayed() -> Replayed:
 
 def test_search_weighs_tokens_against_time_and_may_choose_nothing() -> None:
     cheap = CostTable({1: {1: 10.0, 64: 10.0}}, {1: {1: 0.1}}, {1: (1.0, 1.0)}, "bf16")
-    dear = CostTable({1: {1: 10.0, 64: 640.0}, 8: {1: 10.0, 64: 10.0}}, {1: {1: 5.0}, 8: {1: 0.1}}, {1: (1.0, 3.0), 8: (1.0, 1.0)})
+    dear = CostTable(
+        {1: {1: 10.0, 64: 640.0}, 8: {1: 10.0, 64: 10.0}}, {1: {1: 5.0}, 8: {1: 0.1}}, {1: (1.0, 3.0), 8: (1.0, 1.0)}
+    )
     best = search(replayed(), cheap, "0", lookups=(0,))[0]
     assert len(best.paths) > 12 and best.tpc > 1.5
     off, on = search(replayed(), dear, "0", lookups=(0,))
