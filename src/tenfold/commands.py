@@ -24,8 +24,14 @@ BENCHES.add("memory", "tenfold.bench.memory:run", "the table of a memory layer b
 BENCHES.add(
     "memory-recall", "tenfold.bench.memory_recall:run", "facts recalled with memory layers and without, equal MACs"
 )
+BENCHES.add(
+    "ffn-quality", "tenfold.bench.ffn_quality:run", "Squared-ReLU and 2:4 sparsity beside SwiGLU, equal parameters"
+)
 
 EVALUATIONS = Registry("evaluation")
+EVALUATIONS.add("text", "tenfold.language.text_eval:text", "loss of a language model in nats per byte")
+EVALUATIONS.add("blimp", "tenfold.language.text_eval:blimp", "grammatical minimal pairs")
+EVALUATIONS.add("nq", "tenfold.language.text_eval:nq", "exact match on open questions")
 EVALUATIONS.add("knn", "tenfold.vision.evaluate:knn", "weighted k-NN on labelled images")
 EVALUATIONS.add("linear", "tenfold.vision.evaluate:linear", "linear probe on labelled images")
 EVALUATIONS.add("attentive", "tenfold.vision.evaluate:attentive", "attentive probe on labelled images")
@@ -34,8 +40,8 @@ EVALUATIONS.add("segmentation", "tenfold.vision.evaluate_dense:segmentation", "l
 EVALUATIONS.add("depth", "tenfold.vision.evaluate_dense:depth", "linear probe for a depth of every pixel")
 EVALUATIONS.add("discovery", "tenfold.vision.evaluate_dense:discovery", "the object that features find unasked")
 EVALUATIONS.add("tracking", "tenfold.vision.evaluate_dense:tracking", "labels carried through a clip")
-EVALUATIONS.add("speculative", "tenfold.language.evaluate:speculative", "tokens per call of a drafter, beside look-up")
 EVALUATIONS.add("zeroshot", "tenfold.vision.evaluate_text:zeroshot", "classes by sentences, without a labelled image")
+EVALUATIONS.add("speculative", "tenfold.language.evaluate:speculative", "tokens per call of a drafter, beside look-up")
 EVALUATIONS.add("matching", "tenfold.vision.evaluate_dense:match_stereo", "matches on the sample stereo pair")
 
 
@@ -126,13 +132,14 @@ class Evaluate:
     $ tenfold eval tracking W --val clip.parquet --train other_clips.parquet --frames 10
     $ tenfold eval matching W                                                            the sample stereo pair
     $ tenfold eval speculative DRAFTER --val prompts.jsonl --target smollm2-135m-instruct
+    $ tenfold eval text RUN --val FILE                                                   a language model; also blimp, nq
 
     knn, linear, attentive, retrieval take labelled images (parquet, tar, or one subfolder per class). segmentation and
     tracking take images with masks: parquet columns image, mask, name, or a folder of images/ and masks/; depth the same
     with depth (.npy, metres). tracking chooses its temperature on --train where it is given.
     """
 
-    task: tyro.conf.Positional[str]  # knn | linear | attentive | retrieval | zeroshot | segmentation | depth | ...
+    task: tyro.conf.Positional[str]  # knn | linear | zeroshot | segmentation | tracking | speculative | ...
     weights: tyro.conf.Positional[Path]  # any weights that tenfold.load reads, or a run folder
     train: Path | None = None  # training data of the task, see above
     val: Path | None = None  # what is scored, with the same classes
@@ -140,9 +147,9 @@ class Evaluate:
     size: int | None = None  # side in pixels of classified images; the weights' own by default
     stride: int | None = None  # pixels between dense features (default: one patch; tracking and matching 8)
     frames: int = 10  # tracking: frames of a clip, the first of which is labelled
-    target: str = "smollm2-135m-instruct"  # speculative: the model that is guessed for
     backbone: Path | None = None  # zeroshot: the backbone of a dino.txt file, which comes without
     descriptions: Path | None = None  # zeroshot: JSON from class names to lists of descriptions
+    target: str = "smollm2-135m-instruct"  # speculative: the model that is guessed for
     epochs: int | None = None  # passes over the training set: segmentation and depth 60, attentive 20 by default
     json: bool = False  # print as JSON
 

@@ -16,7 +16,7 @@ from tenfold.errors import UsageError
 from tenfold.export.weights import Family
 from tenfold.language.llama import Llama, LlamaConfig
 from tenfold.language.text import END, check_vocabulary, open_vocabulary
-from tenfold.nn.ffn import Mode, SquaredReLUFFN
+from tenfold.nn.ffn import SquaredReLUFFN
 from tenfold.nn.sparse24 import Sparsity24, dropped_mass
 
 
@@ -34,6 +34,7 @@ class LanguageModel(Llama):
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__(config.model)
+        self.settings = config
         self.vocabulary = open_vocabulary(config.vocabulary)
         check_vocabulary(self.vocabulary, config.model.vocabulary)
         for module in self.modules():
@@ -67,7 +68,7 @@ class LanguageModel(Llama):
         return int(torch.multinomial(chances, 1, generator=generator))
 
 
-def set_mode(model: nn.Module, mode: Mode) -> None:
+def set_mode(model: nn.Module, mode: str) -> None:
     """The mode of every Squared-ReLU network of a model. Raises UsageError when it has none."""
     layers = [module for module in model.modules() if isinstance(module, SquaredReLUFFN)]
     if not layers:
@@ -90,7 +91,7 @@ def measure_layers(model: Llama, tokens: Tensor) -> dict[str, dict[str, float]]:
 
         return layer.up.register_forward_hook(hook)
 
-    modes: dict[str, Mode] = {name: layer.mode for name, layer in layers.items()}
+    modes = {name: layer.mode for name, layer in layers.items()}
     handles = [watch(name, layer) for name, layer in layers.items()]
     try:
         for layer in layers.values():

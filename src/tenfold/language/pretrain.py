@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tenfold.engine.config import Recipe, require
 from tenfold.engine.task import Phase, Shard, Task, unwrap
 from tenfold.errors import CheckpointError, UsageError
-from tenfold.language.facts import LENGTH, FactWorld
+from tenfold.language.fact_mixing import FactsConfig, MixedFacts, open_facts
 from tenfold.language.language_model import LanguageModel, LanguageModelConfig
 from tenfold.language.llama import LlamaConfig
 from tenfold.language.text import ByteVocabulary, Vocabulary, check_vocabulary, read_documents, split, train_bpe
@@ -38,7 +38,7 @@ BALANCE = 0.01  # weight of the experts' load-balancing loss (arXiv 2101.03961, 
 
 
 @dataclass(frozen=True)
-class MemoryTraining:
+class MemoryConfig:
     """How the shared table of the memory layers learns."""
 
     lr: float = 1e-3  # peak rate of the table; its schedule has the shape of the rest's
@@ -52,7 +52,7 @@ class MemoryTraining:
 
 
 @dataclass(frozen=True)
-class LanguageRecipe(Recipe):
+class PretrainRecipe(Recipe):
     """Next-token pretraining on text. Without --data: the sources and topics of Python's standard library."""
 
     data: Path | None = None  # parquet, a text file or a folder of them; None is the Python standard library
@@ -62,16 +62,14 @@ class LanguageRecipe(Recipe):
     length: int = 96  # tokens of a sequence
     model: LlamaConfig = field(default_factory=lambda: LlamaConfig(256, 128, 516, 3, 4, 4, context=96, tied=True))
     sparsity: Sparsity24 = field(default_factory=lambda: Sparsity24(warmup_steps=0.1))  # with model.sparsity 2:4
-    memory: MemoryTraining = field(default_factory=MemoryTraining)  # with model.memory_layers
-    facts: FactWorld = field(default_factory=FactWorld)  # generated facts, with fact_share above 0
-    fact_share: float = 0.0  # of the sequences of a batch
+    memory: MemoryConfig = field(default_factory=MemoryConfig)  # with model.memory_layers
+    facts: FactsConfig = field(default_factory=FactsConfig)  # facts mixed into the text
     val_tokens: int = 32768  # held-back tokens of a validation
 
     def __post_init__(self) -> None:
         require(self.batch >= 1, "batch", self.batch, "a whole number >= 1")
         require(self.length >= 2, "length", self.length, "a whole number >= 2")
         require(self.val_tokens >= self.length, "val_tokens", self.val_tokens, f"length = {self.length} or more")
-        require(0 <= self.fact_share <= 1, "fact_share", self.fact_share, "a share from 0 to 1")
         require(self.model.vocabulary >= 257 or self.tokens == "bytes", "model.vocabulary", self.model.vocabulary,
                 "257 or more with tokens = bpe")  # fmt: skip
 
@@ -79,68 +77,23 @@ class LanguageRecipe(Recipe):
         return PretrainTask(self)
 
 
-@runtime_checkable
-class Mixture(Protocol):
-    """What may be mixed into the text. Tokens start at the text's vocabulary, so `vocabulary` counts both."""
-
-    vocabulary: int
-
-    def rows(self, number: int, rows: int, length: int) -> np.ndarray:
-        """Sequences of batch `number`, int64 (rows, length): the same for the same number."""
-        ...
-
-    def scores(self, model: nn.Module) -> dict[str, float]:
-        """Figures of a validation, each beside its floor."""
-        ...
-
-
-class GeneratedFacts:
-    """Statements of a FactWorld."""
-
-    ASKED = 2000  # questions of a validation
-
-    def __init__(self, world: FactWorld, first_token: int) -> None:
-        self.world = dataclasses.replace(world, first_token=first_token)
-        self.vocabulary = self.world.vocabulary
-
-    def rows(self, number: int, rows: int, length: int) -> np.ndarray:
-        return self.world.batch(number * rows * -(-length // LENGTH), rows, length)
-
-    def scores(self, model: nn.Module) -> dict[str, float]:
-        world = self.world
-        known = world.trained[:: max(1, len(world.trained) // self.ASKED)]
-        return {
-            "recall": recall(model, world, known),
-            "recall_floor": recall(model, world, world.untrained[: self.ASKED]),
-        }
-
-
-@torch.no_grad()
-def recall(model: nn.Module, world: FactWorld, facts: np.ndarray) -> float:
-    """Share of facts whose value is the likeliest next token."""
-    device = next(model.parameters()).device
-    prompts, answers = (torch.from_numpy(x).to(device) for x in world.questions(facts))
-    right = [
-        int((model(p).logits[:, -1].argmax(-1) == a).sum()) for p, a in zip(prompts.split(500), answers.split(500))
-    ]
-    return sum(right) / max(1, len(answers))
-
-
 class PretrainTask(Task):
-    def __init__(self, recipe: LanguageRecipe) -> None:
+    def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
         self.recipe = recipe
-        self.table_ranks = recipe.memory.group_size if recipe.model.memory_layers else 1
+        if recipe.model.memory_layers:
+            self.table_ranks = recipe.memory.group_size
+            _check_split(recipe.model, self.table_ranks)
         train, held_back = split(read_documents(recipe.data, recipe.column))
         self.vocabulary: Vocabulary = (
             ByteVocabulary() if recipe.tokens == "bytes" else train_bpe(train, recipe.model.vocabulary)
         )
         self.train, self.held_back = self.vocabulary.join(train), self.vocabulary.join(held_back)
-        self.mixture: Mixture | None = None
-        if recipe.fact_share > 0:
-            self.mixture = GeneratedFacts(recipe.facts, self.vocabulary.size)
-            require(self.mixture.vocabulary <= recipe.model.vocabulary, "model.vocabulary", recipe.model.vocabulary,
-                    f"{self.mixture.vocabulary} or more: text and facts")  # fmt: skip
+        self.facts = open_facts(recipe.facts, self.vocabulary, recipe.trainer.seed)
+        size = recipe.model.vocabulary
+        if self.facts is not None:  # a vocabulary that holds the tokens of generated facts too
+            size = max(size, self.facts.vocabulary)
+        self.model = dataclasses.replace(recipe.model, vocabulary=size)
         check_vocabulary(self.vocabulary, recipe.model.vocabulary)
         for name, tokens in (("train on", self.train), ("hold back", self.held_back)):
             if len(tokens) <= recipe.length:
@@ -159,7 +112,7 @@ class PretrainTask(Task):
         return self.ranks.all_reduce_sum(value) / self.ranks.world
 
     def batches(self, shard: Shard) -> Windows:
-        return Windows(self.recipe, self.train, self.mixture, shard)
+        return Windows(self.recipe, self.train, self.facts, shard)
 
     def training_step(self, model: nn.Module, batch: Any, phase: Phase) -> dict[str, Tensor]:
         tokens = batch.long()
@@ -185,7 +138,7 @@ class PretrainTask(Task):
         if self.controller is not None:
             for name, stats in self.controller.stats().items():
                 scores |= {f"{name}.zeros": stats.zeros, f"{name}.dropped": stats.features}
-        return scores | (self.mixture.scores(model) if self.mixture else {})
+        return scores | (self.facts.scores(unwrap(model)) if self.facts else {})
 
     def parameter_scale(self, name: str, parameter: nn.Parameter) -> tuple[float, float]:
         if not name.startswith("memory."):
@@ -195,7 +148,7 @@ class PretrainTask(Task):
 
     def card(self) -> tuple[str, LanguageModelConfig]:
         r = self.recipe
-        return "language-model", LanguageModelConfig(r.model, self.vocabulary.save(), r.sparsity)
+        return "language-model", LanguageModelConfig(self.model, self.vocabulary.save(), r.sparsity)
 
     def state_dict(self) -> dict[str, Any]:
         sparsity = self.controller.state_dict() if self.controller else None
@@ -212,12 +165,12 @@ class PretrainTask(Task):
 
 
 class Windows:
-    """Sequences of length + 1 tokens from random places, and the mixture's in the first rows of the global batch."""
+    """Sequences of length + 1 tokens from random places, and statements of facts in the first rows of the global batch."""
 
-    def __init__(self, recipe: LanguageRecipe, tokens: np.ndarray, mixture: Mixture | None, shard: Shard) -> None:
+    def __init__(self, recipe: PretrainRecipe, tokens: np.ndarray, facts: MixedFacts | None, shard: Shard) -> None:
         if recipe.batch % shard.world:
             raise UsageError(f"batch = {recipe.batch} does not divide by {shard.world} ranks.")
-        self.recipe, self.tokens, self.mixture, self.shard = recipe, tokens, mixture, shard
+        self.recipe, self.tokens, self.facts, self.shard = recipe, tokens, facts, shard
         self.position = 0  # batches handed out
 
     def __iter__(self) -> Windows:
@@ -226,14 +179,14 @@ class Windows:
     def __next__(self) -> Tensor:
         r = self.recipe
         rows = np.empty((r.batch, r.length + 1), np.int64)
-        mixed = round(r.fact_share * r.batch) if self.mixture else 0
-        if self.mixture and mixed:
-            rows[:mixed] = self.mixture.rows(self.position, mixed, r.length + 1)
+        mixed = min(r.batch - 1, max(1, round(r.facts.share * r.batch))) if self.facts else 0
+        if self.facts and mixed:
+            rows[:mixed] = self.facts.rows(self.position, mixed, r.length + 1)
         draws = np.random.default_rng((r.trainer.seed, self.position))
         for row, start in zip(rows[mixed:], draws.integers(len(self.tokens) - r.length, size=r.batch - mixed)):
             row[:] = self.tokens[start : start + r.length + 1]
         self.position += 1
-        # Rank r takes every w-th row, so that each has its share of the mixture.
+        # Rank r takes every w-th row, so that each has its share of facts.
         return torch.from_numpy(rows[self.shard.rank :: self.shard.world].copy())
 
     def state_dict(self) -> dict[str, Any]:
@@ -241,3 +194,15 @@ class Windows:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.position = int(state["position"])
+
+
+def _check_split(config: LlamaConfig, ranks: int) -> None:
+    """What a split can never be, before any process group is made."""
+    if ranks == 1:
+        return
+    divisors = ", ".join(str(n) for n in range(1, config.dim + 1) if config.dim % n == 0)
+    require(config.dim % ranks == 0, "memory.group_size", ranks, f"a divisor of the table's width: {divisors}")
+    if config.memory_variant == "peer":
+        raise UsageError(
+            "memory.group_size goes with the variants pkm and plus: an expert's first product needs whole rows."
+        )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tenfold.engine.config import OptimConfig, TrainerConfig
 from tenfold.engine.schedule import Schedule
 from tenfold.language.llama import LlamaConfig
-from tenfold.language.pretrain import LanguageRecipe, MemoryTraining
+from tenfold.language.pretrain import MemoryConfig, PretrainRecipe
 from tenfold.nn.memory import centred_layers
 from tenfold.nn.sparse24 import Sparsity24
 
@@ -33,53 +33,53 @@ _BATCH = {"tiny": 16, "small": 32, "base": 256}
 _RATES = {"tiny": 3e-3, "small": 1e-3, "base": 6e-4}
 
 
-def lm_swiglu_dense(size: Size = "tiny") -> LanguageRecipe:
+def lm_swiglu_dense(size: Size = "tiny") -> PretrainRecipe:
     """The usual gated network: what the others are compared with."""
     hidden = round(_MODELS[size].hidden / 1.5)
     return _recipe(size, hidden=hidden, activation="swiglu")
 
 
-def lm_relu2_dense(size: Size = "tiny") -> LanguageRecipe:
+def lm_relu2_dense(size: Size = "tiny") -> PretrainRecipe:
     """Squared-ReLU, dense throughout."""
     return _recipe(size)
 
 
-def lm_relu2_24(size: Size = "tiny") -> LanguageRecipe:
+def lm_relu2_24(size: Size = "tiny") -> PretrainRecipe:
     """Squared-ReLU with 2:4 activation sparsity after a dense warm-up (arXiv 2503.16672)."""
     return _recipe(size, sparsity="2:4")
 
 
-def lm_moe_top1(size: Size = "tiny") -> LanguageRecipe:
+def lm_moe_top1(size: Size = "tiny") -> PretrainRecipe:
     """Eight experts of which a token takes one: the multiplications of the dense model, the parameters of eight."""
     return _recipe(size, experts=8)
 
 
-def lm_memory_plus(size: Size = "tiny") -> LanguageRecipe:
+def lm_memory_plus(size: Size = "tiny") -> PretrainRecipe:
     """Memory+ layers (arXiv 2412.09764) in place of some feed-forward networks, one shared table."""
     return _memory(size, "plus")
 
 
-def lm_memory_pkm(size: Size = "tiny") -> LanguageRecipe:
+def lm_memory_pkm(size: Size = "tiny") -> PretrainRecipe:
     """Product-key memory (arXiv 1907.05242)."""
     return _memory(size, "pkm")
 
 
-def lm_memory_peer(size: Size = "tiny") -> LanguageRecipe:
+def lm_memory_peer(size: Size = "tiny") -> PretrainRecipe:
     """A million experts of one unit (arXiv 2407.04153), at tiny size 16,384."""
     return _memory(size, "peer")
 
 
-def _memory(size: Size, variant: str) -> LanguageRecipe:
+def _memory(size: Size, variant: str) -> PretrainRecipe:
     depth = 4 if size == "tiny" else _MODELS[size].depth  # of three tiny layers the memory would take all
     layers = (1, 3) if size == "tiny" else centred_layers(depth, 3)
     recipe = _recipe(size, depth=depth, memory_layers=layers, memory_variant=variant, **_MEMORY[size])
-    return dataclasses.replace(recipe, memory=MemoryTraining(lr=1e-2 if size == "tiny" else 1e-3))
+    return dataclasses.replace(recipe, memory=MemoryConfig(lr=1e-2 if size == "tiny" else 1e-3))
 
 
-def _recipe(size: Size, **changes: Any) -> LanguageRecipe:
+def _recipe(size: Size, **changes: Any) -> PretrainRecipe:
     model = dataclasses.replace(_MODELS[size], **{"activation": "relu2", **changes})
     tiny = size == "tiny"
-    return LanguageRecipe(
+    return PretrainRecipe(
         trainer=TrainerConfig(
             steps=_STEPS[size],
             precision="fp32" if tiny else "auto",

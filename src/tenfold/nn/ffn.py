@@ -10,8 +10,6 @@ SwiGLU: arXiv 2002.05202. Squared-ReLU: arXiv 2109.08668; it is what 2:4 activat
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -47,7 +45,7 @@ class SwiGLUFFN(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-Mode = Literal["dense", "sparse24", "gather"]
+MODES = ("dense", "sparse24", "gather")
 
 
 class SquaredReLUFFN(nn.Module):
@@ -71,17 +69,17 @@ class SquaredReLUFFN(nn.Module):
         self.sparsity = sparsity
         self.zeros = 0.5  # of a network that was not trained
         self.watched: list[Dropped] | None = None  # filled by every forward in training while it is a list
-        self._mode: Mode = "dense"
+        self._mode: str = "dense"
         self._rows: tuple[int, Tensor] | None = None
 
     @property
-    def mode(self) -> Mode:
+    def mode(self) -> str:
         return self._mode
 
     @mode.setter
-    def mode(self, mode: Mode) -> None:
-        if mode not in ("dense", "sparse24", "gather"):
-            raise unknown_name("mode", mode, ("dense", "sparse24", "gather"))
+    def mode(self, mode: str) -> None:
+        if mode not in MODES:
+            raise unknown_name("mode", mode, MODES)
         if mode == "sparse24" and self.sparsity is None:
             raise UsageError("mode 'sparse24' needs `sparsity=Sparsity24(...)`; without it: dense, gather.")
         self._mode = mode
