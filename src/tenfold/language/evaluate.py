@@ -32,7 +32,7 @@ from tenfold.language.ngram import LONGEST, HybridTree, Places
 from tenfold.language.prepare import Target, open_target
 from tenfold.language.replay import accepted_lengths, token_ranks, tokens_per_call
 from tenfold.language.sampling import SamplingParams
-from tenfold.language.speculation import LOOK_UP, SIXTEEN, TWELVE_AND_FOUR, Speculation
+from tenfold.language.speculation import LOOK_UP, SIXTEEN, TEN_AND_SIX, Speculation
 from tenfold.language.tokenizer import load_tokenizer, read_prompts
 from tenfold.language.tree import Tree
 
@@ -158,7 +158,7 @@ def speculative(options: Options) -> dict[str, Any]:
 def figures(network: EagleDrafter, replayed: Replayed) -> dict[str, Any]:
     """TPC of the usual shapes, look-up as the floor beside them."""
     every = range(len(replayed.answers))
-    trees = {"chain 4": Tree.chain(4), "tree 16": SIXTEEN, "hybrid 12 + 4": TWELVE_AND_FOUR}
+    trees = {"chain 4": Tree.chain(4), "tree 16": SIXTEEN, "hybrid 10 + 6": TEN_AND_SIX}
     result: dict[str, Any] = {"answers": len(every), "answers that repeat": len(every) - len(replayed.kept)}
     if network.config.reduced:
         counts = count_tokens(replayed.answers, network.config.vocabulary)
