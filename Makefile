@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: tour test test-all lint bench install clean
+.PHONY: tour test test-all lint bench install oracles clean
 
 install: $(STAMP)
 
@@ -25,9 +25,17 @@ test: install
 	$(PYTEST) -m 'not slow and not oracle and not compiled'
 	JAXTYPING_DISABLE=1 $(PYTEST) -m 'compiled and not slow and not oracle'
 
-test-all: install
+test-all: install oracles
 	$(PYTEST) -m 'not oracle and not compiled' --timeout 1800
 	JAXTYPING_DISABLE=1 $(PYTEST) -m 'compiled and not oracle' --timeout 1800
+	PYTHONPATH=.oracles $(PYTEST) -m oracle --timeout 1800
+
+# Oracles stand beside the environment, not in it: resolved with their dependencies they would replace torch.
+oracles: .oracles/.installed
+
+.oracles/.installed: tests/oracles.txt $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .oracles -r tests/oracles.txt
+	touch $@
 
 lint: install
 	$(BIN)/ruff check src tests
@@ -39,4 +47,4 @@ bench: install
 	$(BIN)/tenfold bench all
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .oracles build dist

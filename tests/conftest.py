@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # typecheck, and shard_functions in worker processes
+sys.path[:0] = [
+    str(Path(__file__).parent),
+    str(Path(__file__).parent / "programs"),
+]  # also what worker processes import
 
 if not os.environ.get("JAXTYPING_DISABLE"):
     from jaxtyping import install_import_hook
@@ -40,6 +43,19 @@ def test_data() -> Path:
         absent("the test data folder (TENFOLD_TEST_DATA)")
     assert root is not None
     return root
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The sample target: SmolLM2-135M-Instruct as GGUF. A test that takes it carries the mark `samples`."""
+    from tenfold.data.samples import fetch
+    from tenfold.errors import TenfoldError
+
+    try:
+        return fetch("smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    except TenfoldError as error:
+        absent(f"the smollm2 sample ({error})")
+        raise
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,33 @@ PROGRAMS = Path(__file__).parent / "programs"
 sys.path.insert(0, str(PROGRAMS))
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by the server when it loads torch
 multiprocessing.get_context("forkserver").set_forkserver_preload(
-    ["byte_lm", "tenfold.training", "tenfold.engine.trainer", "tyro"]
+    ["byte_lm", "memory_ranks", "tenfold.training", "tenfold.engine.trainer", "tyro"]
 )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_ranks(function: Callable[..., None], world: int, *args: object, seconds: float = 120) -> None:
+    """Runs `function(environment, *args)` on `world` real ranks and fails when one of them does."""
+    port = str(free_port())
+    processes = []
+    for rank in range(world):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+        group = {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        process = multiprocessing.get_context("forkserver").Process(target=function, args=(group, *args))
+        process.start()
+        processes.append(process)
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            pytest.fail(f"a rank is still running after {seconds} s")
+    assert [process.exitcode for process in processes] == [0] * world
 
 
 class Job:
@@ -28,9 +54,7 @@ class Job:
         from byte_lm import command
 
         context = multiprocessing.get_context("forkserver")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.logs = [folder / f"errors-{time.monotonic_ns()}-{rank}.txt" for rank in range(ranks)]
         self.processes = []
         for rank, log in enumerate(self.logs):

@@ -27,6 +27,7 @@ from tenfold.engine.task import Phase, Shard, Task
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.ffn import GeluFFN
+from tenfold.nn.memory import insert_memory
 from tenfold.registry import recipes
 
 
@@ -43,6 +44,8 @@ class ByteRecipe(Recipe):
     length: int = 32
     width: int = 32
     drop_path: float = 0.2
+    memory: bool = False  # the second block looks up a table
+    table_ranks: int = 1  # over how many ranks the table is split
     adversary: bool = False  # a second phase: tell real bytes from the model's
     poison: Literal["none", "loss", "gradient", "sample"] = "none"
     poison_step: int = 3
@@ -91,6 +94,8 @@ class ByteModel(nn.Module):
         self.embed = nn.Embedding(256, d)
         self.blocks = nn.ModuleList(Block(block, GeluFFN(d, 4 * d)) for _ in range(2))
         self.head = nn.Linear(d, 256)
+        if recipe.memory:
+            insert_memory(self, (1,), side=16, heads=2, top_k=4, key_dim=8)
         self.adversary = nn.Linear(256, 1) if recipe.adversary else None
 
     def forward(self, x: Tensor, adversary: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -110,6 +115,7 @@ class ByteTask(Task):
         super().__init__()
         self.recipe = recipe
         self.step = 0
+        self.table_ranks = recipe.table_ranks
         if recipe.adversary:
             self.phases = (Phase("model", ("embed", "blocks", "head")), Phase("adversary", ("adversary",)))
 

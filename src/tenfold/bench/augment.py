@@ -8,7 +8,6 @@ measured too.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tenfold.bench.peers import torchvision as torchvision_module
 from tenfold.bench.table import interleave, ratio
 from tenfold.data.readers import read_image
 from tenfold.data.samples import fetch
@@ -116,9 +116,8 @@ def _convolved(pixels: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _torchvision(config: MultiCropConfig) -> Callable[[Any], object] | None:
-    try:
-        T: Any = importlib.import_module("torchvision.transforms")
-    except (ImportError, RuntimeError):
+    T: Any = torchvision_module("torchvision.transforms.v2")
+    if T is None:
         return None
 
     def view(side: int, scale: tuple[float, float], blur: float, solarize: float) -> Any:

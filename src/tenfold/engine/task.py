@@ -56,10 +56,12 @@ class Batches(Protocol):
 class Task:
     """Base class. `hparams` holds live values: the trainer sets those of `schedules` before each step, and
     population-based training may set any of them. `ranks` are the collectives of the data-parallel ranks, set by the
-    trainer before `build`; alone it is the identity."""
+    trainer before `build`; alone it is the identity. `table_ranks`: over how many ranks the memory tables of the model
+    are split by width (engine/memory_parallel.py)."""
 
     phases: tuple[Phase, ...] = (Phase(),)
     schedules: Mapping[str, Schedule] = {}
+    table_ranks: int = 1
 
     def __init__(self) -> None:
         self.hparams: dict[str, float] = {}

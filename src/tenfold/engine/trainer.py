@@ -34,6 +34,7 @@ from tenfold.engine.checkpoint import CheckpointStore, random_state
 from tenfold.engine.config import Recipe, config_hash, to_dict
 from tenfold.engine.guard import capture, move, nonfinite_gradients, stopped, whole
 from tenfold.engine.heartbeat import Heartbeat
+from tenfold.engine.memory_parallel import average_rows, own_columns, split_tables
 from tenfold.engine.metrics import Metrics, read_rows
 from tenfold.engine.optim import PhaseOptimizer, WeightAverage
 from tenfold.engine.parallel import join, wrap
@@ -41,8 +42,9 @@ from tenfold.engine.provenance import commit, version
 from tenfold.engine.report import Report
 from tenfold.engine.signals import StopRequested, Watch
 from tenfold.engine.task import Phase, Shard, Task, unwrap
-from tenfold.errors import LostRank, Preempted
+from tenfold.errors import LostRank, Preempted, UsageError
 from tenfold.nn.block import Block
+from tenfold.nn.memory import row_tables
 
 
 class Trainer:
@@ -121,12 +123,16 @@ class Trainer:
         self.task.ranks = place.collectives()
         self._set_live_values()
         torch.manual_seed(c.seed)
-        model = self.task.build().to(place.device).train()
+        with own_columns(place, self.task.table_ranks):
+            model = self.task.build().to(place.device).train()
         torch.manual_seed(c.seed)  # what a step draws does not depend on how much `build` drew
         if c.activation_checkpointing:
             recompute_blocks(model)
+        split_tables(model, place, self.task.table_ranks)
         self.model = wrap(model, place, c.parallel, several_phases=len(self.task.phases) > 1)
         self.optimizers = [PhaseOptimizer(self.model, self.task, p, self.recipe.optim) for p in self.task.phases]
+        if c.ema is not None and place.world > 1 and self.task.table_ranks > 1:
+            raise UsageError("trainer.ema does not go with a table that is split over ranks: leave out one of the two.")
         self.average = WeightAverage(self.model, c.ema) if c.ema is not None else None
         self.batches = self.task.batches(Shard(place.rank, place.world))
         self.store = CheckpointStore(self.out, place, config_hash(self.recipe), c.keep)
@@ -224,6 +230,8 @@ class Trainer:
             for name, value in losses.items():
                 value = value.detach().float() / len(parts)
                 totals[name] = totals[name] + value if name in totals else value
+        for parameter, table in row_tables(unwrap(self.model)).items():
+            average_rows(parameter, table, self.place)
         return totals
 
     @contextmanager

@@ -2,9 +2,10 @@
 
     source = open_source(path_or_hub_id)           Source(tensors, metadata, config, side, path)
 
-A source is a `.safetensors` file, a `.pth`/`.pt`/`.bin` file of torch, a Hugging Face folder (one file or shards with an
-index), a run folder, or the id of a model on the Hugging Face hub. Pickle goes through torch's `weights_only` reader
-alone, which builds tensors and containers and calls nothing else; archives are measured before they are opened.
+A source is a `.safetensors` file, a `.pth`/`.pt`/`.bin` file of torch, a GGUF file (dequantised to fp32), a Hugging Face
+folder (one file or shards with an index), a run folder, or the id of a model on the Hugging Face hub. Pickle goes through
+torch's `weights_only` reader alone, which builds tensors and containers and calls nothing else; archives are measured
+before they are opened.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from torch import Tensor
 
 from tenfold.data.tensors import OWN_KEY, read_safetensors
 from tenfold.errors import UsageError, WeightsError, nearest
+from tenfold.export.gguf import open_gguf
 
 JSON_LIMIT = 16 << 20  # bytes of a config.json or an index
 PICKLE_LIMIT = 64 << 20  # bytes of the pickle inside a torch archive: names and shapes, never the numbers
 ENTRIES_LIMIT = 200_000  # members of a torch archive: one per tensor
-SAFE, TORCH = (".safetensors",), (".pth", ".pt", ".bin")
+SAFE, TORCH, GGUF = (".safetensors",), (".pth", ".pt", ".bin"), ".gguf"
 SIDE = "tenfold.safetensors"  # beside another layout: what that layout has no place for
 FOLDER_FILES = ("final.safetensors", "model.safetensors", "pytorch_model.bin")
 WRAPPERS = ("teacher", "state_dict", "model")  # what a training checkpoint keeps its weights under, in this order
@@ -43,6 +45,8 @@ class Source:
     preprocessor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json
     side: dict[str, Tensor] = field(default_factory=dict)
     side_metadata: dict[str, str] = field(default_factory=dict)
+    gguf: dict[str, Any] = field(default_factory=dict)  # a GGUF file's fields
+    told: dict[str, Any] = field(default_factory=dict)  # what the caller says of fields that the files leave open
 
 
 def open_source(source: str | Path) -> Source:
@@ -53,6 +57,9 @@ def open_source(source: str | Path) -> Source:
     if path.is_dir():
         tensors, metadata = _read_folder(path)
         return _with_companions(path, path, tensors, metadata)
+    if path.suffix == GGUF:
+        opened = open_gguf(path)
+        return Source(path, {name: opened.tensor(name) for name in opened.stored}, gguf=opened.metadata)
     tensors, metadata = read_file(path)
     return _with_companions(path, path.parent if path.name in FOLDER_FILES else None, tensors, metadata)
 
@@ -63,7 +70,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return read_safetensors(path)
     if path.suffix in TORCH:
         return read_torch(path), {}
-    raise WeightsError(f"{path}: the ending says the format; known are {', '.join(SAFE + TORCH)} and folders.")
+    raise WeightsError(f"{path}: the ending says the format; known are {', '.join((*SAFE, *TORCH, GGUF))} and folders.")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -187,7 +194,7 @@ def _with_companions(path: Path, folder: Path | None, tensors: dict[str, Tensor]
 
 def _is_hub_id(path: Path) -> bool:
     """owner/name, unless a folder `owner` stands here: then it is a mistyped path, and the network is left alone."""
-    named = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)) and path.suffix not in SAFE + TORCH
+    named = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", str(path)) and path.suffix not in (*SAFE, *TORCH, GGUF)
     return bool(named) and not path.parent.exists()
 
 

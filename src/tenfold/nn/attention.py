@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tenfold.errors import UsageError
-from tenfold.nn.cache import LayerCache
 from tenfold.nn.rope import Rotation
 
 PLAIN_BELOW = 128  # keys; on a CPU the backward of the fused kernel is slower than three plain products up to here
@@ -25,7 +25,8 @@ PLAIN_BELOW = 128  # keys; on a CPU the backward of the fused kernel is slower t
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """heads, key/value heads (None: as many), head width (None: dim / heads); `mask_k_bias` fixes the bias of k at 0."""
+    """heads, key/value heads (None: as many), head width (None: dim / heads); `mask_k_bias` fixes the bias of k at 0.
+    `input_dim` is the width of what q, k and v are made from (None: dim, the width of the output)."""
 
     dim: int
     heads: int
@@ -35,6 +36,7 @@ class AttentionConfig:
     out_bias: bool = True
     mask_k_bias: bool = False
     causal: bool = False
+    input_dim: int | None = None
 
     def __post_init__(self) -> None:
         if self.head_dim is None and self.dim % self.heads:
@@ -51,6 +53,19 @@ class AttentionConfig:
         return self.kv_heads or self.heads
 
 
+@runtime_checkable
+class KeyValues(Protocol):
+    """One layer's keys and values of the tokens before: cache.py has the simple one, pages.py the shared one."""
+
+    def attend(
+        self, q: Float[Tensor, "b h n d"], k: Float[Tensor, "b g n d"], v: Float[Tensor, "b g n d"], mask: Tensor | None
+    ) -> Float[Tensor, "b h n d"]:
+        """Adds the new rows k, v behind those held and attends. Every query sees all keys before the last S; of the last
+        S (the new rows, and older ones that are still in question) it sees those that `mask` (N, S) or (B, 1, N, S)
+        allows, and with `mask` None the ones up to its own."""
+        ...
+
+
 class Attention(nn.Module):
     """x (B, N, dim) -> (B, N, dim). `mask` is True (or 0) where a query may look, False (or -inf) where it may not."""
 
@@ -58,41 +73,38 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         c = config
-        self.qkv = nn.Linear(c.dim, (c.heads + 2 * c.groups) * c.width, bias=c.qkv_bias)
+        self.qkv = nn.Linear(c.input_dim or c.dim, (c.heads + 2 * c.groups) * c.width, bias=c.qkv_bias)
         self.out = nn.Linear(c.heads * c.width, c.dim, bias=c.out_bias)
 
     def forward(
         self,
-        x: Float[Tensor, "b n d"],
+        x: Float[Tensor, "b n i"],
         rotation: Rotation | None = None,
         mask: Tensor | None = None,
-        cache: LayerCache | None = None,
+        cache: KeyValues | None = None,
     ) -> Float[Tensor, "b n d"]:
-        c = self.config
-        q, k, v = self.project(x)
-        if rotation is not None:
-            q, k = rotation(q), rotation(k)
+        """`cache` makes `mask` that of `KeyValues.attend`; attention is causal then."""
+        q, k, v = self.project(x, rotation)
         if cache is not None:
-            k, v = cache.append(k, v)
-        if mask is None and c.causal and q.shape[2] > 1:
-            y = (
-                attend(q, k, v, causal_mask(q.shape[2], k.shape[2], q.device))
-                if cache
-                else attend(q, k, v, causal=True)
-            )
+            y = cache.attend(q, k, v, mask)
         else:
-            y = attend(q, k, v, mask)
+            y = attend(q, k, v, mask, causal=self.config.causal and mask is None)
         return self.out(y.transpose(1, 2).flatten(2))
 
-    def project(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, H, N, D), k and v (B, G, N, D)."""
+    def project(self, x: Float[Tensor, "b n i"], rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, H, N, D), k and v (B, G, N, D); q and k are turned together."""
         c = self.config
-        bias = self.qkv.bias
-        if bias is not None and c.mask_k_bias:
-            query, key, value = bias.split([c.heads * c.width, c.groups * c.width, c.groups * c.width])
-            bias = torch.cat([query, torch.zeros_like(key), value])
-        flat = F.linear(x, self.qkv.weight, bias)
-        q, k, v = flat.unflatten(-1, (-1, c.width)).transpose(1, 2).split([c.heads, c.groups, c.groups], dim=1)
+        if c.mask_k_bias and self.qkv.bias is not None:
+            query, key, value = self.qkv.bias.split([c.heads * c.width, c.groups * c.width, c.groups * c.width])
+            flat = F.linear(x, self.qkv.weight, torch.cat([query, torch.zeros_like(key), value]))
+        else:
+            flat = self.qkv(x)
+        heads = flat.unflatten(-1, (-1, c.width)).transpose(1, 2)
+        if rotation is None:
+            q, k, v = heads.split([c.heads, c.groups, c.groups], dim=1)
+            return q, k, v
+        turned, v = heads.split([c.heads + c.groups, c.groups], dim=1)
+        q, k = rotation(turned).split([c.heads, c.groups], dim=1)
         return q, k, v
 
 
@@ -123,6 +135,11 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 def causal_mask(queries: int, keys: int, device: torch.device) -> Bool[Tensor, "n t"]:
     """Query i of the last `queries` positions sees the keys up to its own."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def tail_mask(mask: Bool[Tensor, "*b n s"], keys: int) -> Bool[Tensor, "*b n t"]:
+    """A mask over the last S of `keys` keys as one over all of them; those before are visible."""
+    return F.pad(mask, (keys - mask.shape[-1], 0), value=True)
 
 
 def attend_lse(

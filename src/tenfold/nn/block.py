@@ -21,8 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tenfold.nn.attention import Attention, AttentionConfig, attend, causal_mask
-from tenfold.nn.cache import LayerCache
+from tenfold.nn.attention import Attention, AttentionConfig, KeyValues, attend, causal_mask
 from tenfold.nn.norm import NormKind, make_norm
 from tenfold.nn.rope import Rotation
 
@@ -59,7 +58,7 @@ class Block(nn.Module):
         x: Tensor | list[Tensor],
         rotation: Rotation | Sequence[Rotation | None] | None = None,
         mask: Tensor | None = None,
-        cache: LayerCache | None = None,
+        cache: KeyValues | None = None,
     ) -> Tensor | list[Tensor]:
         """`mask` and `cache` go with a single group."""
         if isinstance(x, list):

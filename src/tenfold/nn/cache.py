@@ -6,8 +6,10 @@ H key/value heads   N new tokens   T tokens so far   D head width
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from tenfold.nn.attention import attend, causal_mask, tail_mask
 
 
 class LayerCache:
@@ -28,6 +30,24 @@ class LayerCache:
         self.values[:, :, self.length : end] = v
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def attend(
+        self, q: Float[Tensor, "b h n d"], k: Float[Tensor, "b g n d"], v: Float[Tensor, "b g n d"], mask: Tensor | None
+    ) -> Float[Tensor, "b h n d"]:
+        """Appends k, v; see nn/attention.py, `KeyValues`."""
+        keys, values = self.append(k, v)
+        if mask is not None:
+            mask = tail_mask(mask, keys.shape[2])
+        elif q.shape[2] > 1:
+            mask = causal_mask(q.shape[2], keys.shape[2], q.device)
+        return attend(q, keys, values, mask)
+
+    def keep(self, start: int, rows: Int[Tensor, " n"]) -> None:
+        """Of the tokens from `start` on keeps `rows` (counted from there), in this order: the accepted path of a tree."""
+        end = start + len(rows)
+        self.keys[:, :, start:end] = self.keys[:, :, start + rows]
+        self.values[:, :, start:end] = self.values[:, :, start + rows]
+        self.truncate(end)
 
     def truncate(self, length: int) -> None:
         """Forgets the tokens from `length` on (a rejected draft)."""
@@ -66,3 +86,7 @@ class Cache:
     def truncate(self, length: int) -> None:
         for layer in self.layers:
             layer.truncate(length)
+
+    def keep(self, start: int, rows: Int[Tensor, " n"]) -> None:
+        for layer in self.layers:
+            layer.keep(start, rows)

@@ -1,13 +1,23 @@
-"""Feed-forward networks: GELU MLP, SwiGLU and Squared-ReLU. A block takes any module from width d to width d.
+"""Feed-forward networks: GELU MLP, SwiGLU, Squared-ReLU and experts. A block takes any module from width d to width d.
 
-SwiGLU: arXiv 2002.05202. Squared-ReLU: arXiv 2109.08668; it is what 2:4 activation sparsity needs.
+    ffn = SquaredReLUFFN(512, 2048, sparsity=Sparsity24(warmup_steps=1000))        [..., 512] -> [..., 512]
+    ffn.mode = "gather"                                                            reads only the rows that are not zero
+
+SwiGLU: arXiv 2002.05202. Squared-ReLU: arXiv 2109.08668; it is what 2:4 activation sparsity needs (arXiv 2503.16672).
+
+    T tokens   d width   h hidden width
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from tenfold.errors import UsageError, unknown_name
+from tenfold.nn.bag import bag
+from tenfold.nn.sparse24 import Dropped, Sparsity24, dropped_mass, sparse24_ffn
 
 
 class GeluFFN(nn.Module):
@@ -35,13 +45,115 @@ class SwiGLUFFN(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-class SquaredReluFFN(nn.Module):
-    """down(relu(up(x)) ** 2)."""
+MODES = ("dense", "sparse24", "gather")
 
-    def __init__(self, dim: int, hidden: int, bias: bool = False) -> None:
+
+class SquaredReLUFFN(nn.Module):
+    """down(relu(up(x)) ** 2), in one of three modes that share the weights:
+
+    dense      every product whole
+    sparse24   2 of every 4 hidden units are kept (nn/sparse24.py); needs `sparsity`. A `SparsityController` sets it
+    gather     inference: only the rows of `down` whose unit is not zero are read (nn/bag.py). The result is that of
+               `dense` up to the order of sums
+
+    Whether several tokens at once are gathered depends on their number and on `zeros`, the share of zero units measured
+    before (`measure_zeros`), never on the tokens themselves, so that no token changes the result of another.
+    """
+
+    def __init__(self, dim: int, hidden: int, bias: bool = False, *, sparsity: Sparsity24 | None = None) -> None:
         super().__init__()
+        if sparsity is not None and bias:
+            raise UsageError("2:4 sparsity is for networks without biases: leave out one of the two.")
         self.up = nn.Linear(dim, hidden, bias=bias)
         self.down = nn.Linear(hidden, dim, bias=bias)
+        self.sparsity = sparsity
+        self.zeros = 0.5  # of a network that was not trained
+        self.watched: list[Dropped] | None = None  # filled by every forward in training while it is a list
+        self._mode: str = "dense"
+        self._rows: tuple[int, Tensor] | None = None
+
+    @property
+    def mode(self) -> str:
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        if mode not in MODES:
+            raise unknown_name("mode", mode, MODES)
+        if mode == "sparse24" and self.sparsity is None:
+            raise UsageError("mode 'sparse24' needs `sparsity=Sparsity24(...)`; without it: dense, gather.")
+        self._mode = mode
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        return self.down(F.relu(self.up(x)).square())
+        if self.watched is not None and self.training:
+            self._watch(x)
+        if self._mode == "sparse24" and self.sparsity is not None:
+            tokens = x.reshape(-1, x.shape[-1])
+            return sparse24_ffn(tokens, self.up.weight, self.down.weight, self.sparsity).view(x.shape)
+        y2 = F.relu(self.up(x)).square()
+        tokens = x.numel() // x.shape[-1]
+        # The rows that any of T tokens needs are about 1 - zeros^T of all; above one half the whole matrix is faster.
+        gathers = self._mode == "gather" and not torch.is_grad_enabled()
+        if gathers and (tokens == 1 or 1 - self.zeros**tokens < 0.5):
+            y = gather(y2.reshape(tokens, -1), self.down_rows()).view(x.shape)
+            return y if self.down.bias is None else y + self.down.bias
+        return self.down(y2)
+
+    def down_rows(self) -> Float[Tensor, "h d"]:
+        """`down` with one row per hidden unit, copied once and again after the weights have changed."""
+        weight = self.down.weight
+        if self._rows is None or self._rows[0] != weight._version or self._rows[1].dtype != weight.dtype:
+            self._rows = (weight._version, weight.detach().t().contiguous())
+        return self._rows[1]
+
+    @torch.no_grad()
+    def _watch(self, x: Tensor) -> None:
+        assert self.watched is not None
+        fraction = self.sparsity.dense_fraction if self.sparsity else Sparsity24.dense_fraction
+        self.watched.append(dropped_mass(self.up(x).flatten(0, -2), fraction))
+
+
+def gather(y2: Float[Tensor, "t h"], rows: Float[Tensor, "h d"]) -> Float[Tensor, "t d"]:
+    """y2 rows, reading for each token only the rows whose weight is not zero. Token by token, so that the order of sums,
+    and with it every bit of a token's result, is its own."""
+    bags = []
+    for weight in y2:
+        index = weight.nonzero().t()
+        bags.append(bag(rows, index, weight[index]))
+    return torch.cat(bags)
+
+
+class ExpertFFN(nn.Module):
+    """A Squared-ReLU network per expert; every token goes to the `top_k` experts that its router likes best, weighted by
+    their softmax (Switch Transformer, arXiv 2101.03961). Token choice alone is causal: an expert that chooses its tokens
+    sees the future.
+
+    `balance` is the load-balancing loss of the last forward, E sum_e f_e p_e (equation 4): 1 where all are used alike.
+    """
+
+    def __init__(self, dim: int, hidden: int, experts: int, top_k: int = 1) -> None:
+        super().__init__()
+        if not 1 <= top_k <= experts:
+            raise UsageError(f"top_k = {top_k} of {experts} experts: allowed is 1 to {experts}.")
+        self.top_k = top_k
+        self.router = nn.Linear(dim, experts, bias=False)
+        self.experts = nn.ModuleList(SquaredReLUFFN(dim, hidden) for _ in range(experts))
+        self.balance: Tensor | None = None
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        tokens = x.reshape(-1, x.shape[-1])
+        chances = self.router(tokens).softmax(-1, dtype=torch.float32)
+        weight, chosen = chances.topk(self.top_k)  # (T, k)
+        y = torch.zeros_like(tokens)
+        for number, expert in enumerate(self.experts):
+            token, place = (chosen == number).nonzero(as_tuple=True)
+            y = y.index_add(0, token, (expert(tokens[token]) * weight[token, place, None]).to(y.dtype))
+        used = F.one_hot(chosen[:, 0], len(self.experts)).float().mean(0)
+        self.balance = len(self.experts) * (used * chances.mean(0)).sum()
+        return y.view(x.shape)
+
+    @property
+    def macs_per_token(self) -> int:
+        """The router and the experts that a token goes to."""
+        expert = sum(p.numel() for p in self.experts[0].parameters())
+        return self.router.weight.numel() + self.top_k * expert

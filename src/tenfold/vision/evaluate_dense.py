@@ -135,10 +135,14 @@ def match_stereo(options: Options) -> dict[str, Any]:
 def networks(options: Options) -> dict[str, Backbone]:
     """The weights, and the same network with its initial ones."""
     model = model_of(options.weights)
+    return {"these weights": model.for_inference(), "untrained": initial(model.config).for_inference()}
+
+
+def initial(config: Any) -> Backbone:
+    """The network with its initial weights, always the same ones: the floor of every score."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        untrained = build_backbone(model.config)
-    return {"these weights": model.for_inference(), "untrained": untrained.for_inference()}
+        return build_backbone(config)
 
 
 def features(model: Backbone, frames: Frames, options: Options, name: str) -> list[Tensor]:

@@ -119,7 +119,9 @@ def _preprocessor(config: VitConfig | ConvNextConfig, version3: bool) -> dict[st
 
 
 def _timm_config(config: VitConfig | ConvNextConfig, names: list[str], size: int) -> dict[str, Any]:
-    pixels = {"input_size": [config.channels, size, size], "mean": list(config.mean), "std": list(config.std)}
+    pixels: dict[str, Any] = {"input_size": [config.channels, size, size], "mean": config.mean, "std": config.std}
+    if isinstance(config, VitConfig) and config.positions != "rope":
+        pixels["fixed_input_size"] = True  # or timm builds the model for 224 and resizes the positions for good
     return ({"architecture": names[0]} if names else {}) | {
         "num_classes": 0,
         "num_features": config.dim,
@@ -129,7 +131,10 @@ def _timm_config(config: VitConfig | ConvNextConfig, names: list[str], size: int
 
 def timm_files(config: VitConfig) -> dict[str, Any]:
     """config.json of timm, with the architecture's name where timm has this size."""
-    plain = {"mean": VitConfig.mean, "std": VitConfig.std, "drop_path": 0.0, "rope_rescale": None, "layer_scale": 1e-5}
+    plain = {
+        "mean": VitConfig.mean, "std": VitConfig.std, "drop_path": 0.0, "rope_rescale": None, "layer_scale": 1e-5,
+        "rope_periods": VitConfig.rope_periods,
+    }  # fmt: skip
     same = replace(config, **plain)
     names = [TIMM_NAMES[name] for name, c in VIT_CONFIGS.items() if name in TIMM_NAMES and replace(c, **plain) == same]
     size = config.patch_size * config.grid if config.positions != "rope" else 256

@@ -1,0 +1,86 @@
+"""The feed-forward networks of a Llama, as its configuration names them.
+
+    table, networks = feed_forward(config)         networks[i] goes into block i; the table, if any, into `memory`
+
+`activation`, `sparsity` and `experts` are the kind of all blocks but those in `memory_layers`, which share one table
+(nn/memory.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from tenfold.engine.config import require
+from tenfold.nn.ffn import ExpertFFN, SquaredReLUFFN, SwiGLUFFN
+from tenfold.nn.memory import ExpertTable, MemoryLayer, MemoryTable
+from tenfold.nn.sparse24 import Sparsity24
+
+if TYPE_CHECKING:
+    from tenfold.language.llama import LlamaConfig
+
+
+def feed_forward(config: LlamaConfig) -> tuple[MemoryTable | ExpertTable | None, list[nn.Module]]:
+    """The shared table (None without memory layers) and the network of every block."""
+    c = config
+    table: MemoryTable | ExpertTable | None = None
+    if c.memory_layers:
+        table = (ExpertTable if c.memory_variant == "peer" else MemoryTable)(c.memory_side, c.dim)
+    networks: list[nn.Module] = []
+    for i in range(c.depth):
+        if table is not None and i in c.memory_layers:
+            networks.append(
+                MemoryLayer(
+                    c.dim,
+                    table,
+                    heads=c.memory_heads,
+                    top_k=c.memory_top_k,
+                    key_dim=c.memory_key_dim,
+                    variant=c.memory_variant,
+                    qk_norm=c.qk_norm,
+                )
+            )
+        else:
+            networks.append(_plain(c))
+    return table, networks
+
+
+def _plain(c: LlamaConfig) -> nn.Module:
+    if c.experts:
+        return ExpertFFN(c.dim, c.hidden, c.experts, c.experts_top_k)
+    if c.activation == "relu2":
+        sparsity = Sparsity24() if c.sparsity == "2:4" else None
+        return SquaredReLUFFN(c.dim, c.hidden, bias=c.ffn_bias, sparsity=sparsity)
+    return SwiGLUFFN(c.dim, c.hidden, bias=c.ffn_bias)
+
+
+def check_feed_forward(config: LlamaConfig) -> None:
+    """Raises FieldError for networks that cannot be."""
+    c = config
+    words = "none, or activation relu2 without biases and experts (2:4 needs exact zeros: arXiv 2503.16672)"
+    plain = c.activation == "relu2" and not c.ffn_bias and not c.experts
+    require(c.sparsity == "none" or plain, "model.sparsity", c.sparsity, words)
+    words = "0 (one network), or a whole number >= 1 with activation relu2 and without biases"
+    plain = c.activation == "relu2" and not c.ffn_bias
+    require(c.experts == 0 or (c.experts >= 1 and plain), "model.experts", c.experts, words)
+    few = f"1 to experts = {c.experts}"
+    require(c.experts == 0 or 1 <= c.experts_top_k <= c.experts, "model.experts_top_k", c.experts_top_k, few)
+    check_memory(c)
+
+
+def check_memory(config: LlamaConfig) -> None:
+    """Raises FieldError for memory layers that cannot be."""
+    c = config
+    if not c.memory_layers:
+        return
+    beyond = [i for i in c.memory_layers if not 0 <= i < c.depth]
+    allowed = f"different blocks from 0 to {c.depth - 1}"
+    different = len(set(c.memory_layers)) == len(c.memory_layers)
+    require(not beyond and different, "model.memory_layers", c.memory_layers, allowed)
+    require(c.memory_side >= 1, "model.memory_side", c.memory_side, "a whole number >= 1")
+    require(c.memory_heads >= 1, "model.memory_heads", c.memory_heads, "a whole number >= 1")
+    words = f"1 to memory_side = {c.memory_side}"
+    require(1 <= c.memory_top_k <= c.memory_side, "model.memory_top_k", c.memory_top_k, words)
+    even = c.memory_key_dim >= 2 and c.memory_key_dim % 2 == 0
+    require(even, "model.memory_key_dim", c.memory_key_dim, "an even number >= 2")

@@ -1,0 +1,195 @@
+"""Trees of guessed tokens: the root is the last emitted token, its descendants are drafts, and the target checks all of
+them in one pass because each sees its ancestors alone.
+
+    tree = Tree.from_paths([[0], [1], [0, 0]])         two guesses for the next token, one more behind the better of them
+    tree = Tree.from_paths(json.load(open("mc_sim_7b_63.json")))       rank paths as the EAGLE and Medusa files hold them
+    tree = Tree.chain(4)                               four guesses in a row
+    logits = model(nodes, positions, cache, tree_mask=tree.mask).logits
+
+Node 0 is the root; nodes are numbered level by level, siblings by rank (the drafter's order of preference). Everything
+that a step needs is an index tensor made once, so that no step runs Python per node. EAGLE: arXiv 2401.15077, section 3.1;
+tree attention: arXiv 2305.09781.
+
+    N nodes and the root   n nodes   R children of a node at most   P nodes with children ("inner"), the root among them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from tenfold.errors import UsageError
+
+LIMIT = 1024  # nodes
+
+
+@dataclass(frozen=True)
+class Level:
+    """One step of drafting: the inner nodes of one depth get children. All are int64 index tensors.
+
+    inner (m): nodes of this depth with children, in order; inner_rows (m): their rows among all inner nodes.
+    children (c): nodes of the next depth, in order; owner (c): which of `inner` is the parent; rank (c): which of the
+    parent's guesses. parents_inner_rows (m): rows of the parents among all inner nodes (the root's own for the root).
+    mask (m, s): which of the s inner nodes of depth 1 up to this one an inner node sees (itself and its ancestors): the
+    mask of a drafter whose store holds the rows of those nodes behind the text. Empty for the root.
+    """
+
+    depth: int
+    inner: Tensor
+    inner_rows: Tensor
+    parents_inner_rows: Tensor
+    children: Tensor
+    owner: Tensor
+    rank: Tensor
+    mask: Tensor
+
+    @property
+    def width(self) -> int:
+        """Guesses that the widest node of this level needs."""
+        return int(self.rank.max()) + 1
+
+
+@dataclass(frozen=True)
+class Tree:
+    """`parents[i]` is the parent of node i (the root's is 0). Raises UsageError unless nodes stand level by level with
+    siblings side by side."""
+
+    parents: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        p = self.parents
+        earlier = all(parent < i for i, parent in enumerate(p) if i)
+        if not (p and p[0] == 0 and earlier and list(p) == sorted(p) and min(p) == 0):
+            raise UsageError(f"parents = {p}: a tree lists its nodes level by level, children of a node side by side.")
+        if len(p) > LIMIT + 1:
+            raise UsageError(f"a tree of {len(p) - 1} nodes: at most {LIMIT} are allowed.")
+
+    @staticmethod
+    def chain(length: int) -> Tree:
+        """`length` guesses, each behind the one before; 0 is no draft at all."""
+        if length < 0:
+            raise UsageError(f"a chain of {length} tokens: allowed is a whole number >= 0.")
+        return Tree((0, *range(length)))
+
+    @staticmethod
+    def from_paths(paths: Sequence[Sequence[int]]) -> Tree:
+        """Rank paths from the root: [0, 2] is the third guess behind the first guess. Any order; every prefix and every
+        better-ranked sibling must be there."""
+        wanted = sorted({tuple(path) for path in paths}, key=lambda path: (len(path), path))
+        number: dict[tuple[int, ...], int] = {(): 0}
+        parents = [0]
+        for path in wanted:
+            if not path or not all(isinstance(rank, int) and rank >= 0 for rank in path):
+                raise UsageError(f"tree path {list(path)}: a path is one or more whole numbers >= 0.")
+            elder = (*path[:-1], path[-1] - 1)
+            if path[:-1] not in number or (path[-1] > 0 and elder not in number):
+                lacking = path[:-1] if path[:-1] not in number else elder
+                raise UsageError(f"tree path {list(path)}: the path {list(lacking)} is missing before it.")
+            number[path] = len(parents)
+            parents.append(number[path[:-1]])
+        return Tree(tuple(parents))
+
+    @property
+    def nodes(self) -> int:
+        """Guessed tokens; the root is not one."""
+        return len(self.parents) - 1
+
+    @cached_property
+    def paths(self) -> list[list[int]]:
+        """The rank path of every node but the root: what `from_paths` takes."""
+        paths: list[list[int]] = [[]]
+        for node in range(1, len(self.parents)):
+            paths.append([*paths[self.parents[node]], int(self.rank[node])])
+        return paths[1:]
+
+    @cached_property
+    def depth(self) -> Int[Tensor, " N"]:
+        """Distance from the root."""
+        depth = [0] * len(self.parents)
+        for node, parent in enumerate(self.parents[1:], 1):
+            depth[node] = depth[parent] + 1
+        return torch.tensor(depth)
+
+    @cached_property
+    def height(self) -> int:
+        """Depth of the deepest node: a step emits at most one token more."""
+        return int(self.depth[-1])
+
+    @cached_property
+    def rank(self) -> Int[Tensor, " N"]:
+        """Place among the siblings; 0 for the root."""
+        seen: dict[int, int] = {}
+        rank = [0]
+        for parent in self.parents[1:]:
+            rank.append(seen.get(parent, 0))
+            seen[parent] = rank[-1] + 1
+        return torch.tensor(rank)
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "N N"]:
+        """Row i is True at i and its ancestors."""
+        mask = torch.eye(len(self.parents), dtype=torch.bool)
+        for node, parent in enumerate(self.parents[1:], 1):
+            mask[node] |= mask[parent]
+        return mask
+
+    @cached_property
+    def ancestors(self) -> Int[Tensor, "N K"]:
+        """The path from the root to every node, itself last, then -1: K is height + 1."""
+        table = torch.full((len(self.parents), self.height + 1), -1)
+        for node, parent in enumerate(self.parents):
+            table[node] = table[parent]
+            table[node, self.depth[node]] = node
+        return table
+
+    @cached_property
+    def children(self) -> Int[Tensor, "N R"]:
+        """Children of every node by rank, -1 where there is none; R is at least 1."""
+        table = torch.full((len(self.parents), int(self.rank.max()) + 1), -1)
+        for node, parent in enumerate(self.parents[1:], 1):
+            table[parent, self.rank[node]] = node
+        return table
+
+    @cached_property
+    def next_token(self) -> Int[Tensor, " N"]:
+        """First child of every node, -1 for none (the form that grammars walk)."""
+        return self.children[:, 0].contiguous()
+
+    @cached_property
+    def next_sibling(self) -> Int[Tensor, " N"]:
+        """The sibling of the next rank, -1 for none."""
+        p = self.parents
+        same = [i + 1 if 0 < i < self.nodes and p[i + 1] == p[i] else -1 for i in range(len(p))]
+        return torch.tensor(same)
+
+    @cached_property
+    def inner(self) -> Int[Tensor, " P"]:
+        """Nodes with children, in order; a draft has one law of the next token for each."""
+        return torch.tensor(sorted(set(self.parents[1:])), dtype=torch.int64)
+
+    @cached_property
+    def inner_row(self) -> Int[Tensor, " N"]:
+        """Row of every node in `inner`, -1 for a leaf."""
+        rows = torch.full((len(self.parents),), -1)
+        rows[self.inner] = torch.arange(len(self.inner))
+        return rows
+
+    @cached_property
+    def levels(self) -> list[Level]:
+        """The steps of drafting, from the root down: `height` of them."""
+        parents, levels = torch.tensor(self.parents), []
+        for depth in range(self.height):
+            inner = self.inner[self.depth[self.inner] == depth]
+            rows = self.inner_row[inner]
+            children = (self.depth == depth + 1).nonzero()[:, 0]
+            owner = self.inner_row[parents[children]] - rows[0]
+            below = self.inner[1 : int(rows[-1]) + 1]  # inner nodes of depth 1 to this one
+            mask = self.mask[inner][:, below] if depth else torch.empty(1, 0, dtype=torch.bool)
+            above = self.inner_row[parents[inner]]
+            levels.append(Level(depth, inner, rows, above, children, owner, self.rank[children], mask))
+        return levels

@@ -1,0 +1,149 @@
+"""Compiled kernels on the processor: bag.cpp, built once with the compiler that is there and kept in the cache.
+
+    native = library()                     the loaded library, or None where it cannot be had
+    backends()                             every backend of the bag, and why one was refused
+
+Nothing needs it: without a compiler the same results come from torch, more slowly. TENFOLD_NATIVE=0 turns it off. The
+file in the cache (`TENFOLD_CACHE`, by default ~/.cache/tenfold) is named by the source, the compiler and the processor,
+so that none of them can change under it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tenfold.errors import UsageError
+
+SOURCE = Path(__file__).with_name("bag.cpp")
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
+LARGE_PAGE = 2 << 20  # bytes
+MADV_HUGEPAGE = 14  # of Linux's mman.h
+WAIT = 120  # seconds that a compiler may take
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute something. `refused_because` is empty where it is available."""
+
+    name: str
+    available: bool
+    refused_because: str = ""
+
+
+def backends() -> list[Backend]:
+    """Of the bag: pure torch, the C++ kernel, the Triton kernel."""
+    reason, triton = _built()[1], triton_refused()
+    return [Backend("torch", True), Backend("cpp", not reason, reason), Backend("triton", not triton, triton)]
+
+
+def library() -> ctypes.CDLL | None:
+    """bag.cpp's functions; built at the first call."""
+    return _built()[0]
+
+
+@cache
+def triton_refused() -> str:
+    """Why the Triton kernels are not used; empty where they are."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    try:
+        import triton  # noqa: F401  # pyright: ignore
+    except ImportError:
+        return "triton is not installed"
+    return ""
+
+
+def fits(*tensors: Tensor) -> bool:
+    """Whether plain pointers may be taken: ordinary dense tensors on the processor, of which no trace is being made."""
+    return all(
+        type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and t.is_contiguous() for t in tensors
+    )
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr() if tensor is not None else None)
+
+
+def large_pages(tensor: Tensor) -> Tensor:
+    """Asks the system for large pages under a tensor that has not been written yet, and returns it. Rows at random places
+    of a large table then cost no page walk each, and a fresh one is not made 4 KiB at a time. Linux; elsewhere nothing."""
+    if sys.platform == "linux" and fits(tensor) and tensor.nbytes >= 4 * LARGE_PAGE:
+        first = -(-tensor.data_ptr() // LARGE_PAGE) * LARGE_PAGE
+        size = (tensor.data_ptr() + tensor.nbytes - first) // LARGE_PAGE * LARGE_PAGE
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), MADV_HUGEPAGE)  # a wish: it may fail
+    return tensor
+
+
+def check(result: int, index: Tensor, rows: int) -> int:
+    """Raises IndexError for a kernel's report of an index outside the table."""
+    if result < 0:
+        raise IndexError(f"index {int(index.flatten()[-result - 1])} is outside a table of {rows} rows.")
+    return result
+
+
+@cache
+def _built() -> tuple[ctypes.CDLL | None, str]:
+    if os.environ.get("TENFOLD_NATIVE") == "0":
+        return None, "TENFOLD_NATIVE=0"
+    wanted = os.environ.get("CXX")
+    compiler = next(filter(None, map(shutil.which, [wanted] if wanted else ["c++", "g++", "clang++"])), None)
+    if compiler is None:
+        return None, f"no C++ compiler ({wanted or 'c++, g++, clang++'} not found)"
+    try:
+        return _load(compiler), ""
+    except (OSError, UsageError, subprocess.SubprocessError) as error:
+        return None, str(error)
+
+
+def _load(compiler: str) -> ctypes.CDLL:
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=WAIT, check=True).stdout
+    root = Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold") / "native"
+    mark = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, repr(FLAGS).encode(), _processor()]))
+    built = root / f"bag-{mark.hexdigest()[:20]}.so"
+    if not built.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root) as folder:
+            made = Path(folder) / "bag.so"
+            _compile(compiler, made)
+            ctypes.CDLL(str(made))  # one that does not load is not kept
+            made.replace(built)
+    loaded = ctypes.CDLL(str(built))
+    for name in ("bag_f32", "bag_bf16", "dots_f32", "dots_bf16", "group_rows"):
+        getattr(loaded, name).restype = ctypes.c_int64
+    return loaded
+
+
+def _compile(compiler: str, target: Path) -> None:
+    """For this processor, or for its whole family where the compiler does not know -march=native."""
+    for own in (["-march=native"], []):
+        words = [compiler, *FLAGS, *own, str(SOURCE), "-o", str(target)]
+        result = subprocess.run(words, capture_output=True, text=True, timeout=WAIT, check=False)
+        if result.returncode == 0:
+            return
+    lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
+    raise UsageError(f"{compiler} failed: {lines[0]}")
+
+
+def _processor() -> bytes:
+    """What -march=native depends on."""
+    info = Path("/proc/cpuinfo")
+    kinds = {}
+    if info.exists():
+        for line in info.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "flags", "Features", "CPU part"):
+                kinds[name.strip()] = value.strip()
+    return repr((platform.machine(), platform.processor(), sorted(kinds.items()))).encode()

@@ -1,0 +1,1 @@
+"""Serving over HTTP: what every wing's server stands on."""
