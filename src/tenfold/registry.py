@@ -71,4 +71,11 @@ for _name, _summary in [
 ]:
     recipes.add(_name, f"tenfold.vision.recipes:{_name.replace('-', '_')}", _summary)
 
+for _name, _summary in [
+    ("lm-memory-plus", "a language model whose table holds facts, --size tiny to base"),
+    ("lm-memory-pkm", "the same with plain product keys"),
+    ("lm-memory-peer", "the same with a million experts of one unit"),
+]:
+    recipes.add(_name, f"tenfold.language.memory_recipes:{_name.replace('-', '_')}", _summary)
+
 parts = Registry("part")  # what one wing offers to another
