@@ -34,6 +34,11 @@ for _name, _target, _summary in [
     ("vision track", "tenfold.vision.picture_commands:track", "the first frame's labels carried through a clip"),
     ("vision segment", "tenfold.vision.picture_commands:segment", "classes of a linear probe, or the main object"),
     ("vision curate", "tenfold.vision.commands:curate", "a training set from a pool: no copies, no leaks, in balance"),
+    (
+        "language memory",
+        "tenfold.language.memory_commands:memory",
+        "slots of a memory table: how many are read, which most",
+    ),
 ]:
     VERBS.add(_name, _target, _summary)
 

@@ -32,6 +32,8 @@ EVALUATIONS.add("segmentation", "tenfold.vision.evaluate_dense:segmentation", "l
 EVALUATIONS.add("depth", "tenfold.vision.evaluate_dense:depth", "linear probe for a depth of every pixel")
 EVALUATIONS.add("tracking", "tenfold.vision.evaluate_dense:tracking", "labels carried through a clip")
 EVALUATIONS.add("matching", "tenfold.vision.evaluate_dense:match_stereo", "matches on the sample stereo pair")
+EVALUATIONS.add("facts", "tenfold.language.memory_commands:facts", "recall of the generated facts of a run")
+EVALUATIONS.add("factbook", "tenfold.language.memory_commands:factbook", "recall of real facts, beside guessing")
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,16 @@ class Evaluate:
     $ tenfold eval segmentation W --train camvid_train.parquet --val camvid_val.parquet  also depth
     $ tenfold eval tracking W --val clip.parquet --train other_clips.parquet --frames 10
     $ tenfold eval matching W                                                            the sample stereo pair
+    $ tenfold eval facts runs/lm-memory-plus                                             also factbook [--val FACTS.parquet]
 
     knn, linear, attentive, retrieval take labelled images (parquet, tar, or one subfolder per class). segmentation and
     tracking take images with masks: parquet columns image, mask, name, or a folder of images/ and masks/; depth the same
     with depth (.npy, metres). tracking chooses its temperature on --train where it is given.
     """
 
-    task: tyro.conf.Positional[str]  # knn | linear | attentive | retrieval | segmentation | depth | tracking | matching
+    task: tyro.conf.Positional[
+        str
+    ]  # knn | linear | attentive | retrieval | segmentation | depth | tracking | matching | facts | ...
     weights: tyro.conf.Positional[Path]  # any weights that tenfold.load reads, or a run folder
     train: Path | None = None  # training data of the task, see above
     val: Path | None = None  # what is scored, with the same classes
