@@ -99,7 +99,7 @@ class Convert:
 
     source: tyro.conf.Positional[Path]  # a weights file or Hugging Face folder
     destination: tyro.conf.Positional[Path]  # written aside and renamed when complete
-    to: Literal["official", "hf", "timm", "own"] = "own"  # the layout to write
+    to: Literal["official", "hf", "timm", "memory", "own"] = "own"  # the layout to write
 
 
 def convert(options: Convert) -> None:

@@ -34,7 +34,7 @@ __all__ = ["Family", "Layout", "Weights", "convert", "families", "load", "read",
 families = Registry("kind of model")
 families.add("vit", "tenfold.vision.weights:FAMILY", "vision transformers: DINOv2, DINOv3")
 families.add("convnext", "tenfold.vision.convnext_weights:FAMILY", "the ConvNeXt of DINOv3")
-families.add("llama", "tenfold.language.weights:FAMILY", "Llama")
+families.add("llama", "tenfold.language.memory_weights:FAMILY", "Llama")
 
 
 @dataclass(frozen=True)
