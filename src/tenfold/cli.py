@@ -33,12 +33,20 @@ for _name, _target, _summary in [
     ("vision match", "tenfold.vision.picture_commands:match", "matches between two images, as coloured lines"),
     ("vision track", "tenfold.vision.picture_commands:track", "the first frame's labels carried through a clip"),
     ("vision segment", "tenfold.vision.picture_commands:segment", "classes of a linear probe, or the main object"),
+    (
+        "vision zeroshot",
+        "tenfold.vision.picture_commands:zeroshot",
+        "which of your words fits each photograph, and where",
+    ),
     ("vision curate", "tenfold.vision.commands:curate", "a training set from a pool: no copies, no leaks, in balance"),
     (
         "language memory",
         "tenfold.language.memory_commands:memory",
         "slots of a memory table: how many are read, which most",
     ),
+    ("language generate", "tenfold.language.commands:generate", "answers, faster by speculation and the same text"),
+    ("language sparsity", "tenfold.language.model_commands:sparsity", "zeros by layer, and where 2:4 is safe"),
+    ("language chat", "tenfold.language.commands:chat", "a conversation in the terminal"),
 ]:
     VERBS.add(_name, _target, _summary)
 

@@ -67,15 +67,26 @@ for _name, _summary in [
     ("dinov3-gram", "DINOv3 stage 2: Gram anchoring, from --start RUN"),
     ("dinov3-highres", "DINOv3 stage 3: mixed high resolutions, from --start RUN"),
     ("dinov3-distill", "a --teacher RUN into several --students at once"),
+    ("dinov3-text", "images and texts in one space: --backbone W --captions FILE"),
     ("dinov2-vits", "DINOv2, --size s to g"),
 ]:
     recipes.add(_name, f"tenfold.vision.recipes:{_name.replace('-', '_')}", _summary)
-
 for _name, _summary in [
-    ("lm-memory-plus", "a language model whose table holds facts, --size tiny to base"),
-    ("lm-memory-pkm", "the same with plain product keys"),
-    ("lm-memory-peer", "the same with a million experts of one unit"),
+    ("lm-swiglu-dense", "a language model with gated networks, --size tiny to base"),
+    ("lm-relu2-dense", "with Squared-ReLU networks"),
+    ("lm-relu2-24", "with 2:4 activation sparsity after a dense warm-up"),
+    ("lm-moe-top1", "with eight experts, one for each token"),
+    ("lm-memory-plus", "with Memory+ layers and one shared table"),
+    ("lm-memory-pkm", "with product-key memory"),
+    ("lm-memory-peer", "with thousands of one-unit experts"),
 ]:
-    recipes.add(_name, f"tenfold.language.memory_recipes:{_name.replace('-', '_')}", _summary)
+    recipes.add(_name, f"tenfold.language.recipes:{_name.replace('-', '_')}", _summary)
+for _name, _summary in [
+    ("eagle3-smollm2", "a drafter for SmolLM2 on its own answers, two hours of one core"),
+    ("eagle3-smollm2-2layer", "the same with two layers"),
+    ("eagle1-smollm2", "EAGLE-1 for SmolLM2"),
+    ("eagle3-smoke", "the machinery of drafters in seconds, on a random target"),
+]:
+    recipes.add(_name, f"tenfold.language.drafter_recipes:{_name.replace('-', '_')}", _summary)
 
 parts = Registry("part")  # what one wing offers to another

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from pathlib import Path
 from typing import Any
@@ -120,10 +121,8 @@ def test_flipped_header_bytes_give_a_typed_error_or_a_model(
         damaged[data.draw(st.integers(0, 3000))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.mktemp("flip") / "m.gguf"
     path.write_bytes(damaged)
-    try:
-        tenfold.load(path)
-    except WeightsError as error:
-        assert str(path) in str(error)  # noqa: PT017 -- or it loads
+    with contextlib.suppress(WeightsError):
+        assert isinstance(tenfold.load(path), Llama)
 
 
 @pytest.mark.parametrize("claimed", [2**63, 2**40, 200_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -11,9 +12,9 @@ from torch import nn
 from tenfold.errors import UsageError
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
-from tenfold.nn.ffn import GeluFFN, SquaredReluFFN, SwiGLUFFN
-from tenfold.nn.inference import PackedBlock
-from tenfold.nn.linear import PackedLinear, Workspace
+from tenfold.nn.ffn import GeluFFN, SquaredReLUFFN, SwiGLUFFN
+from tenfold.nn.inference import HalfBlock, PackedBlock
+from tenfold.nn.linear import PackedLinear, Workspace, bf16_refusal
 from tenfold.nn.rope import AxialRope
 from tenfold.vision.vit import VIT_CONFIGS, VisionTransformer
 
@@ -52,8 +53,27 @@ def test_a_prepared_model_gives_the_same_features(name: str) -> None:
     with torch.no_grad():  # after inference mode: its memory must still be usable
         plain = model.get_intermediate_layers(images, n=3, norm=False)
         quick = fast.get_intermediate_layers(images, n=3, norm=False)
-    assert all((a - b).abs().max() <= 1e-5 for a, b in zip(plain, quick, strict=True))
+    for whole, part in zip(plain, quick, strict=True):
+        torch.testing.assert_close(part, whole, atol=1e-5, rtol=0.0)
     assert isinstance(model.blocks[0], Block)  # the model itself is as it was
+
+
+@pytest.mark.skipif(bf16_refusal() is not None, reason=str(bf16_refusal()))
+@pytest.mark.parametrize("ffn", [GeluFFN, SwiGLUFFN])
+@pytest.mark.parametrize("options", [{}, {"kv_heads": 2, "causal": True}, {"mask_k_bias": True}, {"qkv_bias": False}])
+def test_a_half_block_is_as_near_to_fp32_as_the_block_in_bf16(ffn: type[nn.Module], options: dict) -> None:
+    torch.manual_seed(0)
+    block = Block(BlockConfig(AttentionConfig(64, 4, **options), layer_scale=0.3), ffn(64, 96)).eval()  # type: ignore[call-arg]
+    for p in block.parameters():
+        nn.init.normal_(p, 0.0, 0.2)
+    half, rotation = HalfBlock(block), AxialRope(16)(3, 4)
+    plain = copy.deepcopy(block).bfloat16()
+    for prefix, batch in ((5, 2), (0, 3), (1, 1)):
+        x = torch.randn(batch, prefix + 12, 64).bfloat16()
+        with torch.no_grad():
+            exact = block(x.float(), rotation)
+            allowed = 1.5 * (plain(x, rotation).float() - exact).square().mean().sqrt()
+            assert (half(x, rotation).float() - exact).square().mean().sqrt() <= allowed
 
 
 def test_bf16_weights_are_rounded_once() -> None:
@@ -79,8 +99,8 @@ def test_a_block_without_a_packed_form_says_why() -> None:
     attention = AttentionConfig(16, 2)
     with pytest.raises(UsageError, match="post-norm"):
         PackedBlock(Block(BlockConfig(attention, norm_first=False), GeluFFN(16, 32)), Workspace())
-    with pytest.raises(UsageError, match="SquaredReluFFN"):
-        PackedBlock(Block(BlockConfig(attention), SquaredReluFFN(16, 32)), Workspace())
+    with pytest.raises(UsageError, match="SquaredReLUFFN"):
+        PackedBlock(Block(BlockConfig(attention), SquaredReLUFFN(16, 32)), Workspace())
 
 
 def test_preparing_for_another_number_format_is_refused() -> None:

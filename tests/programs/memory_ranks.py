@@ -17,7 +17,7 @@ from tenfold.engine.schedule import Schedule
 from tenfold.engine.task import Phase, Task, unwrap
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
-from tenfold.nn.ffn import SquaredReluFFN
+from tenfold.nn.ffn import SquaredReLUFFN
 from tenfold.nn.memory import insert_memory, row_tables
 
 ROWS, LENGTH, DIM, STEPS = 8, 6, 16, 10
@@ -28,7 +28,7 @@ class Model(nn.Module):
         super().__init__()
         config = BlockConfig(AttentionConfig(DIM, 2, causal=True))
         self.embedding = nn.Embedding(32, DIM)
-        self.blocks = nn.ModuleList(Block(config, SquaredReluFFN(DIM, 32)) for _ in range(3))
+        self.blocks = nn.ModuleList(Block(config, SquaredReLUFFN(DIM, 32)) for _ in range(3))
         insert_memory(self, (0, 2), side=8, heads=2, top_k=4, key_dim=8)
 
     def forward(self, tokens: Tensor) -> Tensor:

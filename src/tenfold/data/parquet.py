@@ -138,6 +138,16 @@ def parquet_rows(
     return {name: table.column(name).to_pylist() for name in wanted}, metadata
 
 
+def parquet_column(path: Path, names: Sequence[str]) -> tuple[str, list[Any]] | None:
+    """The name and values of the first of these columns that the file has; None when it has none, or is no parquet."""
+    if path.suffix.lower() not in (".parquet", ".pq"):
+        return None
+    with _reading(path):
+        file = _pyarrow().ParquetFile(path)
+        found = next((name for name in names if name in file.schema_arrow.names), None)
+        return None if found is None else (found, file.read([found]).column(0).to_pylist())
+
+
 def _pyarrow() -> Any:
     try:
         import pyarrow.parquet as pq

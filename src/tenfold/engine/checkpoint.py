@@ -220,6 +220,12 @@ def read_model(run: Path) -> dict[str, Tensor]:
     return {name.removeprefix("model."): value for name, value in tensors.items()}
 
 
+def newest_state(run: Path) -> dict[str, Any] | None:
+    """`state` of the newest whole checkpoint of a run, without its tensors; None when the folder has none."""
+    found = CheckpointStore(run, Place(0, 1, torch.device("cpu")), "").newest_whole()
+    return json.loads((run / found / "state.json").read_bytes()) if found else None
+
+
 def _write_shards(folder: Path, tensors: Mapping[str, Tensor], place: Place) -> None:
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,10 @@ __all__ = ["Family", "Layout", "Weights", "convert", "families", "load", "read",
 families = Registry("kind of model")
 families.add("vit", "tenfold.vision.weights:FAMILY", "vision transformers: DINOv2, DINOv3")
 families.add("convnext", "tenfold.vision.convnext_weights:FAMILY", "the ConvNeXt of DINOv3")
+families.add("text-aligned", "tenfold.vision.text_weights:ALIGNED", "dino.txt: images and texts in one space")
+families.add("sentence-encoder", "tenfold.vision.text_weights:SENTENCE", "sentence encoders: MiniLM")
+families.add("drafter", "tenfold.language.drafter_weights:FAMILY", "drafters: EAGLE-1, EAGLE-3")
+families.add("language-model", "tenfold.language.language_model:FAMILY", "Llamas with their vocabulary, from tenfold")
 families.add("llama", "tenfold.language.memory_weights:FAMILY", "Llama")
 
 
@@ -57,12 +61,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Family:
-    """What a wing offers: `build(config)` makes the model whose `state_dict` the layouts map to."""
+    """What a wing offers: `build(config)` makes the model whose `state_dict` the layouts map to. `own` reads and writes our
+    own layout where that is not simply our parameter names: (configuration, source) -> Weights, Weights -> tensors."""
 
     kind: str
     config: type
     build: Callable[[Any], nn.Module]
     layouts: tuple[Layout, ...]
+    own: tuple[Callable[[Any, Source], Weights], Callable[[Weights], dict[str, Tensor]]] | None = None
 
 
 def load(source: str | Path, **changes: Any) -> nn.Module:
@@ -72,7 +78,7 @@ def load(source: str | Path, **changes: Any) -> nn.Module:
     changes: fields of the model's configuration to set to something else than the file says.
     Raises WeightsError (exit code 4) with every missing, unexpected or misshaped key.
     """
-    family, weights = read(source)
+    family, weights = read(source, changes)
     if changes:
         names = [field.name for field in dataclasses.fields(weights.config)]
         for name in changes:
@@ -85,8 +91,10 @@ def load(source: str | Path, **changes: Any) -> nn.Module:
     return model.eval()
 
 
-def convert(source: str | Path, destination: str | Path, to: str = "own") -> Path:
+def convert(source: str | Path, destination: str | Path, to: str = "own", **told: Any) -> Path:
     """Writes the weights of `source` in the layout `to`: "own", or one that the family of the model has.
+
+    told: fields of the configuration that the source leaves open or says in words of two meanings.
 
     Returns `destination`, which appears only when it is complete. What a layout has no place for travels beside it in
     `tenfold.safetensors`; a layout that would change what the model computes is refused (WeightsError).
@@ -94,9 +102,15 @@ def convert(source: str | Path, destination: str | Path, to: str = "own") -> Pat
     destination = Path(destination)
     if destination.is_dir():
         raise UsageError(f"{destination} is a folder that exists. Remove it, or name another destination.")
-    family, weights = read(source)
+    family, weights = read(source, told)
+    if told:
+        unknown = set(told) - {field.name for field in dataclasses.fields(weights.config)}
+        if unknown:
+            raise UsageError(f"{source}: a {family.kind} has no {', '.join(sorted(unknown))} to be told.")
+        weights = Weights(dataclasses.replace(weights.config, **told), weights.state)
     if to == "own":
-        return save_own(destination, weights.state, family.kind, weights.config)
+        state = weights.state if family.own is None else family.own[1](weights)
+        return save_own(destination, state, family.kind, weights.config)
     layouts = {layout.name: layout for layout in family.layouts}
     if to not in layouts:
         raise unknown_name(f"layout of {family.kind}", to, [*layouts, "own"])
@@ -105,12 +119,12 @@ def convert(source: str | Path, destination: str | Path, to: str = "own") -> Pat
     return destination
 
 
-def read(source: str | Path) -> tuple[Family, Weights]:
+def read(source: str | Path, told: Mapping[str, Any] | None = None) -> tuple[Family, Weights]:
     """The family and the weights, checked against the model that their configuration describes."""
-    opened = open_source(source)
+    opened = dataclasses.replace(open_source(source), told=dict(told or {}))
     if OWN_KEY in opened.metadata:
         family, config = own_config(opened.path, opened.metadata[OWN_KEY])
-        weights = Weights(config, opened.tensors)
+        weights = Weights(config, opened.tensors) if family.own is None else family.own[0](config, opened)
     else:
         family, layout = _recognised(opened)
         weights = layout.read(opened)
@@ -150,6 +164,7 @@ def _empty(family: Family, config: Any) -> nn.Module:
 
 def _check(model: nn.Module, weights: Weights, where: object) -> None:
     check_names({name: tuple(t.shape) for name, t in model.state_dict().items()}, weights.state, where)
-    whole = [name for name, tensor in weights.state.items() if not tensor.is_floating_point()]
+    own = model.state_dict()
+    whole = [n for n, t in weights.state.items() if own[n].is_floating_point() and not t.is_floating_point()]
     if whole:
         raise WeightsError(f"{where}: not floating-point numbers: {', '.join(sorted(whole)[:8])}.")

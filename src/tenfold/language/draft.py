@@ -69,6 +69,7 @@ class DraftState:
     carry: Any = None
 
 
+@runtime_checkable
 class Uniforms(Protocol):
     """Numbers in (0, 1) that depend on (request seed, emitted position, slot, index) alone, never on the batch."""
 
@@ -81,9 +82,13 @@ class Uniforms(Protocol):
 class Drafter(Protocol):
     """What the runner calls. All requests of a step are handled in one call; nothing loops over nodes."""
 
-    features: Features
-    aux_layers: tuple[int, ...]
-    """Layers of the target whose inputs are wanted; only with features = "aux"."""
+    @property
+    def features(self) -> Features: ...
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        """Layers of the target whose inputs are wanted; only with features = "aux"."""
+        ...
 
     def open(self, pages: int, page_size: int) -> PagedCache | None:
         """Called once: makes the drafter's own keys and values for as many pages as the target has, addressed by the same

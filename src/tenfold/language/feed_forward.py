@@ -2,7 +2,8 @@
 
     table, networks = feed_forward(config)         networks[i] goes into block i; the table, if any, into `memory`
 
-`activation` is the kind of all blocks but those in `memory_layers`, which share one table (nn/memory.py).
+`activation`, `sparsity` and `experts` are the kind of all blocks but those in `memory_layers`, which share one table
+(nn/memory.py).
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from tenfold.engine.config import require
-from tenfold.nn.ffn import SquaredReluFFN, SwiGLUFFN
+from tenfold.nn.ffn import ExpertFFN, SquaredReLUFFN, SwiGLUFFN
 from tenfold.nn.memory import ExpertTable, MemoryLayer, MemoryTable
+from tenfold.nn.sparse24 import Sparsity24
 
 if TYPE_CHECKING:
-    from tenfold.language.llama import LlamaConfig
+    from tenfold.language.llama import Llama, LlamaConfig
 
 
 def feed_forward(config: LlamaConfig) -> tuple[MemoryTable | ExpertTable | None, list[nn.Module]]:
@@ -40,9 +42,44 @@ def feed_forward(config: LlamaConfig) -> tuple[MemoryTable | ExpertTable | None,
                 )
             )
         else:
-            kind = SquaredReluFFN if c.activation == "relu2" else SwiGLUFFN
-            networks.append(kind(c.dim, c.hidden, bias=c.ffn_bias))
+            networks.append(_plain(c))
     return table, networks
+
+
+def initialise_by_width(model: Llama) -> None:
+    """Matrices of deviation (inputs)^-1/2 and an embedding of d^-1/2, as in the released memory-layer code. Llama's 0.02
+    suits widths near 2,500; in a narrow model the embedding then drowns in what a memory layer adds, and every token reads
+    the same slots (docs/LOG.md)."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    nn.init.normal_(model.embedding.weight, std=model.config.dim**-0.5)
+    for module in model.modules():
+        if isinstance(module, MemoryLayer):
+            module.reset_parameters()
+
+
+def _plain(c: LlamaConfig) -> nn.Module:
+    if c.experts:
+        return ExpertFFN(c.dim, c.hidden, c.experts, c.experts_top_k)
+    if c.activation == "relu2":
+        sparsity = Sparsity24() if c.sparsity == "2:4" else None
+        return SquaredReLUFFN(c.dim, c.hidden, bias=c.ffn_bias, sparsity=sparsity)
+    return SwiGLUFFN(c.dim, c.hidden, bias=c.ffn_bias)
+
+
+def check_feed_forward(config: LlamaConfig) -> None:
+    """Raises FieldError for networks that cannot be."""
+    c = config
+    words = "none, or activation relu2 without biases and experts (2:4 needs exact zeros: arXiv 2503.16672)"
+    plain = c.activation == "relu2" and not c.ffn_bias and not c.experts
+    require(c.sparsity == "none" or plain, "model.sparsity", c.sparsity, words)
+    words = "0 (one network), or a whole number >= 1 with activation relu2 and without biases"
+    plain = c.activation == "relu2" and not c.ffn_bias
+    require(c.experts == 0 or (c.experts >= 1 and plain), "model.experts", c.experts, words)
+    few = f"1 to experts = {c.experts}"
+    require(c.experts == 0 or 1 <= c.experts_top_k <= c.experts, "model.experts_top_k", c.experts_top_k, few)
+    check_memory(c)
 
 
 def check_memory(config: LlamaConfig) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tenfold.engine.config import require
 from tenfold.errors import UsageError
-from tenfold.language.feed_forward import check_memory, feed_forward
+from tenfold.language.feed_forward import check_feed_forward, feed_forward
 from tenfold.nn.attention import AttentionConfig, KeyValues
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.cache import Cache
@@ -53,6 +53,9 @@ class LlamaConfig:
     attention_bias: bool = False
     ffn_bias: bool = False
     activation: Literal["swiglu", "relu2"] = "swiglu"  # of the feed-forward networks
+    sparsity: Literal["none", "2:4"] = "none"  # 2:4: may train sparse (nn/sparse24.py); needs relu2
+    experts: int = 0  # relu2 networks of a block, of which a token takes the best; 0 is one network without a router
+    experts_top_k: int = 1
     memory_layers: tuple[int, ...] = ()  # blocks (0-based) whose feed-forward network is a lookup in one shared table
     memory_side: int = 256  # sub-keys of each half; the table has their square in slots
     memory_heads: int = 4
@@ -68,7 +71,7 @@ class LlamaConfig:
         require(self.head_dim is not None or self.dim % self.heads == 0, "model.heads", self.heads, "a divisor of dim")
         require(self.width % 2 == 0, "model.head_dim", self.width, "an even number")
         require(self.rope_theta > 0, "model.rope_theta", self.rope_theta, "a number > 0")
-        check_memory(self)
+        check_feed_forward(self)
 
     @property
     def width(self) -> int:
@@ -111,7 +114,7 @@ class Llama(nn.Module):
         self.memory, networks = feed_forward(c)
         self.blocks = nn.ModuleList(Block(block, network) for network in networks)
         self.norm = RMSNorm(c.dim, c.norm_eps)
-        self.head = None if c.tied else nn.Linear(c.dim, c.vocabulary, bias=False)
+        self.head: nn.Module | None = None if c.tied else nn.Linear(c.dim, c.vocabulary, bias=False)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
@@ -153,7 +156,8 @@ class Llama(nn.Module):
         hidden = self.norm(x)
         aux = torch.cat([features[i] for i in aux_layers], dim=-1) if aux_layers else None
         read = hidden if logit_rows is None else hidden.flatten(0, 1)[logit_rows]
-        return Output(self.logits(read), aux, hidden)
+        logits = self.logits(read) if len(read) else read.new_empty(0, self.config.vocabulary)
+        return Output(logits, aux, hidden)
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         """The output projection alone, of states after the final norm."""

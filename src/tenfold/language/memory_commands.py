@@ -19,10 +19,11 @@ from tenfold.engine.config import from_dict
 from tenfold.errors import CheckpointError, UsageError
 from tenfold.export.weights import load
 from tenfold.language.fact_eval import score_book, score_world
+from tenfold.language.fact_mixing import open_facts
 from tenfold.language.factbook import FactBook, common, read_factbook
 from tenfold.language.facts import FactWorld
-from tenfold.language.pretrain import PretrainRecipe, open_facts
-from tenfold.language.text import read_corpus
+from tenfold.language.pretrain import PretrainRecipe
+from tenfold.language.text import read_documents, split
 from tenfold.nn.memory import MemoryLayer
 from tenfold.nn.memory_usage import MemoryUsage
 
@@ -59,10 +60,9 @@ def memory(options: Memory) -> None:
 def examine(options: Memory) -> dict[str, Any]:
     """The figures that `tenfold language memory` prints."""
     model, recipe = open_run(options.run)
-    text = read_corpus(recipe.data).validation
-    length = min(recipe.length, len(text) - 1)
-    starts = np.unique(np.linspace(0, len(text) - length, options.rows).astype(int))
-    windows = torch.from_numpy(np.stack([text[s : s + length] for s in starts]).astype(np.int64))
+    held_back = model.vocabulary.join(split(read_documents(recipe.data, recipe.column))[1])
+    starts = np.unique(np.linspace(0, len(held_back) - recipe.length, options.rows).astype(int))
+    windows = torch.from_numpy(np.stack([held_back[s : s + recipe.length] for s in starts]).astype(np.int64))
     with torch.no_grad(), MemoryUsage(model) as usage:
         model(windows)
     slots, shares = usage.most_read(options.top)
@@ -76,14 +76,14 @@ def examine(options: Memory) -> dict[str, Any]:
         "most read": list(zip(slots.tolist(), shares.tolist())),
     }
     if options.prompt is not None:
-        ids = list(options.prompt.encode())
+        ids = model.vocabulary.encode(options.prompt)
         if not ids:
             raise UsageError("--prompt is empty: allowed is a text of at least one character.")
         reads = token_reads(model, ids)
         rows = []
         for id_, own in zip(ids, reads):
             weight, slot = own.topk(min(options.top, len(own)))
-            rows.append({"token": chr(id_), "slots": list(zip(slot.tolist(), weight.tolist()))})
+            rows.append({"token": model.vocabulary.decode([id_]), "slots": list(zip(slot.tolist(), weight.tolist()))})
         result["prompt"] = rows
     return result
 
@@ -124,7 +124,9 @@ def facts(options: Options) -> dict[str, Any]:
             f"{options.weights} was trained with facts.kind = {recipe.facts.kind!r}; this task scores a generated world. "
             "Real facts: tenfold eval factbook."
         )
-    world = open_facts(recipe.facts, recipe.trainer.seed)
+    mixed = open_facts(recipe.facts, model.vocabulary, recipe.trainer.seed)
+    assert mixed is not None
+    world = mixed.facts
     assert isinstance(world, FactWorld)
     scores = score_world(model, world, options.limit or 2000)
     return {
@@ -143,12 +145,13 @@ def factbook(options: Options) -> dict[str, Any]:
     if options.val is not None:
         book = FactBook(common(read_factbook(options.val)), recipe.trainer.seed)
     elif recipe.facts.kind in ("book", "countries"):
-        book = open_facts(recipe.facts, recipe.trainer.seed)
+        mixed = open_facts(recipe.facts, model.vocabulary, recipe.trainer.seed)
+        book = mixed.facts if mixed is not None else None
     if not isinstance(book, FactBook):
         raise UsageError(
             f"{options.weights} was not trained on real facts. Name a parquet with the columns entity, field, text: --val FILE."
         )
-    return score_book(model, book, limit=options.limit or 1000)
+    return score_book(model, book, model.vocabulary.encode, options.limit or 1000)
 
 
 def open_run(folder: Path) -> tuple[Any, PretrainRecipe]:

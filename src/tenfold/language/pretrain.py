@@ -1,14 +1,18 @@
-"""Next-token training of a Llama on bytes of text, with facts mixed in where their recall is to be measured.
+"""Pretraining of a Llama on text: next-token loss, dense or 2:4 sparse networks, memory layers, facts mixed in.
 
-    tenfold train lm-memory-plus                                         on the Python standard library, minutes on a CPU
-    tenfold train lm-memory-plus --data corpus.parquet --facts.kind book --facts.path factbook.parquet
+    tenfold train lm-relu2-24                                             bytes of the Python standard library
+    tenfold train lm-memory-plus --size small --data corpus.parquet
 
-Validation gives nats a byte on held-back documents, and the recall of facts beside its floors (fact_eval.py).
+Batch t is drawn from (seed, t), so the stream is its position and the same for any number of ranks. Losses are in nats
+per token; validation is in nats per byte, so that vocabularies compare, beside the byte frequencies' own figure.
+
+2:4 sparsity: arXiv 2503.16672. Memory layers: arXiv 2412.09764. Experts: arXiv 2101.03961.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,70 +22,57 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tenfold.data.samples import fetch
 from tenfold.engine.config import Recipe, require
 from tenfold.engine.task import Phase, Shard, Task, unwrap
-from tenfold.errors import UsageError
-from tenfold.language.fact_eval import score_book, score_world
-from tenfold.language.factbook import FactBook, common, read_countries, read_factbook
-from tenfold.language.facts import FactWorld
-from tenfold.language.llama import Llama, LlamaConfig
-from tenfold.language.text import Corpus, Windows, read_corpus
+from tenfold.errors import CheckpointError, UsageError
+from tenfold.language.fact_mixing import FactsConfig, MixedFacts, open_facts
+from tenfold.language.feed_forward import initialise_by_width
+from tenfold.language.language_model import LanguageModel, LanguageModelConfig
+from tenfold.language.llama import LlamaConfig
+from tenfold.language.text import ByteVocabulary, Vocabulary, check_vocabulary, read_documents, split, train_bpe
+from tenfold.language.text_eval import nats_per_byte, unigram_floor
+from tenfold.nn.ffn import ExpertFFN
+from tenfold.nn.sparse24 import Sparsity24
+from tenfold.nn.sparse_training import SparsityController
 
-BYTES = 256
-
-
-@dataclass(frozen=True)
-class FactsConfig:
-    """Facts among the training text. `share` of each batch's rows are statements of facts."""
-
-    kind: Literal["none", "world", "book", "countries"] = (
-        "none"  # world is generated, book a parquet, countries a sample
-    )
-    path: Path | None = None  # of the book: columns entity, field, text
-    share: float = 0.5  # of the rows of a batch
-    entities: int = 250  # of the generated world
-    relations: int = 8  # of the generated world
-    values: int = 512  # of the generated world
-    asked: int = 500  # facts asked in a validation
-
-    def __post_init__(self) -> None:
-        require(0 < self.share < 1, "facts.share", self.share, "a share in (0, 1)")
-        require(self.asked >= 1, "facts.asked", self.asked, "a whole number >= 1")
-        if self.kind == "book" and self.path is None:
-            raise UsageError("facts.kind = 'book' needs facts.path: a parquet with the columns entity, field, text.")
+BALANCE = 0.01  # weight of the experts' load-balancing loss (arXiv 2101.03961, section 2.2)
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """How a memory table is trained."""
+    """How the shared table of the memory layers learns."""
 
-    lr: float = 1e-2  # peak rate of the table, on the schedule of the rest
+    lr: float = 1e-3  # peak rate of the table; its schedule has the shape of the rest's
+    weight_decay: float = 0.0  # of the rows that a step reads
     group_size: int = 1  # ranks over which the table is split by width
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "memory.lr", self.lr, "a number above 0")
+        require(self.weight_decay >= 0, "memory.weight_decay", self.weight_decay, "a number >= 0")
         require(self.group_size >= 1, "memory.group_size", self.group_size, "a whole number >= 1")
 
 
 @dataclass(frozen=True)
 class PretrainRecipe(Recipe):
-    """Next-token prediction on bytes."""
+    """Next-token pretraining on text. Without --data: the sources and topics of Python's standard library."""
 
-    model: LlamaConfig = field(default_factory=lambda: LlamaConfig(vocabulary=BYTES, dim=128, hidden=344, depth=3))
-    data: Path | None = (
-        None  # text: parquet with a column text, .txt, .gz or a folder; None is Python's standard library
-    )
-    batch: int = 16  # sequences, over all ranks
+    data: Path | None = None  # parquet, a text file or a folder of them; None is the Python standard library
+    column: str = "text"  # of parquet
+    tokens: Literal["bytes", "bpe"] = "bytes"  # bpe trains a vocabulary of model.vocabulary tokens on the text
+    batch: int = 16  # sequences per step, over all ranks
     length: int = 96  # tokens of a sequence
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
-    facts: FactsConfig = field(default_factory=FactsConfig)
-    validation_rows: int = 128  # windows of held-back text
+    model: LlamaConfig = field(default_factory=lambda: LlamaConfig(256, 128, 516, 3, 4, 4, context=96, tied=True))
+    sparsity: Sparsity24 = field(default_factory=lambda: Sparsity24(warmup_steps=0.1))  # with model.sparsity 2:4
+    memory: MemoryConfig = field(default_factory=MemoryConfig)  # with model.memory_layers
+    facts: FactsConfig = field(default_factory=FactsConfig)  # facts mixed into the text
+    val_tokens: int = 32768  # held-back tokens of a validation
 
     def __post_init__(self) -> None:
         require(self.batch >= 1, "batch", self.batch, "a whole number >= 1")
-        require(self.length >= 8, "length", self.length, "a whole number >= 8")
-        require(self.validation_rows >= 1, "validation_rows", self.validation_rows, "a whole number >= 1")
+        require(self.length >= 2, "length", self.length, "a whole number >= 2")
+        require(self.val_tokens >= self.length, "val_tokens", self.val_tokens, f"length = {self.length} or more")
+        require(self.model.vocabulary >= 257 or self.tokens == "bytes", "model.vocabulary", self.model.vocabulary,
+                "257 or more with tokens = bpe")  # fmt: skip
 
     def make_task(self) -> PretrainTask:
         return PretrainTask(self)
@@ -91,98 +82,130 @@ class PretrainTask(Task):
     def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
         self.recipe = recipe
-        self.table_ranks = recipe.memory.group_size
-        if self.table_ranks > 1 and recipe.model.memory_layers:
+        if recipe.model.memory_layers:
+            self.table_ranks = recipe.memory.group_size
             _check_split(recipe.model, self.table_ranks)
-        self._facts: FactWorld | FactBook | None = None
-        self._corpus: Corpus | None = None
-
-    @property
-    def corpus(self) -> Corpus:
-        if self._corpus is None:
-            self._corpus = read_corpus(self.recipe.data)
-        return self._corpus
-
-    @property
-    def facts(self) -> FactWorld | FactBook | None:
-        """The facts mixed in, read at first use; None without."""
-        if self._facts is None and self.recipe.facts.kind != "none":
-            self._facts = open_facts(self.recipe.facts, self.recipe.trainer.seed)
-        return self._facts
-
-    @property
-    def config(self) -> LlamaConfig:
-        """The recipe's model, with a vocabulary that holds the tokens of the facts too."""
-        c, facts = self.recipe.model, self.facts
-        return dataclasses.replace(c, vocabulary=max(c.vocabulary, facts.vocabulary)) if facts is not None else c
+        train, held_back = split(read_documents(recipe.data, recipe.column))
+        self.vocabulary: Vocabulary = (
+            ByteVocabulary() if recipe.tokens == "bytes" else train_bpe(train, recipe.model.vocabulary)
+        )
+        self.train, self.held_back = self.vocabulary.join(train), self.vocabulary.join(held_back)
+        self.facts = open_facts(recipe.facts, self.vocabulary, recipe.trainer.seed)
+        size = recipe.model.vocabulary
+        if self.facts is not None:  # a vocabulary that holds the tokens of generated facts too
+            size = max(size, self.facts.vocabulary)
+        self.model = dataclasses.replace(recipe.model, vocabulary=size)
+        check_vocabulary(self.vocabulary, recipe.model.vocabulary)
+        for name, tokens in (("train on", self.train), ("hold back", self.held_back)):
+            if len(tokens) <= recipe.length:
+                raise UsageError(f"length = {recipe.length}: allowed is less than the {len(tokens)} tokens to {name}.")
+        self.controller: SparsityController | None = None
 
     def build(self) -> nn.Module:
-        return Llama(self.config)
+        model = LanguageModel(self.card()[1])
+        if self.recipe.model.memory_layers:
+            initialise_by_width(model)
+        if self.recipe.model.sparsity == "2:4":
+            total = self.recipe.trainer.steps
+            self.controller = SparsityController(model, self.recipe.sparsity, total, self._mean_over_ranks)
+            self.controller.step(0)
+        return model
+
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        return self.ranks.all_reduce_sum(value) / self.ranks.world
 
     def batches(self, shard: Shard) -> Windows:
-        r = self.recipe
-        if r.batch % shard.world:
-            raise UsageError(f"batch = {r.batch} does not divide by {shard.world} ranks.")
-        rows = min(r.batch - 1, max(1, round(r.facts.share * r.batch))) if self.facts is not None else 0
-        return Windows(
-            self.corpus.train, r.batch, r.length + 1, r.trainer.seed, shard.rank, shard.world, self.facts, rows
-        )  # fmt: skip
+        return Windows(self.recipe, self.train, self.facts, shard)
 
-    def training_step(self, model: nn.Module, batch: Tensor, phase: Phase) -> dict[str, Tensor]:
-        logits = model(batch[:, :-1]).logits
-        return {"loss": F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())}
+    def training_step(self, model: nn.Module, batch: Any, phase: Phase) -> dict[str, Tensor]:
+        tokens = batch.long()
+        logits = model(tokens[:, :-1]).logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        routers = [m for m in unwrap(model).modules() if isinstance(m, ExpertFFN)]
+        if not routers:
+            return {"loss": loss}
+        balance = torch.stack([m.balance for m in routers if m.balance is not None]).mean()
+        return {"loss": loss + BALANCE * balance, "text_loss": loss.detach(), "balance": balance}
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        if self.controller is not None:
+            self.controller.step(step + 1)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        r, inner = self.recipe, unwrap(model)
-        scores = {"nats_per_byte": text_loss(inner, self.corpus.validation, r.length, r.validation_rows)}
-        facts = self.facts
-        if isinstance(facts, FactWorld):
-            scores |= {f"facts_{name}": value for name, value in score_world(inner, facts, r.facts.asked).items()}
-        elif facts is not None:
-            found = score_book(inner, facts, limit=r.facts.asked)
-            scores |= {"facts_" + name.replace(", ", "_").replace(" ", "_"): value for name, value in found.items()}
-        return scores
+        r = self.recipe
+        tokens = torch.from_numpy(self.held_back[: r.val_tokens + 1].astype(np.int64))
+        scores = {
+            "nats_per_byte": nats_per_byte(model, tokens, self.vocabulary.widths, r.length),
+            "floor": unigram_floor(self.train, self.held_back[: r.val_tokens + 1], self.vocabulary.widths),
+        }
+        if self.controller is not None:
+            for name, stats in self.controller.stats().items():
+                scores |= {f"{name}.zeros": stats.zeros, f"{name}.dropped": stats.features}
+        return scores | (self.facts.scores(unwrap(model)) if self.facts else {})
 
     def parameter_scale(self, name: str, parameter: nn.Parameter) -> tuple[float, float]:
-        if name.startswith("memory."):
-            return self.recipe.memory.lr / self.recipe.optim.lr, 0.0
-        return super().parameter_scale(name, parameter)
+        if not name.startswith("memory."):
+            return super().parameter_scale(name, parameter)
+        memory, optim = self.recipe.memory, self.recipe.optim
+        return memory.lr / optim.lr, memory.weight_decay / optim.weight_decay if optim.weight_decay else 0.0
 
-    def card(self) -> tuple[str, Any]:
-        return "llama", self.config
+    def card(self) -> tuple[str, LanguageModelConfig]:
+        r = self.recipe
+        return "language-model", LanguageModelConfig(self.model, self.vocabulary.save(), r.sparsity)
+
+    def state_dict(self) -> dict[str, Any]:
+        sparsity = self.controller.state_dict() if self.controller else None
+        return {"text": hashlib.sha256(self.train.tobytes()).hexdigest(), "sparsity": sparsity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["text"] != hashlib.sha256(self.train.tobytes()).hexdigest():
+            raise CheckpointError(
+                f"the text is not what this run began with ({self.recipe.data or 'the Python standard library'}). "
+                "Restore it, or start a new run."
+            )
+        if self.controller is not None:
+            self.controller.load_state_dict(state["sparsity"])
 
 
-def open_facts(config: FactsConfig, seed: int) -> FactWorld | FactBook:
-    """The facts that a configuration names. Raises DataError for a file without them."""
-    if config.kind == "world":
-        return FactWorld(config.entities, config.relations, config.values, seed, first_token=BYTES)
-    facts = read_countries(fetch("countryinfo")) if config.kind == "countries" else read_factbook(config.path or Path())
-    return FactBook(common(facts), seed)
+class Windows:
+    """Sequences of length + 1 tokens from random places, and statements of facts in the first rows of the global batch."""
 
+    def __init__(self, recipe: PretrainRecipe, tokens: np.ndarray, facts: MixedFacts | None, shard: Shard) -> None:
+        if recipe.batch % shard.world:
+            raise UsageError(f"batch = {recipe.batch} does not divide by {shard.world} ranks.")
+        self.recipe, self.tokens, self.facts, self.shard = recipe, tokens, facts, shard
+        self.position = 0  # batches handed out
 
-@torch.no_grad()
-def text_loss(model: nn.Module, text: np.ndarray, length: int, rows: int) -> float:
-    """Nats a byte over at most `rows` windows evenly spread over the text."""
-    length = min(length, len(text) - 1)
-    starts = np.unique(np.linspace(0, len(text) - length - 1, rows).astype(np.int64))
-    device = next(model.parameters()).device
-    windows = torch.from_numpy(np.stack([text[s : s + length + 1] for s in starts]).astype(np.int64))
-    total = 0.0
-    for batch in windows.split(64):
-        batch = batch.to(device)
-        logits = model(batch[:, :-1]).logits.float()
-        total += float(F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"))
-    return total / (len(windows) * length)
+    def __iter__(self) -> Windows:
+        return self
+
+    def __next__(self) -> Tensor:
+        r = self.recipe
+        rows = np.empty((r.batch, r.length + 1), np.int64)
+        mixed = min(r.batch - 1, max(1, round(r.facts.share * r.batch))) if self.facts else 0
+        if self.facts and mixed:
+            rows[:mixed] = self.facts.rows(self.position, mixed, r.length + 1)
+        draws = np.random.default_rng((r.trainer.seed, self.position))
+        for row, start in zip(rows[mixed:], draws.integers(len(self.tokens) - r.length, size=r.batch - mixed)):
+            row[:] = self.tokens[start : start + r.length + 1]
+        self.position += 1
+        # Rank r takes every w-th row, so that each has its share of facts.
+        return torch.from_numpy(rows[self.shard.rank :: self.shard.world].copy())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = int(state["position"])
 
 
 def _check_split(config: LlamaConfig, ranks: int) -> None:
-    """Before any process group: what a split can never be."""
+    """What a split can never be, before any process group is made."""
+    if ranks == 1:
+        return
     divisors = ", ".join(str(n) for n in range(1, config.dim + 1) if config.dim % n == 0)
     require(config.dim % ranks == 0, "memory.group_size", ranks, f"a divisor of the table's width: {divisors}")
     if config.memory_variant == "peer":
         raise UsageError(
             "memory.group_size goes with the variants pkm and plus: an expert's first product needs whole rows."
         )
-
-
-__all__ = ["FactsConfig", "MemoryConfig", "PretrainRecipe", "PretrainTask", "open_facts", "text_loss"]

@@ -139,6 +139,15 @@ class Tree:
         return mask
 
     @cached_property
+    def ancestors(self) -> Int[Tensor, "N K"]:
+        """The path from the root to every node, itself last, then -1: K is height + 1."""
+        table = torch.full((len(self.parents), self.height + 1), -1)
+        for node, parent in enumerate(self.parents):
+            table[node] = table[parent]
+            table[node, self.depth[node]] = node
+        return table
+
+    @cached_property
     def children(self) -> Int[Tensor, "N R"]:
         """Children of every node by rank, -1 where there is none; R is at least 1."""
         table = torch.full((len(self.parents), int(self.rank.max()) + 1), -1)

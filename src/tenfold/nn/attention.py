@@ -25,7 +25,8 @@ PLAIN_BELOW = 128  # keys; on a CPU the backward of the fused kernel is slower t
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """heads, key/value heads (None: as many), head width (None: dim / heads); `mask_k_bias` fixes the bias of k at 0."""
+    """heads, key/value heads (None: as many), head width (None: dim / heads); `mask_k_bias` fixes the bias of k at 0.
+    `input_dim` is the width of what q, k and v are made from (None: dim, the width of the output)."""
 
     dim: int
     heads: int
@@ -35,6 +36,7 @@ class AttentionConfig:
     out_bias: bool = True
     mask_k_bias: bool = False
     causal: bool = False
+    input_dim: int | None = None
 
     def __post_init__(self) -> None:
         if self.head_dim is None and self.dim % self.heads:
@@ -71,35 +73,38 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         c = config
-        self.qkv = nn.Linear(c.dim, (c.heads + 2 * c.groups) * c.width, bias=c.qkv_bias)
+        self.qkv = nn.Linear(c.input_dim or c.dim, (c.heads + 2 * c.groups) * c.width, bias=c.qkv_bias)
         self.out = nn.Linear(c.heads * c.width, c.dim, bias=c.out_bias)
 
     def forward(
         self,
-        x: Float[Tensor, "b n d"],
+        x: Float[Tensor, "b n i"],
         rotation: Rotation | None = None,
         mask: Tensor | None = None,
         cache: KeyValues | None = None,
     ) -> Float[Tensor, "b n d"]:
         """`cache` makes `mask` that of `KeyValues.attend`; attention is causal then."""
-        q, k, v = self.project(x)
-        if rotation is not None:
-            q, k = rotation(q), rotation(k)
+        q, k, v = self.project(x, rotation)
         if cache is not None:
             y = cache.attend(q, k, v, mask)
         else:
             y = attend(q, k, v, mask, causal=self.config.causal and mask is None)
         return self.out(y.transpose(1, 2).flatten(2))
 
-    def project(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, H, N, D), k and v (B, G, N, D)."""
+    def project(self, x: Float[Tensor, "b n i"], rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, H, N, D), k and v (B, G, N, D); q and k are turned together."""
         c = self.config
-        bias = self.qkv.bias
-        if bias is not None and c.mask_k_bias:
-            query, key, value = bias.split([c.heads * c.width, c.groups * c.width, c.groups * c.width])
-            bias = torch.cat([query, torch.zeros_like(key), value])
-        flat = F.linear(x, self.qkv.weight, bias)
-        q, k, v = flat.unflatten(-1, (-1, c.width)).transpose(1, 2).split([c.heads, c.groups, c.groups], dim=1)
+        if c.mask_k_bias and self.qkv.bias is not None:
+            query, key, value = self.qkv.bias.split([c.heads * c.width, c.groups * c.width, c.groups * c.width])
+            flat = F.linear(x, self.qkv.weight, torch.cat([query, torch.zeros_like(key), value]))
+        else:
+            flat = self.qkv(x)
+        heads = flat.unflatten(-1, (-1, c.width)).transpose(1, 2)
+        if rotation is None:
+            q, k, v = heads.split([c.heads, c.groups, c.groups], dim=1)
+            return q, k, v
+        turned, v = heads.split([c.heads + c.groups, c.groups], dim=1)
+        q, k = rotation(turned).split([c.heads, c.groups], dim=1)
         return q, k, v
 
 

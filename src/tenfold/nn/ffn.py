@@ -1,14 +1,14 @@
-"""Feed-forward networks: GELU MLP, SwiGLU and Squared-ReLU. A block takes any module from width d to width d.
+"""Feed-forward networks: GELU MLP, SwiGLU, Squared-ReLU and experts. A block takes any module from width d to width d.
 
-SwiGLU: arXiv 2002.05202. Squared-ReLU: arXiv 2109.08668; most of its hidden values are exactly zero, which 2:4 sparsity
-(arXiv 2503.16672) uses in training and `gather` in decoding.
+    ffn = SquaredReLUFFN(512, 2048, sparsity=Sparsity24(warmup_steps=1000))        [..., 512] -> [..., 512]
+    ffn.mode = "gather"                                                            reads only the rows that are not zero
+
+SwiGLU: arXiv 2002.05202. Squared-ReLU: arXiv 2109.08668; it is what 2:4 activation sparsity needs (arXiv 2503.16672).
 
     T tokens   d width   h hidden width
 """
 
 from __future__ import annotations
-
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from tenfold.errors import UsageError, unknown_name
 from tenfold.nn.bag import bag
-from tenfold.nn.sparse24 import Sparsity24, measure, sparse24_ffn
-
-Mode = Literal["dense", "sparse24", "gather"]
+from tenfold.nn.sparse24 import Dropped, Sparsity24, dropped_mass, sparse24_ffn
 
 
 class GeluFFN(nn.Module):
@@ -47,84 +45,115 @@ class SwiGLUFFN(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-class SquaredReluFFN(nn.Module):
-    """down(relu(up(x)) ** 2), in one of three modes that share the same two weights.
+MODES = ("dense", "sparse24", "gather")
 
-    dense      plain products
-    sparse24   2 of every 4 hidden values stay (nn/sparse24.py): training as `sparsity` says
-    gather     exact inference that reads only the rows of `down` whose hidden value is not zero. One token reads them as
-               a weighted bag; several do while they are expected to need fewer than half of the rows together (1 - s^T
-               of them for T tokens and a share s of zeros, which earlier single tokens have shown); else, and while a
-               gradient is wanted, plain products
 
-    In `gather` the memory of `down.weight` holds one row per hidden unit; its shape, name and file stay as they are.
-    `meter`, where a SparsityController has set one, sums the share of zeros, the share of activation mass that 2:4 loses,
-    and the number of calls.
+class SquaredReLUFFN(nn.Module):
+    """down(relu(up(x)) ** 2), in one of three modes that share the weights:
+
+    dense      every product whole
+    sparse24   2 of every 4 hidden units are kept (nn/sparse24.py); needs `sparsity`. A `SparsityController` sets it
+    gather     inference: only the rows of `down` whose unit is not zero are read (nn/bag.py). The result is that of
+               `dense` up to the order of sums
+
+    Whether several tokens at once are gathered depends on their number and on `zeros`, the share of zero units measured
+    before (`measure_zeros`), never on the tokens themselves, so that no token changes the result of another.
     """
 
     def __init__(self, dim: int, hidden: int, bias: bool = False, *, sparsity: Sparsity24 | None = None) -> None:
         super().__init__()
-        self.sparsity = None if sparsity is None or sparsity.pattern == "none" else sparsity
-        if bias and self.sparsity:
-            raise UsageError("2:4 sparsity is for networks without biases: give bias=False, or sparsity=None.")
+        if sparsity is not None and bias:
+            raise UsageError("2:4 sparsity is for networks without biases: leave out one of the two.")
         self.up = nn.Linear(dim, hidden, bias=bias)
         self.down = nn.Linear(hidden, dim, bias=bias)
-        self.meter: Tensor | None = None
-        self.zero_share: float | None = None  # of the hidden values of single tokens, as they came by
-        self._mode: Mode = "dense"
+        self.sparsity = sparsity
+        self.zeros = 0.5  # of a network that was not trained
+        self.watched: list[Dropped] | None = None  # filled by every forward in training while it is a list
+        self._mode: str = "dense"
+        self._rows: tuple[int, Tensor] | None = None
 
     @property
-    def mode(self) -> Mode:
+    def mode(self) -> str:
         return self._mode
 
     @mode.setter
     def mode(self, mode: str) -> None:
-        if mode not in get_args(Mode):
-            raise unknown_name("mode of a squared-ReLU network", mode, get_args(Mode))
+        if mode not in MODES:
+            raise unknown_name("mode", mode, MODES)
         if mode == "sparse24" and self.sparsity is None:
-            raise UsageError("this network has no 2:4 configuration: make it with sparsity=Sparsity24().")
-        if mode == "gather":
-            weight = self.down.weight.data
-            self.down.weight.data = weight.t().contiguous().t()
-        self._mode = mode  # pyright: ignore (one of Mode, see above)
+            raise UsageError("mode 'sparse24' needs `sparsity=Sparsity24(...)`; without it: dense, gather.")
+        self._mode = mode
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        if self._mode == "sparse24":
-            return self._sparse24(x)
-        y1 = self.up(x)
-        if self.meter is not None:
-            measure(y1.detach(), self.meter)
-        hidden = F.relu(y1).square()
-        if self._mode == "gather" and not torch.is_grad_enabled():
-            bags = self._bags(hidden.flatten(0, -2))
-            if bags is not None:
-                return (bags if self.down.bias is None else bags + self.down.bias).view_as(x)
-        return self.down(hidden)
+        if self.watched is not None and self.training:
+            self._watch(x)
+        if self._mode == "sparse24" and self.sparsity is not None:
+            tokens = x.reshape(-1, x.shape[-1])
+            return sparse24_ffn(tokens, self.up.weight, self.down.weight, self.sparsity).view(x.shape)
+        y2 = F.relu(self.up(x)).square()
+        tokens = x.numel() // x.shape[-1]
+        # The rows that any of T tokens needs are about 1 - zeros^T of all; above one half the whole matrix is faster.
+        gathers = self._mode == "gather" and not torch.is_grad_enabled()
+        if gathers and (tokens == 1 or 1 - self.zeros**tokens < 0.5):
+            y = gather(y2.reshape(tokens, -1), self.down_rows()).view(x.shape)
+            return y if self.down.bias is None else y + self.down.bias
+        return self.down(y2)
 
-    def _sparse24(self, x: Tensor) -> Tensor:
-        assert self.sparsity is not None
-        rows, up, down = x.flatten(0, -2), self.up.weight, self.down.weight
-        if torch.is_autocast_enabled(x.device.type):
-            kind = torch.get_autocast_dtype(x.device.type)
-            rows, up, down = rows.to(kind), up.to(kind), down.to(kind)
-        return sparse24_ffn(rows, up, down, self.sparsity, self.meter).view_as(x)
+    def down_rows(self) -> Float[Tensor, "h d"]:
+        """`down` with one row per hidden unit, copied once and again after the weights have changed."""
+        weight = self.down.weight
+        if self._rows is None or self._rows[0] != weight._version or self._rows[1].dtype != weight.dtype:
+            self._rows = (weight._version, weight.detach().t().contiguous())
+        return self._rows[1]
 
-    def _bags(self, hidden: Float[Tensor, "t h"]) -> Float[Tensor, "t d"] | None:
-        """The product with `down` as bags of rows, or None where plain products are less work."""
-        tokens, width = hidden.shape
-        if tokens == 1:
-            active = hidden[0].nonzero()[:, 0]
-            share = 1 - len(active) / width
-            # Earlier tokens alone decide for later ones: which kernel runs must not depend on what is still to come.
-            self.zero_share = share if self.zero_share is None else 0.9 * self.zero_share + 0.1 * share
-            if share <= 0.5:
-                return None
-            return bag(self.down.weight.t(), active[None], hidden[0, active][None])
-        if self.zero_share is None or 1 - self.zero_share**tokens >= 0.5:
-            return None
-        # Token by token, so that the order of its sums, and with it every bit, is a token's own.
-        bags = []
-        for values in hidden:
-            active = values.nonzero()[:, 0]
-            bags.append(bag(self.down.weight.t(), active[None], values[active][None]))
-        return torch.cat(bags)
+    @torch.no_grad()
+    def _watch(self, x: Tensor) -> None:
+        assert self.watched is not None
+        fraction = self.sparsity.dense_fraction if self.sparsity else Sparsity24.dense_fraction
+        self.watched.append(dropped_mass(self.up(x).flatten(0, -2), fraction))
+
+
+def gather(y2: Float[Tensor, "t h"], rows: Float[Tensor, "h d"]) -> Float[Tensor, "t d"]:
+    """y2 rows, reading for each token only the rows whose weight is not zero. Token by token, so that the order of sums,
+    and with it every bit of a token's result, is its own."""
+    bags = []
+    for weight in y2:
+        index = weight.nonzero().t()
+        bags.append(bag(rows, index, weight[index]))
+    return torch.cat(bags)
+
+
+class ExpertFFN(nn.Module):
+    """A Squared-ReLU network per expert; every token goes to the `top_k` experts that its router likes best, weighted by
+    their softmax (Switch Transformer, arXiv 2101.03961). Token choice alone is causal: an expert that chooses its tokens
+    sees the future.
+
+    `balance` is the load-balancing loss of the last forward, E sum_e f_e p_e (equation 4): 1 where all are used alike.
+    """
+
+    def __init__(self, dim: int, hidden: int, experts: int, top_k: int = 1) -> None:
+        super().__init__()
+        if not 1 <= top_k <= experts:
+            raise UsageError(f"top_k = {top_k} of {experts} experts: allowed is 1 to {experts}.")
+        self.top_k = top_k
+        self.router = nn.Linear(dim, experts, bias=False)
+        self.experts = nn.ModuleList(SquaredReLUFFN(dim, hidden) for _ in range(experts))
+        self.balance: Tensor | None = None
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        tokens = x.reshape(-1, x.shape[-1])
+        chances = self.router(tokens).softmax(-1, dtype=torch.float32)
+        weight, chosen = chances.topk(self.top_k)  # (T, k)
+        y = torch.zeros_like(tokens)
+        for number, expert in enumerate(self.experts):
+            token, place = (chosen == number).nonzero(as_tuple=True)
+            y = y.index_add(0, token, (expert(tokens[token]) * weight[token, place, None]).to(y.dtype))
+        used = F.one_hot(chosen[:, 0], len(self.experts)).float().mean(0)
+        self.balance = len(self.experts) * (used * chances.mean(0)).sum()
+        return y.view(x.shape)
+
+    @property
+    def macs_per_token(self) -> int:
+        """The router and the experts that a token goes to."""
+        expert = sum(p.numel() for p in self.experts[0].parameters())
+        return self.router.weight.numel() + self.top_k * expert

@@ -130,10 +130,21 @@ class PagedCache:
         self.keys = torch.zeros(layers, heads, pages * page_size, head_dim, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
 
-    def step(self, tables: Sequence[PageTable], starts: Sequence[int], counts: Sequence[int]) -> PagedStep:
+    def step(
+        self,
+        tables: Sequence[PageTable],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        lows: Sequence[int] | None = None,
+        window: int | None = None,
+    ) -> PagedStep:
         """A view for one pass over counts[b] new rows of every request, behind its starts[b] first ones. The tables must
-        cover them. The model gets them as (B, N) when all counts are the same, or one after the other as (1, M)."""
-        return PagedStep(self, tables, starts, counts)
+        cover them. The model gets them as (B, N) when all counts are the same, or one after the other as (1, M).
+
+        For a sliding window, lows: rows before lows[b] are not read; window (without a tree mask): a row sees itself and
+        window - 1 rows before it.
+        """
+        return PagedStep(self, tables, starts, counts, lows, window)
 
     def keep(self, tables: Sequence[PageTable], starts: Sequence[int], rows: Sequence[Sequence[int]]) -> None:
         """Of the rows behind starts[b], moves rows[b] (counted from there) forward, in this order."""
@@ -165,17 +176,24 @@ class PagedStep:
     """The cache as a model sees it in one pass: `layers[i].attend`. `length` is the longest start."""
 
     def __init__(
-        self, cache: PagedCache, tables: Sequence[PageTable], starts: Sequence[int], counts: Sequence[int]
+        self,
+        cache: PagedCache,
+        tables: Sequence[PageTable],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        lows: Sequence[int] | None = None,
+        window: int | None = None,
     ) -> None:
         assert all(s + n <= t.capacity for t, s, n in zip(tables, starts, counts, strict=True)), "pages are missing"
         device = cache.keys.device
         self.length = max(starts)
         self.counts = list(counts)
         self.ends = [s + n for s, n in zip(starts, counts)]
+        self.lows, self.window = list(lows or [0] * len(self.counts)), window
         firsts = [table.first for table in tables]
         self.places = [
-            slice(first, first + end) if first is not None else table.slots(0, end).to(device)
-            for table, first, end in zip(tables, firsts, self.ends)
+            slice(first + low, first + end) if first is not None else table.slots(low, end).to(device)
+            for table, first, low, end in zip(tables, firsts, self.lows, self.ends)
         ]
         if len(tables) == 1 and firsts[0] is not None:
             self.new: slice | Tensor = slice(firsts[0] + starts[0], firsts[0] + self.ends[0])
@@ -193,11 +211,13 @@ class PagedStep:
         return self._masks[1]
 
     def _mask(self, mask: Tensor | None, b: int, repeat: int, dtype: torch.dtype) -> Tensor | None:
-        rows, keys = self.counts[b], self.ends[b]
+        rows, keys = self.counts[b], self.ends[b] - self.lows[b]
         if mask is None and rows == 1:
             return None
         if mask is None:
             seen = causal_mask(rows, keys, self.layers[0].keys.device)
+            if self.window is not None:
+                seen = seen.triu(keys - rows - self.window + 1)
         else:
             seen = tail_mask(mask if mask.ndim == 2 else mask[b].flatten(0, -3)[0], keys)
         return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf).tile(repeat, 1)

@@ -1,20 +1,20 @@
-"""2:4 activation sparsity for squared-ReLU networks: which values stay, and the exact and approximate gradients of that.
+"""2:4 activation sparsity of Squared-ReLU networks (arXiv 2503.16672): in every 4 hidden units of a token 2 are kept.
 
-    y = sparse24_ffn(x, w_up, w_down, Sparsity24())        (T, d) -> (T, d), differentiable
+    y3 = sparse24_ffn(x, w_up, w_down, Sparsity24())                      (T, d), (h, d), (d, h) -> (T, d)
+    mask = select24(y1, dim=-1)                                           True for the 2 largest of every 4
+    drops = dropped_mass(y1)                                              what each grouping would lose
 
-    F1  Y1 = X W1'           dense
-    F2  Y3 = Y2 W2'          Y2 = relu(Y1)^2 keeps the 2 largest *raw* values of every 4 features of a token (mask M)
-    B1  dY2 = dY3 W2         dense
-    B3  dX = dY1 W1          dY1 = 2 dY2 relu(Y1) M, the mask of the forward again: exact
-    B2  dW2 = dY3' Y2        every 4 *tokens* of a feature keep 2, in a random order of the tokens (mask N); the few
-    B4  dW1 = dY1' X         features that fire most stay whole. B2 and B4 use the same N: approximate
+Which operand of each product is sparse follows from the contraction, because sparse matrix units group along it:
 
-Accelerating Transformer Inference and Training with 2:4 Activation Sparsity (arXiv 2503.16672). The groups run along the
-dimension that a product sums over, because that is where sparse matrix units take them. The forward mask never looks at
-another token, so the network stays causal; N touches gradients alone.
+    F2  y3 = y2 W2              along features of a token      mask M; y2 = relu(y1)^2 M
+    B3  dx = dy1 W1'            along features                 M again: dy1 = 2 dy2 relu(y1) M, so dx is exact
+    B2  dW2 = y2' dy3           along tokens of a feature      2 of every 4 tokens; the 5 % of features with most
+    B4  dW1' = dy1' x           along tokens                   positives stay dense. Both approximate the gradient.
 
-This file is the reference, in plain torch on any device: it masks and multiplies densely, which gives the right numbers
-and no speed. pack24.py writes the operands of sparse matrix units; `backends` says what can use them here.
+The forward mask never looks across tokens, so a later token cannot change an earlier one. Neighbouring tokens fire the
+same features, so tokens are shuffled by one fixed permutation for B2 and B4.
+
+These are the reference maths in torch alone: right everywhere and faster nowhere. Packing for sparse units: pack24.py.
 
     T tokens   d model width   h hidden width
 """
@@ -22,187 +22,177 @@ and no speed. pack24.py writes the operands of sparse matrix units; `backends` s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tenfold.errors import FieldError
-from tenfold.nn.native import Backend, triton_refused
 
-GROUP, KEPT = 4, 2
-FP8_LARGEST = 448.0  # of e4m3
-TINY = torch.finfo(torch.float32).tiny
-DENSE_MULTIPLE = 16  # the whole features are a product of their own, whose inner size units want in multiples of this
+E4M3_MAX = 448.0  # the largest number of float8_e4m3fn
+DENSE_MULTIPLE = 16  # the dense features come in this many, as matrix units want them
 
 
 @dataclass(frozen=True)
 class Sparsity24:
-    """When and how a squared-ReLU network is 2:4 sparse in training. `pattern` none is a network that never is."""
+    """When and how training is sparse. Lengths are steps (int) or shares of the run (float from 0.0 to 1.0)."""
 
-    pattern: Literal["none", "2:4"] = "2:4"
-    warmup_steps: int = 1000  # dense steps at the start
-    cooldown_steps: int = 0  # dense steps at the end
-    backward: bool = True  # the products of the weight gradients are sparse too
-    dense_fraction: float = 0.05  # share of features, those that fire most, kept whole in the weight gradients
-    permute_tokens: bool = True  # a random order of the tokens before they are grouped: neighbours fire alike
-    dtype: Literal["bf16", "fp8"] = "bf16"  # fp8: e4m3 operands of the second product, one scale a row
+    warmup_steps: int | float = 1000  # dense at the start, steps or share of the run
+    cooldown_steps: int | float = 0  # dense at the end, steps or share of the run
+    backward: bool = True  # sparse weight gradients too
+    dense_fraction: float = 0.05  # features with most positives, whose weight gradients stay dense
+    permute_tokens: bool = True  # shuffle tokens before they are grouped
+    dtype: Literal["bf16", "fp8"] = "bf16"  # fp8: e4m3 in the second forward product, one scale per row and column
     max_dropped: float = 0.05  # a layer that would lose a larger share of its activation mass stays dense
 
     def __post_init__(self) -> None:
         for name in ("warmup_steps", "cooldown_steps"):
-            if getattr(self, name) < 0:
-                raise FieldError(f"sparsity.{name}", getattr(self, name), "a whole number >= 0")
+            value = getattr(self, name)
+            if not (value >= 0 and (isinstance(value, int) or value <= 1)):
+                raise FieldError(f"sparsity.{name}", value, "steps (int >= 0) or a share of the run (0.0 to 1.0)")
         for name in ("dense_fraction", "max_dropped"):
             if not 0 <= getattr(self, name) <= 1:
-                raise FieldError(f"sparsity.{name}", getattr(self, name), "a share in [0, 1]")
+                raise FieldError(f"sparsity.{name}", getattr(self, name), "a share from 0 to 1")
+
+    def sparse_at(self, step: int, total: int) -> bool:
+        """Whether step `step` (0-based) of a run of `total` steps is a sparse one."""
+        first, last = _steps(self.warmup_steps, total), total - _steps(self.cooldown_steps, total)
+        return first <= step < last
 
 
-def select24(y: Float[Tensor, "..."], dim: int = -1) -> Bool[Tensor, "..."]:
-    """True at the 2 largest values of each group of 4 along `dim`. Of equal values the one with the lower index stays, and
-    NaN ranks above every number. A last group that is not full has as few of its values beaten by nothing."""
-    size = y.shape[dim]
-    moved = y.movedim(dim, -1)
-    if size % GROUP:
-        moved = torch.nn.functional.pad(moved, (0, -size % GROUP), value=-torch.inf)
-    values = moved.unflatten(-1, (-1, GROUP)).unbind(-1)
-    beaten = [torch.zeros(values[0].shape, dtype=torch.uint8, device=y.device) for _ in range(GROUP)]
-    for i in range(GROUP):
-        for j in range(i + 1, GROUP):
-            first = (values[i] >= values[j]) | values[i].isnan()
-            beaten[j] += first
-            beaten[i] += ~first
-    mask = (torch.stack(beaten, -1) < KEPT).flatten(-2)
-    return mask[..., :size].movedim(-1, dim)
+def _steps(value: int | float, total: int) -> int:
+    return value if isinstance(value, int) else round(value * total)
 
 
-def sparse24_ffn(
-    x: Float[Tensor, "t d"],
-    w_up: Float[Tensor, "h d"],
-    w_down: Float[Tensor, "d h"],
-    config: Sparsity24,
-    meter: Float[Tensor, "3"] | None = None,
-) -> Float[Tensor, "t d"]:
-    """relu(x w_up')^2 w_down' with 2:4 activations. The gradient of x is that of the masked forward exactly; those of the
-    weights are too unless `config.backward`. A NaN in the hidden values survives into the result. `meter`: see `measure`.
-    """
-    return _Sparse24.apply(x, w_up, w_down, config, meter)
+def select24(y: Float[Tensor, "*s"], dim: int = -1) -> Bool[Tensor, "*s"]:
+    """True for the 2 largest numbers of every 4 along `dim` (largest, not largest in magnitude). Of equal numbers the
+    lower index wins; NaN ranks above every number, so that it is seen and not dropped. A length that 4 does not divide
+    is filled up with -Inf."""
+    y = y.movedim(dim, -1)
+    size = y.shape[-1]
+    if size % 4:
+        y = F.pad(y, (0, -size % 4), value=float("-inf"))
+    part, nan = y.unflatten(-1, (-1, 4)).unbind(-1), y.isnan().unflatten(-1, (-1, 4)).unbind(-1)
+
+    def beats(i: int, j: int) -> Tensor:
+        """Whether a later number i wins over an earlier j."""
+        return ((part[i] > part[j]) & ~nan[j]) | (nan[i] & ~nan[j])
+
+    s10, s20, s30, s21, s31, s32 = (beats(i, j) for i, j in ((1, 0), (2, 0), (3, 0), (2, 1), (3, 1), (3, 2)))
+    kept = (
+        _two_of(~s10, ~s20, ~s30),
+        _two_of(s10, ~s21, ~s31),
+        _two_of(s20, s21, ~s32),
+        _two_of(s30, s31, s32),
+    )
+    return torch.stack(kept, -1).flatten(-2)[..., :size].movedim(-1, dim)
 
 
-def measure(y1: Float[Tensor, "*b h"], meter: Float[Tensor, "3"]) -> None:
-    """Adds to `meter` the share of zeros, the share of activation mass (the sum of relu(y1)^2) that the forward's
-    grouping loses, and 1. Nothing waits for the device."""
-    y2 = y1.float().relu().square()
-    lost = 1 - torch.where(select24(y1), y2, 0.0).sum() / y2.sum().clamp_min(TINY)
-    meter += torch.stack([(y2 == 0).float().mean(), lost, torch.ones_like(lost)])
+def _two_of(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return (a & b) | (c & (a | b))
 
 
-def whole_features(r: Float[Tensor, "t h"], share: float) -> Bool[Tensor, "h"]:
-    """The features with most positive values in this batch, `share` of them rounded up to a multiple of 16."""
-    h = r.shape[1]
-    count = min(-(-round(share * h) // DENSE_MULTIPLE) * DENSE_MULTIPLE, h)
-    order = (r > 0).sum(0).argsort(descending=True, stable=True)
-    return torch.zeros(h, dtype=torch.bool, device=r.device).index_fill(0, order[:count], True)
-
-
-def select_tokens(r: Float[Tensor, "t h"], config: Sparsity24) -> Bool[Tensor, "t h"]:
-    """Mask N of the weight gradients: 2 of every 4 tokens per feature, and everything of the whole features.
-
-    The tokens are taken in a fixed random order and the mask is put back into theirs, which is the same as permuting x
-    and undoing it on the result, without moving either.
-    """
-    if config.permute_tokens:
-        order, back = _permutation(len(r), r.device)
-        mask = select24(r[order], 0)[back]
-    else:
-        mask = select24(r, 0)
-    return mask | whole_features(r, config.dense_fraction)
-
-
-@lru_cache(maxsize=8)
-def _permutation(tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """One order for every number of tokens, drawn from its own seed, so that no step's random numbers depend on it."""
+@cache
+def token_order(tokens: int, device: torch.device) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
+    """The permutation of this many tokens and its inverse: the same in every layer, step and process."""
     order = torch.randperm(tokens, generator=torch.Generator().manual_seed(tokens))
     return order.to(device), order.argsort().to(device)
 
 
-def rounded_fp8(y: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:
-    """What e4m3 keeps of every row under a scale of its own (the largest magnitude over 448), in fp32."""
-    codes, scale = quantize_rows(y)
-    return codes.float() * scale
+def dense_features(active: Int[Tensor, " h"], fraction: float) -> Bool[Tensor, " h"]:
+    """The share of features with most positives (`active` counts them), rounded up to a multiple of 16. Of equal counts
+    the lower index wins."""
+    h = len(active)
+    wanted = -(-int(-(-fraction * h // 1)) // DENSE_MULTIPLE) * DENSE_MULTIPLE
+    mask = torch.zeros(h, dtype=torch.bool, device=active.device)
+    if wanted:
+        mask[active.argsort(descending=True, stable=True)[:wanted]] = True
+    return mask
 
 
-def quantize_rows(y: Float[Tensor, "r c"]) -> tuple[Tensor, Float[Tensor, "r 1"]]:
-    """(e4m3 codes, fp32 scale of each row): y is about codes * scale. A row of zeros has scale 0; one with NaN is NaN."""
-    wide = y.float()
-    scale = wide.abs().amax(1, keepdim=True) / FP8_LARGEST
-    return torch.where(scale == 0, 0.0, wide / scale).to(torch.float8_e4m3fn), scale
+def sparse24_ffn(
+    x: Float[Tensor, "t d"], w_up: Float[Tensor, "h d"], w_down: Float[Tensor, "d h"], state: Sparsity24
+) -> Float[Tensor, "t d"]:
+    """relu(x W_up')^2 W_down' with 2:4 hidden units and, with `state.backward`, 2:4 weight gradients."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        x, w_up, w_down = x.to(dtype), w_up.to(dtype), w_down.to(dtype)
+    with torch.autocast(kind, enabled=False):
+        if not (state.backward and state.permute_tokens and torch.is_grad_enabled()):
+            return _Sparse24.apply(x, w_up, w_down, state)
+        order, inverse = token_order(len(x), x.device)
+        return _Sparse24.apply(x[order], w_up, w_down, state)[inverse]
 
 
 class _Sparse24(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w_up: Tensor, w_down: Tensor, config: Sparsity24, meter: Tensor | None) -> Tensor:
-        y1 = x @ w_up.t()
-        if meter is not None:
-            measure(y1, meter)
-        # `where` and not a product: 0 times a dropped infinity would be NaN.
-        r = torch.where(select24(y1), y1, 0.0).relu()
-        ctx.config = config
+    def forward(ctx: Any, x: Tensor, w_up: Tensor, w_down: Tensor, state: Sparsity24) -> Tensor:
+        y1 = F.linear(x, w_up)
+        r = torch.where(select24(y1), y1.relu(), 0.0)  # relu(y1) M; its square is y2
+        ctx.state = state
         ctx.save_for_backward(x, w_up, w_down, r)
-        if config.dtype == "fp8":
-            return (rounded_fp8(r.square()) @ rounded_fp8(w_down).t()).to(x.dtype)
-        return r.square() @ w_down.t()
+        y2 = r.square()
+        return _fp8_linear(y2, w_down) if state.dtype == "fp8" else F.linear(y2, w_down)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, dy3: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         x, w_up, w_down, r = ctx.saved_tensors
-        # r is 0 wherever the mask is False, so it carries the mask into this product.
-        d_y1 = 2 * (grad @ w_down) * r
-        d_x = d_y1 @ w_up if ctx.needs_input_grad[0] else None
-        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-            return d_x, None, None, None, None
-        if ctx.config.backward:
-            mask = select_tokens(r, ctx.config)
-            r, d_y1 = torch.where(mask, r, 0.0), torch.where(mask, d_y1, 0.0)
-        return d_x, d_y1.t() @ x, grad.t() @ r.square(), None, None
+        dy1 = 2 * (dy3 @ w_down) * r
+        dx = dy1 @ w_up if ctx.needs_input_grad[0] else None
+        y2 = r.square()
+        if ctx.state.backward:
+            kept = token_mask(r, ctx.state.dense_fraction)
+            # A masked NaN or Inf stays one: the guard must see it (0 * NaN is NaN).
+            y2, dy1 = y2 * kept, dy1 * kept
+        return dx, dy1.t() @ x, dy3.t() @ y2, None
 
 
-def dropped_mass(y1: Float[Tensor, "t h"], config: Sparsity24) -> dict[str, float]:
-    """Shares of the activation mass (the sum of relu(y1)^2) that each grouping would lose, and the share of zeros.
-
-    features: the forward. neighbours, permuted, permuted + whole: the weight gradients with tokens as they stand, in
-    random order, and with the whole features besides.
-    """
-    y2 = y1.float().relu().square()
-    total = y2.sum().clamp_min(TINY)
-    kept = torch.where(select24(y1), y2, 0.0)
-
-    def lost(mask: Tensor) -> float:
-        return float(1 - torch.where(mask, kept, 0.0).sum() / kept.sum().clamp_min(TINY))
-
-    order, back = _permutation(len(y1), y1.device)
-    permuted = select24(kept[order], 0)[back]
-    return {
-        "zeros": float((y1 <= 0).float().mean()),
-        "features": float(1 - kept.sum() / total),
-        "neighbours": lost(select24(kept, 0)),
-        "permuted": lost(permuted),
-        "permuted + whole": lost(permuted | whole_features(kept, config.dense_fraction)),
-    }
+def token_mask(r: Float[Tensor, "t h"], dense_fraction: float) -> Bool[Tensor, "t h"]:
+    """What B2 and B4 keep of the activations: 2 of every 4 tokens of a feature, and all of the dense features."""
+    return select24(r, 0) | dense_features((r > 0).sum(0), dense_fraction)
 
 
-def backends() -> list[Backend]:
-    """What can compute 2:4 products here, and why not: the reference, the fused packing kernel, the vendor's products."""
-    pack = triton_refused()
-    if pack:
-        vendor = pack if "CUDA" in pack else ""
-    else:
-        major = torch.cuda.get_device_capability()[0]
-        vendor = "" if major >= 8 else f"compute capability {major}: sparse matrix units begin with 8.0"
-    if not vendor and not torch.backends.cusparselt.is_available():
-        vendor = "this torch was built without cuSPARSELt"
-    return [Backend("torch", True), Backend("triton pack", not pack, pack), Backend("cusparselt", not vendor, vendor)]
+def _fp8_linear(y2: Tensor, w_down: Tensor) -> Tensor:
+    """e4m3 operands with one scale per row of y2 and per output column of w_down, sums in fp32."""
+    y, y_scale = quantize_rows(y2)
+    w, w_scale = quantize_rows(w_down)
+    return (F.linear(y.float(), w.float()) * y_scale * w_scale.t()).to(y2.dtype)
+
+
+def quantize_rows(values: Float[Tensor, "n m"]) -> tuple[Tensor, Float[Tensor, "n 1"]]:
+    """e4m3 numbers and the scale of every row, absmax / 448 (1 for a row of zeros)."""
+    values = values.float()
+    scale = values.abs().amax(-1, keepdim=True) / E4M3_MAX
+    scale = torch.where(scale == 0, 1.0, scale)
+    return (values / scale).to(torch.float8_e4m3fn), scale
+
+
+class Dropped(NamedTuple):
+    """Share of zeros, and of the mass of relu(y1)^2 that is lost by 2:4 along features; along tokens as they come, after
+    the permutation, and with the dense features left out as well."""
+
+    zeros: Tensor
+    features: Tensor
+    tokens: Tensor
+    permuted: Tensor
+    split: Tensor
+
+
+def dropped_mass(y1: Float[Tensor, "t h"], dense_fraction: float = 0.05) -> Dropped:
+    """Of the hidden units before the activation of T tokens in their order. Scalars on the tensor's device."""
+    y1 = y1.detach().float()
+    r = y1.relu()
+    y2 = r.square()
+    total = y2.sum().clamp_min(1e-30)
+    order, _ = token_order(len(y1), y1.device)
+    shuffled = y2[order]
+    along = select24(shuffled, 0)
+    dense = dense_features((r > 0).sum(0), dense_fraction)
+    losses = (y2 * ~select24(y1), y2 * ~select24(y2, 0), shuffled * ~along, shuffled * ~(along | dense))
+    return Dropped((y1 <= 0).float().mean(), *(lost.sum() / total for lost in losses))

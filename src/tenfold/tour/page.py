@@ -5,6 +5,7 @@ A section of a system that exists shows its pictures, numbers and the next comma
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from html import escape
 
@@ -35,3 +36,8 @@ def section(system: System, panel: Report | None) -> str:
         body = "<p>Not part of this tour's run.</p>"
     commands = "".join(f"<pre>$ {escape(command)}</pre>" for command in system.commands)
     return f'<section data-system="{system.number}" data-state="{system.state}">{head}{body}{commands}</section>'
+
+
+def say(text: str) -> None:
+    """One line of progress to standard error."""
+    print("tour:", text, file=sys.stderr, flush=True)

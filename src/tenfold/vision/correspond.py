@@ -167,6 +167,12 @@ def discover(patch_tokens: Float[Tensor, "h w d"], seeds: int = 100) -> Bool[Ten
     return _connected(mask, seed)
 
 
+def object_mask(cells: Float[Tensor, "h w d"], height: int, width: int) -> Bool[Tensor, "height width"]:
+    """`discover` at the size of the image."""
+    inside = discover(cells)[None, None].float()
+    return F.interpolate(inside, size=(height, width), mode="nearest")[0, 0] > 0.5
+
+
 def _connected(mask: Tensor, seed: int) -> Tensor:
     """The part of the mask that four-neighbour steps reach from the seed."""
     reached = torch.zeros_like(mask)

@@ -22,9 +22,10 @@ from tenfold.vision.vit import VisionOutput
 
 LABELLED = "labelled images, as parquet (columns image, label), tar, or a folder with one subfolder per class"
 HOLDS = {
-    **dict.fromkeys(("knn", "linear", "attentive", "retrieval"), LABELLED),
+    **dict.fromkeys(("knn", "linear", "attentive", "retrieval", "zeroshot"), LABELLED),
     "segmentation": "images with masks, as parquet (columns image, mask: PNG of class ids) or a folder of images/ and masks/",
     "depth": "images with depth, as parquet (columns image, depth: .npy in metres) or a folder of images/ and depths/",
+    "discovery": "images with masks, 0 for background, as parquet (columns image, mask) or a folder of images/ and masks/",
     "tracking": "the frames of a clip in order, each with its mask: parquet (columns name, image, mask) or a folder",
 }
 KS = (10, 20, 100, 200)
@@ -43,6 +44,8 @@ class Options(Protocol):
     stride: int | None
     frames: int
     epochs: int | None
+    backbone: Path | None
+    descriptions: Path | None
 
 
 def needed(options: Options, task: str, names: Sequence[str] = ("train", "val")) -> list[Path]:
@@ -80,7 +83,7 @@ def attentive(options: Options) -> dict[str, Any]:
     train, val = needed(options, "attentive")
     networks, parts, labels = _open(options, train, val)
     rows: dict[str, Any] = {"train images": len(labels[0]), "val images": len(labels[1])}
-    sets = {name: [_embed(network, part, _tokens) for part in parts] for name, network in networks.items()}
+    sets = {name: [embed(network, part, _tokens) for part in parts] for name, network in networks.items()}
     sets["raw pixels"] = [_squares(part) for part in parts]
     for name, (bank, queries) in sets.items():
         rows[f"attentive, {name}"] = attentive_probe(bank, labels[0], queries, labels[1], options.epochs or 20)[
@@ -102,7 +105,7 @@ def retrieval(options: Options) -> dict[str, Any]:
 
 def _features(options: Options, task: str, summary: Summary) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Tensor]]:
     networks, parts, labels = _open(options, *needed(options, task))
-    sets = {name: (_embed(n, parts[0], summary), _embed(n, parts[1], summary)) for name, n in networks.items()}
+    sets = {name: (embed(n, parts[0], summary), embed(n, parts[1], summary)) for name, n in networks.items()}
     pixels = [pixel_features(torch.from_numpy(part.thumbnails)) for part in parts]
     return {**sets, "raw pixels": (pixels[0], pixels[1])}, labels
 
@@ -147,7 +150,7 @@ def _squares(part: InMemory, side: int = 8) -> Tensor:
 
 
 @torch.inference_mode()
-def _embed(model: Backbone, images: InMemory, summary: Summary, batch: int = 32) -> Tensor:
+def embed(model: Backbone, images: InMemory, summary: Summary, batch: int = 32) -> Tensor:
     rows = []
     for chunk in torch.from_numpy(images.images).split(batch):
         rows.append(summary(model, model(normalize(chunk, model.config))).float())

@@ -1,4 +1,4 @@
-"""`tenfold eval segmentation | depth | tracking | matching`: frozen patch features beside floors that need no network.
+"""`tenfold eval segmentation | depth | discovery | tracking | matching`: frozen patches beside floors without a network.
 
 Every function takes the command line's options and returns rows of {what: number}; the row of the weights comes first, then
 the same network untrained, then what pixels, positions and motion give.
@@ -15,9 +15,10 @@ from tenfold.data.progress import track
 from tenfold.errors import UsageError
 from tenfold.vision.backbone import Backbone, build_backbone
 from tenfold.vision.commands import model_of
-from tenfold.vision.correspond import dense_features, raw_patches
+from tenfold.vision.correspond import dense_features, object_mask, raw_patches
 from tenfold.vision.dense import EPOCHS, depth_probe, segmentation_probe
 from tenfold.vision.dense_floors import depth_floors, segmentation_floors
+from tenfold.vision.discovery import blind_guesses, discovery_score
 from tenfold.vision.evaluate import Options, needed
 from tenfold.vision.frames import Frames, matching, open_frames
 from tenfold.vision.stereo import constant_disparity, matching_scores, sample_pair
@@ -56,6 +57,34 @@ def depth(options: Options) -> dict[str, Any]:
         rows |= {f"RMSE m, {name}": score.rmse, f"|error| / depth, {name}": score.relative}
         rows[f"within 1.25, {name}"] = score.within
     return rows | {f"RMSE m, {name}": value for name, value in depth_floors(train, val, epochs).items()}
+
+
+def discovery(options: Options) -> dict[str, Any]:
+    """CorLoc and mask IoU, per cent, of the one object that features find in each image without labels."""
+    (val,) = needed(options, "discovery", ("val",))
+    frames = open_frames(val, "mask", options.limit)
+    sizes = [(image.shape[0], image.shape[1]) for image in frames.images]
+    sources = {
+        **{
+            name: lambda image, n=network: dense_features(n, image, options.stride, CROP)
+            for name, network in networks(options).items()
+        },
+        "raw 16 px patches": lambda image: raw_patches(image, 16, 16),
+    }
+    found = {
+        name: [
+            object_mask(embed(image), *size)
+            for image, size in zip(track(frames.images, f"features, {name}", len(frames)), sizes)
+        ]
+        for name, embed in sources.items()
+    }
+    for name in blind_guesses(1, 1):
+        found[name] = [blind_guesses(*size)[name] for size in sizes]
+    rows: dict[str, Any] = {"val images": len(frames)}
+    for name, masks in found.items():
+        score = discovery_score(masks, frames)
+        rows |= {f"CorLoc, {name}": score.corloc, f"mask IoU, {name}": score.miou}
+    return rows
 
 
 def tracking(options: Options) -> dict[str, Any]:
@@ -106,10 +135,14 @@ def match_stereo(options: Options) -> dict[str, Any]:
 def networks(options: Options) -> dict[str, Backbone]:
     """The weights, and the same network with its initial ones."""
     model = model_of(options.weights)
+    return {"these weights": model.for_inference(), "untrained": initial(model.config).for_inference()}
+
+
+def initial(config: Any) -> Backbone:
+    """The network with its initial weights, always the same ones: the floor of every score."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        untrained = build_backbone(model.config)
-    return {"these weights": model.for_inference(), "untrained": untrained.for_inference()}
+        return build_backbone(config)
 
 
 def features(model: Backbone, frames: Frames, options: Options, name: str) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""`tenfold vision pca | match | track | segment`: what frozen features see, as PNG pictures and numbers.
+"""`tenfold vision pca | match | track | segment | zeroshot`: what frozen features see, as PNG pictures and numbers.
 
 Each verb is a dataclass and a function, as in commands.py; pictures are written aside and renamed, and the numbers go to
 standard output.
@@ -17,8 +17,6 @@ import tyro
 from tenfold.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tenfold.vision.backbone import Backbone
     from tenfold.vision.frames import Frames
 
@@ -185,7 +183,7 @@ class Segment:
 def segment(options: Segment) -> int:
     from tenfold.data.progress import track as counted
     from tenfold.vision.commands import model_of
-    from tenfold.vision.correspond import dense_features
+    from tenfold.vision.correspond import dense_features, object_mask
     from tenfold.vision.dense import segment as segment_cells
     from tenfold.vision.drawing import overlay, side_by_side, write_png
     from tenfold.vision.frames import open_frames
@@ -203,7 +201,7 @@ def segment(options: Segment) -> int:
         image = open_image(file, options.size, model.config.patch_size)
         cells = dense_features(model, image)
         if head is None:
-            mask = _object_mask(cells, *image.shape[:2])
+            mask = (~object_mask(cells, *image.shape[:2])).long()  # 1 is no class here, and stays untinted
         else:
             mask = segment_cells(head, cells, *image.shape[:2])
         write_png(
@@ -214,6 +212,65 @@ def segment(options: Segment) -> int:
     return _say(options.json, {"pictures": str(options.out), "share of pixels": shares})
 
 
+@dataclass(frozen=True)
+class Zeroshot:
+    """Which of your words fits each photograph, by the nearest sentence; with --out also where, as tinted patches.
+
+    $ tenfold vision zeroshot runs/dinov3-text photos/ --classes church parachute "golf ball"
+    $ tenfold vision zeroshot dinotxt.pth photos/ --backbone dinov3_vitl16.pth --classes cat dog --out where/
+
+    The weights are a run of `tenfold train dinov3-text`, or a dino.txt file with its backbone. Words that the training
+    never saw are answered as well, and often wrongly: see docs/vision.md.
+    """
+
+    weights: tyro.conf.Positional[Path]  # text-aligned weights or run folder
+    images: tyro.conf.Positional[tuple[Path, ...]]  # image files, or folders of them
+    classes: tuple[str, ...]  # the words to choose from, two or more
+    backbone: Path | None = None  # the backbone of a dino.txt file, which comes without
+    out: Path | None = None  # folder for one PNG per image: the photograph, and the class of each patch over it
+    size: int | None = None  # shorter side in pixels (default: as it is)
+    json: bool = False  # print the numbers as JSON
+
+
+def zeroshot(options: Zeroshot) -> int:
+    import torch
+
+    from tenfold.data.progress import track as counted
+    from tenfold.vision.captions import templates
+    from tenfold.vision.drawing import overlay, side_by_side, write_png
+    from tenfold.vision.evaluate_text import aligned_of
+    from tenfold.vision.images import find_images, open_image, resize
+    from tenfold.vision.zeroshot import class_vectors, image_vectors, segment_by_text
+
+    if len(set(options.classes)) < 2:
+        raise UsageError(f"--classes {' '.join(options.classes)}: give two or more different words.")
+    files = find_images(options.images)
+    if not files:
+        raise DataError(f"no images in {', '.join(map(str, options.images))}.")
+    model = aligned_of(options.weights, options.backbone)
+    assert model.backbone is not None
+    config, names = model.backbone.config, options.classes
+    images = [open_image(file, options.size, config.patch_size) for file in files]  # before any picture is written
+    classes = class_vectors(model, names, templates("all"))
+    scale = float(model.logit_scale.detach().exp())
+    found: dict[str, dict[str, float]] = {}
+    for number, (file, image) in counted(enumerate(zip(files, images)), "reading", len(files)):
+        square = resize(image, config.image_size, config.image_size)
+        shares = (scale * image_vectors(model, square[None].numpy()) @ classes.T).softmax(1)[0]
+        order = shares.argsort(descending=True)
+        found[str(file)] = {names[i]: round(float(shares[i]), 4) for i in order.tolist()}
+        if options.out:
+            with torch.inference_mode():
+                where = segment_by_text(model, image, classes)
+            picture = side_by_side([image, overlay(image, where, len(names))])
+            write_png(options.out / f"{number:04d}-{file.stem}.png", picture)
+    if options.json:
+        return _say(True, {"pictures": str(options.out) if options.out else None, "images": found})
+    for file, shares in found.items():
+        print(f"{file}  " + "  ".join(f"{name} {share:.2f}" for name, share in list(shares.items())[:3]))
+    return 0
+
+
 def _probe(model: Backbone, frames: Frames, epochs: int) -> Any:
     from tenfold.data.progress import track as counted
     from tenfold.vision.correspond import dense_features
@@ -222,16 +279,6 @@ def _probe(model: Backbone, frames: Frames, epochs: int) -> Any:
     images = counted(frames.images, "features of the training images", len(frames))
     cells = [dense_features(model, image).half() for image in images]
     return segmentation_head(cells, frames.masks, len(frames.classes), frames.ignored, epochs)
-
-
-def _object_mask(cells: Tensor, height: int, width: int) -> Tensor:
-    """(height, width): 0 where the object is, 1 elsewhere (which is no class, and stays untinted)."""
-    import torch.nn.functional as F
-
-    from tenfold.vision.correspond import discover
-
-    inside = discover(cells)[None, None].float()
-    return (F.interpolate(inside, size=(height, width), mode="nearest")[0, 0] < 0.5).long()
 
 
 def _say(as_json: bool, numbers: Mapping[str, Any]) -> int:

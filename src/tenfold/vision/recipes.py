@@ -17,6 +17,7 @@ from tenfold.vision.crops import MultiCropConfig
 from tenfold.vision.distill import DistillRecipe
 from tenfold.vision.heads import HeadConfig
 from tenfold.vision.pretrain import GramConfig, ObjectiveConfig, PretrainRecipe
+from tenfold.vision.text_align import TextAlignRecipe
 from tenfold.vision.vit import VIT_CONFIGS, VitConfig
 
 
@@ -219,6 +220,22 @@ def dinov3_imagenette() -> PretrainRecipe:
             momentum=Schedule("cosine", peak=0.992, final=1.0),
             teacher_temperature=Schedule("constant", peak=0.07, start=0.04, warmup=0.3),
             freeze_prototypes=0.01,
+        ),
+    )
+
+
+def dinov3_text() -> TextAlignRecipe:
+    """dino.txt's numbers: a head of two blocks over a frozen backbone, 50,000 steps. With `--text-tower clip` the published
+    text tower is trained from nothing, which takes very many pairs; the default keeps a trained sentence encoder."""
+    return TextAlignRecipe(
+        trainer=TrainerConfig(
+            steps=50_000, precision="auto", checkpoint_every=2500, validate_every=5000, log_every=20, workers=8
+        ),
+        optim=OptimConfig(
+            lr=7e-4,
+            weight_decay=1e-4,
+            betas=(0.9, 0.99),
+            schedule=Schedule(kind="cosine", warmup=2000 / 50_000, final=0.0),
         ),
     )
 

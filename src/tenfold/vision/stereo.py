@@ -102,11 +102,15 @@ def pck(
     return {pixels: 100 * (error <= pixels).double().mean().item() for pixels in within}
 
 
-def matching_scores(pair: StereoPair, features: Features, stride: int) -> dict[str, dict[int, float]]:
-    """PCK of every view: {"plain": {8: ..., 16: ...}, ...}."""
+def matching_scores(
+    pair: StereoPair, features: Features, stride: int, only: tuple[str, ...] = ()
+) -> dict[str, dict[int, float]]:
+    """PCK of every view, or of those named in `only`: {"plain": {8: ..., 16: ...}, ...}."""
     cells = features(pair.left)
     scores = {}
     for name, view in views(pair.right).items():
+        if only and name not in only:
+            continue
         seen = features(view.image)
         index, _ = nearest(cells, seen)
         scores[name] = pck(index, seen.shape[1], pair, view, stride)

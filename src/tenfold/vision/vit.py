@@ -29,7 +29,7 @@ from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.embed import ConvStem, PatchEmbed, resize_positions
 from tenfold.nn.ffn import GeluFFN, SwiGLUFFN
-from tenfold.nn.inference import PackedBlock
+from tenfold.nn.inference import HalfBlock, PackedBlock
 from tenfold.nn.linear import Workspace, bf16_refusal
 from tenfold.nn.rope import AxialRope, Rotation
 
@@ -220,6 +220,8 @@ class VisionTransformer(nn.Module):
         if self.cls_token.device.type == "cpu" and (dtype == torch.float32 or bf16_refusal()):
             model, workspace = model.float(), Workspace()
             model.blocks = nn.ModuleList(PackedBlock(block, workspace) for block in model.blocks)  # type: ignore[arg-type]
+        elif self.cls_token.device.type == "cpu":
+            model.blocks = nn.ModuleList(HalfBlock(block) for block in self.blocks)  # type: ignore[arg-type]
         return model
 
     def forward_crops(

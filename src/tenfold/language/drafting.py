@@ -1,0 +1,176 @@
+"""An EAGLE drafter at work: rows kept in pages, trees drafted level by level for all requests at once.
+
+    drafter = TreeDrafter(network, target)              a `Drafter` (language/draft.py), which the engine calls
+    drafter.extend(states, counts, tokens, features)    new rows from the target's true features
+    draft = drafter.draft(states, tree, "A", temperatures, uniforms)
+
+A level is one pass of the network over its inner nodes, for all requests: what a node sees of its own branch is the tree's
+mask, and the rows written while drafting lie behind the text's and are overwritten by the next `extend`. Nodes differ only
+in index tensors that the tree made once, so no Python runs per node.
+
+How siblings are chosen, which verification must know (language/verify.py):
+    A  the most likely tokens (point masses)    B  drawn independently from q    C  drawn without replacement (Gumbel
+    top-k: the largest log q + G with G standard Gumbel; arXiv 1903.06059), in the order of their keys
+
+    B requests   m inner nodes of a level   n nodes   P inner nodes   M new rows together   W draft vocabulary   H width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tenfold.language.draft import Draft, DraftState, Features, Rule, Uniforms
+from tenfold.language.drafter import Eagle1Drafter, EagleDrafter, default_aux_layers
+from tenfold.language.llama import Llama, check_aux_layers
+from tenfold.language.tree import Level, Tree
+from tenfold.nn.pages import PagedCache
+
+Kind = Literal["A", "B", "C"]
+
+
+class TreeDrafter:
+    """A network and its target's embedding. See the module's docstring."""
+
+    features: Features
+    aux_layers: tuple[int, ...]
+
+    def __init__(self, network: EagleDrafter, target: Llama) -> None:
+        self.network, self.target = network.eval().requires_grad_(False), target
+        if isinstance(network, Eagle1Drafter):
+            network.bind(target)
+            self.features, self.aux_layers = "hidden", ()
+        else:
+            self.features = "aux"
+            self.aux_layers = network.config.aux_layers or default_aux_layers(target.config.depth)
+            check_aux_layers(self.aux_layers, target.config.depth)
+        weight = network.get_submodule("fc").weight
+        assert isinstance(weight, Tensor)
+        self.dtype, self.device = weight.dtype, weight.device
+        self.embedding = target.embedding if network.embedding is None else network.embedding
+        self.cache: PagedCache | None = None
+
+    def open(self, pages: int, page_size: int) -> PagedCache:
+        c = self.network.config
+        self.cache = PagedCache(c.layers, c.kv_heads, c.width, pages, page_size, self.dtype, self.device)
+        return self.cache
+
+    @torch.no_grad()
+    def extend(
+        self,
+        states: Sequence[DraftState],
+        counts: Sequence[int],
+        tokens: Int[Tensor, " M"],
+        features: Float[Tensor, "M F"] | None,
+    ) -> None:
+        assert self.cache is not None
+        assert features is not None
+        starts = [state.rows for state in states]
+        window = self.network.config.sliding_window
+        lows = None if window is None else [max(0, start - window + 1) for start in starts]
+        step = self.cache.step([state.table for state in states], starts, counts, lows, window)
+        positions = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, counts)])
+        fused = self.network.fuse(features.to(self.dtype))
+        state = self.network.advance(self._embed(tokens)[None], fused[None], positions.to(self.device)[None], step)
+        last = torch.tensor(counts, device=self.device).cumsum(0) - 1
+        state = state[0, last]
+        logits, feed = self.network.logits(state), self.network.feed(state)
+        for b, request in enumerate(states):
+            request.carry = (feed[b], logits[b])
+            request.rows += counts[b]
+
+    @torch.no_grad()
+    def draft(
+        self,
+        states: Sequence[DraftState],
+        tree: Tree,
+        rule: Rule,
+        temperatures: Float[Tensor, " B"],
+        uniforms: Uniforms,
+    ) -> Draft:
+        hidden = torch.stack([state.carry[0] for state in states])[:, None]
+        logits = torch.stack([state.carry[1] for state in states])[:, None].float()
+        sampled = rule != "A" and bool((temperatures > 0).any())
+        tokens = torch.full((len(states), tree.nodes), -1, device=self.device)
+        laws = []
+        for level, following in zip(tree.levels, [*tree.levels[1:], None]):
+            law = self._law(logits, temperatures) if sampled else None
+            ranked = self._choose(level, logits, law, rule, temperatures, uniforms)
+            chosen = ranked[:, level.owner, level.rank]
+            chosen = torch.where(chosen < 0, chosen, self.network.target_ids(chosen.clamp_min(0)))
+            if level.depth > 0:  # nothing stands behind a node that stayed empty
+                parents = tokens[:, level.inner - 1][:, level.owner]
+                chosen = torch.where(parents < 0, parents, chosen)
+            tokens[:, level.children - 1] = chosen
+            if law is not None:
+                laws.append(law)
+            if following is not None:
+                hidden, logits = self._expand(states, level, following, hidden, tokens)
+        if not sampled:
+            return Draft(tokens)
+        q = torch.cat(laws, dim=1)
+        point = None
+        if bool((temperatures == 0).any()):
+            point = (temperatures == 0)[:, None].expand(-1, tree.nodes)
+        return Draft(tokens, q, self.network.ids if self.network.config.reduced else None, point)
+
+    def _expand(
+        self, states: Sequence[DraftState], level: Level, following: Level, hidden: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Runs the inner nodes of the next level: row k of the drafter behind a text of L tokens is at L - 2 + k."""
+        assert self.cache is not None
+        window, depth, fresh = self.network.config.sliding_window, following.depth, len(following.inner)
+        before = following.mask.shape[1] - fresh  # rows of the levels between
+        rows = [state.rows for state in states]
+        lows = None if window is None else [max(0, r + depth - window) for r in rows]
+        starts, tables = [r + before for r in rows], [state.table for state in states]
+        step = self.cache.step(tables, starts, [fresh] * len(states), lows)
+        parents = following.parents_inner_rows - level.inner_rows[0]
+        positions = torch.tensor(rows, device=self.device)[:, None] + (depth - 1)
+        embeds = self._embed(tokens[:, following.inner - 1].clamp_min(0))
+        state = self.network.advance(
+            embeds, hidden[:, parents], positions.expand(-1, fresh), step, following.mask.to(self.device)
+        )
+        return self.network.feed(state), self.network.logits(state).float()
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return self.embedding(tokens.to(self.device)).to(self.dtype)
+
+    def _law(self, logits: Float[Tensor, "B m W"], temperatures: Float[Tensor, " B"]) -> Float[Tensor, "B m W"]:
+        """q of every inner node: the drafter's own temperature is the request's."""
+        heat = temperatures.to(self.device).where(temperatures.to(self.device) > 0, 1.0)
+        return (logits / heat[:, None, None]).softmax(-1)
+
+    def _choose(
+        self,
+        level: Level,
+        logits: Float[Tensor, "B m W"],
+        law: Float[Tensor, "B m W"] | None,
+        rule: Kind,
+        temperatures: Float[Tensor, " B"],
+        uniforms: Uniforms,
+    ) -> Int[Tensor, "B m R"]:
+        """Draft ids of every inner node's children by rank; -1 where q has no mass left."""
+        width = min(level.width, logits.shape[-1])
+        best = logits.topk(width, dim=-1).indices
+        if level.width > width:
+            best = torch.nn.functional.pad(best, (0, level.width - width), value=-1)
+        if law is None:
+            return best
+        numbers = level.inner.tolist()
+        if rule == "B":
+            draws = uniforms(numbers, level.width).to(self.device)
+            cumulative = law.cumsum(-1)
+            drawn = torch.searchsorted(cumulative, draws * cumulative[..., -1:]).clamp_max(law.shape[-1] - 1)
+        else:
+            noise = uniforms(numbers, law.shape[-1]).to(self.device)
+            keys, drawn = (law.log() - (-noise.log()).log()).topk(width, dim=-1)
+            drawn = torch.where(keys > -torch.inf, drawn, -1)
+            if level.width > width:
+                drawn = torch.nn.functional.pad(drawn, (0, level.width - width), value=-1)
+        greedy = (temperatures.to(self.device) == 0)[:, None, None]
+        return torch.where(greedy, best, drawn)

@@ -1,0 +1,232 @@
+"""Text out of a language model: `LLM` for programs, `LLMEngine` for servers. One engine stands behind both.
+
+    llm = LLM("smollm2-135m-instruct", drafter="ngram")
+    for r in llm.generate(["Once upon a time"], SamplingParams(temperature=0.7, max_tokens=64, seed=1)):
+        print(r.text, r.finish_reason, r.stats.tokens_per_call)
+    llm.chat([{"role": "user", "content": "Why is the sky blue?"}])
+
+    engine = llm.engine
+    engine.add_request("a", ids, SamplingParams()); engine.step() -> [Delta, ...]; engine.abort("a")
+
+With a drafter the text is exactly what the target alone would write (greedy: the same tokens; sampling: the same law), in
+fewer passes. Continuous batching: arXiv 2309.06180; speculative decoding: language/verify.py.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tenfold.errors import UsageError, nearest
+from tenfold.language.draft import Drafter
+from tenfold.language.llama import Llama
+from tenfold.language.prefix import PrefixCache
+from tenfold.language.prepare import FormatChoice, open_target, weight_bytes
+from tenfold.language.request import Delta, FinishReason, Logprob, Request, Stats
+from tenfold.language.runner import Runner
+from tenfold.language.sampling import SamplingParams
+from tenfold.language.scheduler import Scheduler
+from tenfold.language.speculation import Speculation, choose_drafter
+from tenfold.language.tokenizer import Tokenizer, load_tokenizer
+from tenfold.nn.linear import bf16_refusal
+
+SAMPLES = {"smollm2-135m-instruct": ("smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole answer."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stats: Stats
+    logprobs: list[Logprob]
+
+
+class LLMEngine:
+    """Requests in, deltas out; any number at once. Not thread-safe: one thread calls it.
+
+    cache_tokens: room for keys and values, of all requests together. prefix_tokens: of prompts seen before.
+    """
+
+    def __init__(
+        self,
+        model: Llama,
+        tokenizer: Tokenizer | None = None,
+        drafter: Drafter | None = None,
+        speculation: Speculation | None = None,
+        max_batch: int = 8,
+        chunk: int = 512,
+        cache_tokens: int = 16384,
+        prefix_tokens: int = 2048,
+        page_size: int = 16,
+    ) -> None:
+        self.tokenizer, self.context = tokenizer, model.config.context
+        self.speculation = speculation or Speculation()
+        self.runner = Runner(model, drafter, max(1, cache_tokens // page_size), page_size)
+        self.scheduler = Scheduler(self.runner, PrefixCache(self.runner, prefix_tokens), max_batch, chunk)
+        self._names: set[str] = set()
+
+    def add_request(self, name: str, prompt: Sequence[int], params: SamplingParams) -> None:
+        """Raises UsageError for a prompt that is empty, too long or not of this vocabulary, or a name in use."""
+        if name in self._names:
+            raise UsageError(f"request {name!r}: this name is in use.")
+        vocabulary = self.runner.model.config.vocabulary
+        if not prompt:
+            raise UsageError("the prompt is empty: at least one token is needed.")
+        wrong = next((t for t in prompt if not 0 <= t < vocabulary), None)
+        if wrong is not None:
+            raise UsageError(f"token {wrong} is not in the vocabulary of {vocabulary}.")
+        largest = self.speculation.largest(self.runner.drafter) + 1
+        room = min(self.context, self.runner.pages.count * self.runner.pages.size - largest)
+        if len(prompt) >= room:
+            raise UsageError(f"a prompt of {len(prompt)} tokens does not fit: at most {room - 1} can be taken here.")
+        params = replace(params, max_tokens=min(params.max_tokens, room - len(prompt)))
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        stops = self.tokenizer.stop_ids if self.tokenizer else frozenset()
+        request = Request(name, list(prompt), params, seed, self.tokenizer, stops)
+        if params.grammar is not None:
+            request.grammar = params.grammar.matcher()
+        self._names.add(name)
+        self.scheduler.add(request)
+
+    def abort(self, name: str) -> Delta | None:
+        """Ends a request; its pages are free at once. None when it is not here (any more)."""
+        request = self.scheduler.remove(name)
+        if request is None:
+            return None
+        self._names.discard(name)
+        request.finish_reason = "abort"
+        return request.end()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+    def step(self) -> list[Delta]:
+        """Admits, computes the next chunk of prompts, and decodes once whatever is ready."""
+        scheduler, runner = self.scheduler, self.runner
+        scheduler.admit()
+        parts = scheduler.prompts()
+        if parts:
+            runner.prefill(parts)
+            for request, _ in parts:
+                if request.ready:
+                    scheduler.prefixes.add(request)
+        ready = [r for r in scheduler.running if r.ready]
+        if not ready:
+            return []
+        sampled = any(r.params.temperature > 0 for r in ready)
+        tree, rule = self.speculation.plan(len(ready), sampled, runner.drafter)
+        ready = scheduler.decodable(tree.nodes)
+        if not ready:
+            return []
+        step = runner.decode(ready, tree, rule)
+        deltas, alive = [], []
+        for b, request in enumerate(ready):
+            deltas.append(request.take(step.emitted[b], step.logprobs[b]))
+            if request.finish_reason is None:
+                alive.append(b)
+        runner.commit(step, alive)
+        for request in ready:
+            if request.finish_reason is not None:
+                scheduler.remove(request.id)
+                self._names.discard(request.id)
+        return deltas
+
+
+class LLM:
+    """A model by name, file or folder, ready to write.
+
+    model: "smollm2-135m-instruct" (a sample, fetched once), a GGUF file, or a Hugging Face or own folder.
+    drafter: "auto" (the one that belongs to this target, else "ngram"), a path, "ngram" (looks up the text itself), or None.
+    weights: number format, see nn/formats.py. `notes` says what was chosen and why.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "smollm2-135m-instruct",
+        drafter: str | Path | None = "auto",
+        speculation: Speculation | None = None,
+        weights: FormatChoice = "auto",
+        max_batch: int = 8,
+        cache_tokens: int = 16384,
+    ) -> None:
+        path = locate(model)
+        target = open_target(path, weights)
+        self.model, self.format = target.model, target.form
+        self.tokenizer = load_tokenizer(path)
+        self.weight_bytes = weight_bytes(self.model)
+        self.drafter, note = choose_drafter(drafter, target)
+        self.notes = [f"weights in {self.format} ({self.weight_bytes / 1e6:.0f} MB read per pass)", note]
+        if weights == "auto" and (reason := bf16_refusal()):
+            self.notes.append(reason)
+        self.engine = LLMEngine(
+            self.model, self.tokenizer, self.drafter, speculation, max_batch=max_batch, cache_tokens=cache_tokens
+        )
+
+    def generate(
+        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Result]:
+        """Answers in the order of the prompts, computed together. A prompt is a text or its ids."""
+        given = params if params is not None else SamplingParams()
+        each = list(given) if isinstance(given, Sequence) else [given] * len(prompts)
+        if len(each) != len(prompts):
+            raise UsageError(f"{len(each)} sampling parameters for {len(prompts)} prompts: give one, or one for each.")
+        ids = [self.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
+        names = [f"generate-{i}" for i in range(len(ids))]
+        parts: dict[str, list[Delta]] = {name: [] for name in names}
+        try:
+            for name, prompt, one in zip(names, ids, each):
+                self.engine.add_request(name, prompt, one)
+            while self.engine.busy:
+                for delta in self.engine.step():
+                    parts[delta.request_id].append(delta)
+        except BaseException:
+            for name in names:
+                self.engine.abort(name)
+            raise
+        return [_joined(parts[name]) for name in names]
+
+    def chat(self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None) -> Result:
+        """The assistant's next turn."""
+        return self.generate([self.tokenizer.chat(messages)], params)[0]
+
+    def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Delta]:
+        """One answer as it is written; leaving the loop early ends it."""
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        self.engine.add_request("stream", ids, params or SamplingParams())
+        try:
+            while self.engine.busy:
+                yield from self.engine.step()
+        finally:
+            self.engine.abort("stream")
+
+
+def locate(model: str | Path) -> Path:
+    """The path of a model given by name or path."""
+    path = Path(model)
+    if path.exists():
+        return path
+    if str(model) in SAMPLES:
+        from tenfold.data.samples import fetch
+
+        sample, file = SAMPLES[str(model)]
+        return fetch(sample) / file
+    guess = nearest(str(model), SAMPLES)
+    raise UsageError(
+        f"{model}: no such file or folder, and no known name.{f' Did you mean {guess!r}?' if guess else ''} "
+        f"Known names: {', '.join(SAMPLES)}."
+    )
+
+
+def _joined(deltas: list[Delta]) -> Result:
+    last = deltas[-1]
+    assert last.stats is not None
+    assert last.finish_reason is not None
+    ids = [token for delta in deltas for token in delta.token_ids]
+    logprobs = [entry for delta in deltas for entry in delta.logprobs]
+    return Result("".join(d.text for d in deltas), ids, last.finish_reason, last.stats, logprobs)

@@ -1,0 +1,77 @@
+"""`tenfold language sparsity`: zeros of every layer, and where 2:4 sparsity is safe."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from tenfold.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Zeros and dropped activation mass of every Squared-ReLU layer, on held-back text.
+
+    $ tenfold language sparsity runs/lm-relu2-24
+    $ tenfold language sparsity runs/lm-relu2-24 --text FILE
+
+    dropped: the share of relu(x)^2 that keeping 2 of 4 would lose, along the features of a token (the forward product) and
+    along tokens (weight gradients): as they come, shuffled, and with the fullest features dense. A layer is refused where
+    the first exceeds what the run allows; the decisions of training are shown beside.
+    """
+
+    run: tyro.conf.Positional[Path]  # a run folder, or a weights file of one
+    text: Path | None = None  # text to measure on; None is held-back documents of the standard library
+    tokens: int = 4096  # how many
+    json: bool = False  # print as JSON
+
+
+def sparsity(options: Sparsity) -> None:
+    import numpy as np
+    import torch
+
+    from tenfold.engine.report import table_markdown
+    from tenfold.language.language_model import LanguageModel, measure_layers
+    from tenfold.language.text import read_documents, split
+    from tenfold.language.text_eval import open_model
+
+    model: LanguageModel = open_model(options.run)
+    if model.config.activation != "relu2" or model.config.experts:
+        raise UsageError(f"{options.run}: 2:4 sparsity is for Squared-ReLU networks; this model has none (lm-relu2-*).")
+    documents = split(read_documents(None))[1] if options.text is None else read_documents(options.text)
+    length = model.config.context
+    rows = max(1, options.tokens // length)
+    tokens = model.vocabulary.join(documents)[: rows * length].astype(np.int64)
+    rows = len(tokens) // length
+    if rows == 0:
+        raise UsageError(
+            f"--text {options.text} has {len(tokens)} tokens; at least the context of {length} are needed."
+        )
+    found = measure_layers(model, torch.from_numpy(tokens[: rows * length]).view(rows, length))
+    decided = _decisions(options.run)
+    allowed = model.settings.sparsity.max_dropped
+    table = []
+    for name, shares in found.items():
+        safe = "yes" if shares["features"] <= allowed else f"no: {shares['features']:.3f} > {allowed}"
+        row: dict[str, Any] = {
+            "layer": name,
+            **{key: round(value, 4) for key, value in shares.items()},
+            "2:4 safe": safe,
+        }
+        if decided is not None:
+            row["in training"] = decided.get(name, "sparse")
+        table.append(row)
+    print(json.dumps(table, indent=2) if options.json else table_markdown(table))
+
+
+def _decisions(run: Path) -> dict[str, str] | None:
+    """Why layers of a run stayed dense, from its newest checkpoint; None for a run without 2:4 sparsity, or a mere file."""
+    from tenfold.engine.checkpoint import newest_state
+
+    state = newest_state(run) if run.is_dir() else None
+    sparsity = (state or {}).get("task", {}).get("sparsity")
+    return {name: f"dense: {why}" for name, why in sparsity["refused"].items()} if sparsity else None

@@ -1,0 +1,228 @@
+"""One step on the device: prompts in chunks, and drafts checked by the target in one pass for all requests.
+
+    runner.prefill([(request, 128), ...])              rows behind what each request has; no logits
+    step = runner.decode(requests, tree, rule)         draft, check, and what every request may emit
+    runner.commit(step, [0, 2])                        accepted rows move forward, the drafter gets the true features
+
+The last token of a text is not in the pages yet: it is the root that the next step checks with its tree.
+
+    B requests   N root and nodes   M rows of several requests   V vocabulary   F width of the drafter's features
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tenfold.language.draft import Draft, Drafter, DraftState, Rule
+from tenfold.language.llama import Llama, Output
+from tenfold.language.request import Logprob, Request
+from tenfold.language.sampling import ACCEPT, BONUS, DRAFT, Laws, allow, uniforms
+from tenfold.language.tree import Tree
+from tenfold.language.verify import Accepted, verify_greedy, verify_sampled
+from tenfold.nn.pages import PageAllocator, PagedCache, PageTable
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a decoding pass found: paths[b] are the nodes that stand (root first), emitted[b] the new tokens."""
+
+    requests: list[Request]
+    starts: list[int]
+    paths: list[list[int]]
+    emitted: list[list[int]]
+    logprobs: list[list[Logprob]]
+    features: Float[Tensor, "B N F"] | None
+
+
+class Runner:
+    """Owns the model, the pages and the drafter's pages."""
+
+    def __init__(self, model: Llama, drafter: Drafter | None, pages: int, page_size: int = 16) -> None:
+        self.model, self.drafter = model, drafter
+        self.pages = PageAllocator(pages, page_size)
+        weight, c = model.embedding.weight, model.config
+        self.cache = PagedCache(c.depth, c.kv_heads, c.width, pages, page_size, weight.dtype, weight.device)
+        self.draft_cache = drafter.open(pages, page_size) if drafter else None
+
+    def start(self, request: Request) -> None:
+        """Gives a request an empty page table, with a run held for all that it may become."""
+        request.table = self.pages.open(request.prompt_length + request.params.max_tokens + 64)
+        request.rows = 0
+        request.page_features = {}
+        request.draft = DraftState(request.tokens, request.table) if self.drafter else None
+
+    def stop(self, request: Request) -> None:
+        if request.table is not None:
+            self.pages.close(request.table)
+        request.table = request.draft = None
+        request.rows = 0
+
+    @torch.inference_mode()
+    def prefill(self, parts: Sequence[tuple[Request, int]]) -> None:
+        """Adds `count` rows to each request; their pages must be there."""
+        requests, counts = [r for r, _ in parts], [n for _, n in parts]
+        starts = [r.rows for r in requests]
+        tokens = torch.tensor([[t for r, n in parts for t in r.tokens[r.rows : r.rows + n]]])
+        positions = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, counts)])[None]
+        store = self.cache.step([_table(r) for r in requests], starts, counts)
+        nothing = torch.empty(0, dtype=torch.int64)
+        out = self.model(tokens, positions, store, None, self._aux, nothing)
+        features = self._features(out)
+        for request, count in parts:
+            request.rows += count
+        if self.drafter is None:
+            return
+        flat = None if features is None else features[0]
+        if flat is not None:
+            self._note_page_ends(parts, starts, flat)
+        following = [t for r, s, n in zip(requests, starts, counts) for t in r.tokens[s + 1 : s + n + 1]]
+        self.drafter.extend([_state(r) for r in requests], counts, torch.tensor(following), flat)
+
+    def _note_page_ends(self, parts: Sequence[tuple[Request, int]], starts: list[int], features: Tensor) -> None:
+        at, size = 0, self.pages.size
+        for (request, count), start in zip(parts, starts):
+            for row in range(start + (-start - 1) % size, start + count, size):
+                request.page_features[row // size] = features[at + row - start].clone()
+            at += count
+
+    @torch.inference_mode()
+    def decode(self, requests: list[Request], tree: Tree, rule: Rule) -> Step:
+        """One pass of the target over the root and the tree of every request; their pages must be there."""
+        size, starts = tree.nodes + 1, [r.rows for r in requests]
+        laws = Laws.of([r.params for r in requests])
+        draft = self._draft(requests, tree, rule, laws)
+        roots = torch.tensor([[r.tokens[-1]] for r in requests])
+        nodes = torch.cat([roots, draft.tokens.clamp_min(0)], dim=1)
+        positions = torch.tensor(starts)[:, None] + tree.depth
+        store = self.cache.step([_table(r) for r in requests], starts, [size] * len(requests))
+        out = self.model(nodes, positions, store, tree.mask if size > 1 else None, self._aux)
+        logits = out.logits
+        allowed = self._allowed(requests, tree, draft)
+        if allowed is not None:
+            logits = allow(logits, allowed)
+        accepted = self._verify(requests, logits, laws, draft, tree, rule)
+        paths, emitted = [], []
+        for path, length, bonus, row in zip(
+            accepted.path.tolist(), accepted.length.tolist(), accepted.bonus.tolist(), nodes.tolist()
+        ):
+            paths.append(path[: length + 1])
+            emitted.append([*(row[node] for node in path[1 : length + 1]), bonus])
+        self._count(requests, draft, paths, tree)
+        logprobs = [self._logprobs(r, out.logits[b], p, e) for b, (r, p, e) in enumerate(zip(requests, paths, emitted))]
+        return Step(requests, starts, paths, emitted, logprobs, self._features(out))
+
+    @torch.inference_mode()
+    def commit(self, step: Step, alive: Sequence[int]) -> None:
+        """Keeps the accepted rows of the requests that go on (their tokens are appended already); drops all others."""
+        if not alive:
+            return
+        requests = [step.requests[b] for b in alive]
+        paths = [step.paths[b] for b in alive]
+        self.cache.keep([_table(r) for r in requests], [step.starts[b] for b in alive], paths)
+        for request, path in zip(requests, paths):
+            request.rows += len(path)
+        if self.drafter is None:
+            return
+        tokens = torch.tensor([t for b in alive for t in step.emitted[b]])
+        features = None
+        if step.features is not None:
+            features = torch.cat([step.features[b, step.paths[b]] for b in alive])
+        self.drafter.extend([_state(r) for r in requests], [len(p) for p in paths], tokens, features)
+
+    def _draft(self, requests: list[Request], tree: Tree, rule: Rule, laws: Laws) -> Draft:
+        nothing = Draft(torch.full((len(requests), tree.nodes), -1))
+        if self.drafter is None or tree.nodes == 0:
+            return nothing
+        # A text of one token has no row yet from which anything could be drafted.
+        able = [b for b, r in enumerate(requests) if len(r.tokens) > 1]
+        if not able:
+            return nothing
+        seeds, positions = [requests[b].seed for b in able], [len(requests[b].tokens) for b in able]
+
+        def numbers(slots: Sequence[int], width: int) -> Tensor:
+            return uniforms(seeds, positions, [DRAFT + slot for slot in slots], width)
+
+        states = [_state(requests[b]) for b in able]
+        draft = self.drafter.draft(states, tree, rule, laws.temperature[able], numbers)
+        return draft if len(able) == len(requests) else _spread(draft, able, len(requests))
+
+    def _verify(
+        self, requests: list[Request], logits: Tensor, laws: Laws, draft: Draft, tree: Tree, rule: Rule
+    ) -> Accepted:
+        if laws.greedy:
+            return verify_greedy(logits, draft, tree)
+        siblings = tree.children.shape[1]
+        purposes = [*(ACCEPT + rank for rank in range(siblings)), BONUS]
+        seeds = [r.seed for r in requests]
+        levels = [
+            uniforms(seeds, [len(r.tokens) + depth for r in requests], purposes)[:, :, 0]
+            for depth in range(tree.height + 1)
+        ]
+        return verify_sampled(logits, laws, draft, tree, torch.stack(levels, dim=1), rule)
+
+    def _allowed(self, requests: list[Request], tree: Tree, draft: Draft) -> Bool[Tensor, "B N V"] | None:
+        """What the requests' grammars allow after every node; None when there are none."""
+        if all(r.grammar is None for r in requests):
+            return None
+        allowed = torch.ones(len(requests), tree.nodes + 1, self.model.config.vocabulary, dtype=torch.bool)
+        for b, request in enumerate(requests):
+            if request.grammar is not None:
+                allowed[b] = request.grammar.allowed(tree, draft.tokens[b])
+        return allowed
+
+    def _count(self, requests: list[Request], draft: Draft, paths: list[list[int]], tree: Tree) -> None:
+        guesses = (draft.tokens >= 0).sum(-1).tolist()
+        for request, path, guessed in zip(requests, paths, guesses):
+            stats = request.stats
+            stats.calls += 1
+            stats.drafted += guessed
+            stats.accepted += [0] * (tree.height - len(stats.accepted))
+            for depth in range(len(path) - 1):
+                stats.accepted[depth] += 1
+
+    def _logprobs(self, request: Request, logits: Tensor, path: list[int], emitted: list[int]) -> list[Logprob]:
+        wanted = request.params.logprobs
+        if wanted is None:
+            return []
+        logs = logits[path].float().log_softmax(-1)
+        best = logs.topk(max(1, wanted), dim=-1)
+        rows = zip(emitted, logs, best.indices.tolist(), best.values.tolist())
+        return [Logprob(t, float(row[t]), tuple(zip(ids, values))[:wanted]) for t, row, ids, values in rows]
+
+    @property
+    def _aux(self) -> tuple[int, ...]:
+        return self.drafter.aux_layers if self.drafter and self.drafter.features == "aux" else ()
+
+    def _features(self, out: Output) -> Tensor | None:
+        kind = self.drafter.features if self.drafter else "none"
+        return {"none": None, "aux": out.aux, "hidden": out.hidden}[kind]
+
+
+def _spread(draft: Draft, able: list[int], batch: int) -> Draft:
+    """A draft for some of the requests as one for all: the others have no guesses."""
+
+    def wide(part: Tensor | None, empty: float) -> Tensor | None:
+        if part is None:
+            return None
+        whole = part.new_full((batch, *part.shape[1:]), empty)
+        whole[able] = part
+        return whole
+
+    tokens = wide(draft.tokens, -1)
+    assert tokens is not None
+    return Draft(tokens, wide(draft.q, 0), draft.ids, wide(draft.point, False))
+
+
+def _table(request: Request) -> PageTable:
+    assert request.table is not None, "a request without pages"
+    return request.table
+
+
+def _state(request: Request) -> DraftState:
+    assert request.draft is not None, "a request without a drafter's state"
+    return request.draft

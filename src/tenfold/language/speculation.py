@@ -1,0 +1,110 @@
+"""How a request is speculated on: which drafter, which tree, which rule.
+
+Speculation(tree="auto")                       16 nodes for a trained drafter, a chain of 6 for prompt look-up
+Speculation(tree=Tree.chain(4), rule="A")
+choose_drafter("ngram", target)                the drafter and a sentence about it
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tenfold.errors import UsageError, WeightsError
+from tenfold.export.weights import load
+from tenfold.language.draft import Drafter, Rule
+from tenfold.language.drafter import EagleDrafter
+from tenfold.language.drafter_weights import check_target
+from tenfold.language.drafting import TreeDrafter
+from tenfold.language.ngram import HybridDrafter, HybridTree, NgramDrafter
+from tenfold.language.prepare import Target, pack_linears
+from tenfold.language.tree import Tree
+
+SIXTEEN = Tree.from_paths(
+    [
+        *([0], [1], [2], [3], [0, 0], [0, 1], [0, 2], [1, 0], [2, 0]),
+        *([0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0, 0]),
+    ]
+)
+TWELVE = Tree.from_paths(
+    [
+        *([0], [1], [2], [0, 0], [0, 1], [1, 0], [2, 0]),
+        *([0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0, 0]),
+    ]
+)
+TWELVE_AND_FOUR = HybridTree.of(TWELVE, 4)
+LOOK_UP = Tree.chain(6)
+NONE = Tree.chain(0)
+
+Planner = Callable[[int, bool], tuple[Tree, Rule]]
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """tree: the shape of every draft, or "auto". rule: how siblings are chosen when something is sampled; "auto" is C for a
+    drafter with a law of its own. planner: (batch, sampled) -> tree and rule, for a table measured on this machine."""
+
+    tree: Tree | Literal["auto"] = "auto"
+    rule: Rule | Literal["auto"] = "auto"
+    planner: Planner | None = None
+
+    def plan(self, batch: int, sampled: bool, drafter: Drafter | None) -> tuple[Tree, Rule]:
+        """What the next step does."""
+        if drafter is None:
+            return NONE, "A"
+        if self.planner is not None:
+            return self.planner(batch, sampled)
+        trained = drafter.features != "none"
+        tree = self.tree if isinstance(self.tree, Tree) else (SIXTEEN if trained else LOOK_UP)
+        if self.tree == "auto" and isinstance(drafter, HybridDrafter):
+            tree = drafter.add(TWELVE_AND_FOUR)
+        if not sampled or not trained:
+            return tree, "A"
+        return tree, ("C" if self.rule == "auto" else self.rule)
+
+    def largest(self, drafter: Drafter | None) -> int:
+        """Nodes of the largest tree that `plan` may give."""
+        if self.planner is None:
+            return self.plan(1, False, drafter)[0].nodes
+        return max(self.planner(batch, sampled)[0].nodes for batch in range(1, 65) for sampled in (False, True))
+
+
+def choose_drafter(choice: str | Path | None, target: Target) -> tuple[Drafter | None, str]:
+    """The drafter, and a sentence that says which and why. Raises UsageError for an unknown one, WeightsError for one that
+    belongs to another target."""
+    if choice is None or str(choice) == "none":
+        return None, "no drafter: the target decodes alone"
+    if str(choice) == "ngram":
+        return NgramDrafter(), "drafter ngram: looks up the text itself"
+    if str(choice) == "auto":
+        return _shipped(target)
+    path = Path(choice)
+    if not path.exists():
+        raise UsageError(f"drafter {str(choice)!r}: no such file or folder. Allowed: auto, ngram, none, or a path.")
+    return _trained(path, target), f"drafter {path}"
+
+
+def _trained(path: Path, target: Target) -> Drafter:
+    network = load(path)
+    if not isinstance(network, EagleDrafter):
+        raise WeightsError(
+            f"{path} is a {type(network).__name__}, not a drafter. Allowed: auto, ngram, none, or a drafter."
+        )
+    check_target(network.config, target.source, path)
+    # Its logits only choose what is checked: bf16 is exact enough whatever the target's format is.
+    pack_linears(network, "fp32" if target.form == "fp32" else "bf16")
+    return TreeDrafter(network, target.model)
+
+
+def _shipped(target: Target) -> tuple[Drafter | None, str]:
+    """The drafter in the package that was trained for this target, together with prompt look-up; else look-up alone."""
+    for path in sorted((Path(__file__).parents[1] / "assets").glob("eagle*.safetensors")):
+        with contextlib.suppress(WeightsError):
+            own = _trained(path, target)
+            return HybridDrafter(own, NgramDrafter()), f"drafter {path.stem} with look-up: trained for this target"
+    return NgramDrafter(), (
+        "drafter ngram: none was trained for this target (tenfold train eagle3-smollm2 --target TARGET trains one)"
+    )

@@ -1,0 +1,59 @@
+"""Tiny random targets, drafters and answers for the tests of drafting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tenfold.language.answers import Answer
+from tenfold.language.drafter import EagleDrafter, config_for, make_drafter
+from tenfold.language.llama import Llama, LlamaConfig
+
+AUX = (1, 3, 5)
+
+
+def tiny_target(seed: int = 0, **changes: Any) -> Llama:
+    torch.manual_seed(seed)
+    sizes = {"vocabulary": 96, "dim": 32, "hidden": 48, "depth": 7, "heads": 4, "kv_heads": 2, "tied": True}
+    model = Llama(LlamaConfig(**(sizes | changes))).eval().requires_grad_(False)
+    for parameter in model.parameters():  # larger than the usual start, so that laws are far from uniform
+        parameter.mul_(4.0 if parameter.ndim == 2 else 1.0)
+    return model
+
+
+def tiny_drafter(target: Llama, /, seed: int = 1, **changes: Any) -> EagleDrafter:
+    torch.manual_seed(seed)
+    given = {"aux_layers": AUX, "draft_vocabulary": 48} | changes
+    if given.get("method") == "eagle1":
+        given = {k: v for k, v in given.items() if k not in ("aux_layers", "draft_vocabulary")}
+    drafter = make_drafter(config_for(target.config, **given)).eval()
+    if drafter.config.reduced:
+        ids = torch.randperm(target.config.vocabulary)[: drafter.config.draft_vocabulary]
+        drafter.ids.copy_(ids.sort().values)
+    with torch.no_grad():
+        for name, parameter in drafter.named_parameters():
+            if "norm" in name:
+                parameter.copy_(torch.rand_like(parameter) + 0.5)
+            elif parameter.ndim == 2:
+                parameter.mul_(5.0)
+            else:
+                parameter.normal_()
+    return drafter
+
+
+@torch.no_grad()
+def tiny_answers(target: Llama, count: int, prompt: int = 4, length: int = 12, seed: int = 2) -> list[Answer]:
+    """Greedy answers of a target to random prompts, of lengths that differ."""
+    generator = torch.Generator().manual_seed(seed)
+    answers = []
+    for i in range(count):
+        tokens = torch.randint(target.config.vocabulary, (1, prompt + i % 3), generator=generator)
+        start = tokens.shape[1]
+        for _ in range(length - i % 4):
+            tokens = torch.cat([tokens, target(tokens).logits[:, -1:].argmax(-1)], dim=1)
+        out = target(tokens, aux_layers=AUX)
+        assert out.aux is not None
+        features = torch.cat([out.aux, out.hidden], dim=-1)[0]
+        answers.append(Answer(tokens[0], start, features, out.logits[0].argmax(-1)))
+    return answers

@@ -1,0 +1,108 @@
+"""A drafter for tests of the engine that is often right: the target itself, with noise on its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tenfold.language.draft import Draft, DraftState, Features, Rule, Uniforms
+from tenfold.language.engine import LLMEngine
+from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.language.ngram import HybridDrafter, HybridTree, NgramDrafter
+from tenfold.language.sampling import SamplingParams
+from tenfold.language.speculation import Speculation
+from tenfold.language.tree import Tree
+from tenfold.nn.pages import PagedCache
+
+
+def tiny_llama(vocabulary: int = 23, seed: int = 0, **changes: Any) -> Llama:
+    torch.manual_seed(seed)
+    sizes = {"vocabulary": vocabulary, "dim": 16, "hidden": 24, "depth": 2, "heads": 4, "kv_heads": 2, "context": 200}
+    model = Llama(LlamaConfig(**{**sizes, **changes})).eval().requires_grad_(False)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, 1.0 if p.ndim == 1 else 0.0, 0.35 if p.ndim == 2 else 0.1)
+    return model
+
+
+class NoisyTarget:
+    """Runs the target anew over text and path for every inner node; keeps no state, so it cannot hide the engine's."""
+
+    features: Features = "none"
+    aux_layers: tuple[int, ...] = ()
+
+    def __init__(self, target: Llama, noise: float) -> None:
+        self.target, self.noise = target, noise
+
+    def open(self, pages: int, page_size: int) -> PagedCache | None:
+        return None
+
+    def extend(
+        self, states: Sequence[DraftState], counts: Sequence[int], tokens: Tensor, features: Tensor | None
+    ) -> None:
+        for state, count in zip(states, counts, strict=True):
+            assert tokens[:count].tolist() == state.tokens[state.rows + 1 : state.rows + 1 + count]
+            tokens = tokens[count:]
+            state.rows += count
+
+    def draft(
+        self, states: Sequence[DraftState], tree: Tree, rule: Rule, temperatures: Tensor, uniforms: Uniforms
+    ) -> Draft:
+        vocabulary = self.target.config.vocabulary
+        tokens = torch.full((len(states), tree.nodes), -1)
+        q = torch.zeros(len(states), len(tree.inner), vocabulary)
+        for row, node in enumerate(tree.inner.tolist()):
+            children = [c for c in tree.children[node].tolist() if c >= 0]
+            path = [n - 1 for n in range(1, node + 1) if tree.mask[node, n]]
+            draws = uniforms([node], max(len(children), vocabulary))[:, 0]
+            for b, state in enumerate(states):
+                assert state.rows == len(state.tokens) - 1
+                text = [*state.tokens, *tokens[b, path].tolist()]
+                logits = self.target(torch.tensor([text])).logits[0, -1]
+                noise = torch.randn(vocabulary, generator=torch.Generator().manual_seed(sum(text) + len(text)))
+                heat = float(temperatures[b]) or 1.0
+                q[b, row] = ((logits + self.noise * noise) / heat).softmax(-1)
+                ranked = self._choose(q[b, row], "A" if temperatures[b] == 0 else rule, len(children), draws[b])
+                tokens[b, [c - 1 for c in children]] = torch.tensor(ranked)
+        point = (temperatures == 0)[:, None].expand(-1, tree.nodes)
+        return Draft(tokens, None if rule == "A" else q, None, point if bool(point.any()) else None)
+
+    def _choose(self, q: Tensor, rule: Rule, count: int, u: Tensor) -> list[int]:
+        if rule == "A":
+            return q.topk(count).indices.tolist()
+        if rule == "B":
+            return torch.searchsorted(q.double().cumsum(-1), u[:count]).clamp_max(len(q) - 1).tolist()
+        return (q.log() - (-u[: len(q)].log()).log()).topk(count).indices.tolist()
+
+
+TREE = Tree.from_paths([[0], [1], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 0, 0, 0]])
+HYBRID = HybridTree.of(TREE, 3)
+
+
+def make_engine(target: Llama, kind: str, rule: Rule = "A", **options: Any) -> LLMEngine:
+    """kind: "none", "ngram", "chain", "tree" or "hybrid"."""
+    noisy = NoisyTarget(target, noise=0.6)
+    if kind == "none":
+        return LLMEngine(target, page_size=4, **options)
+    if kind == "ngram":
+        return LLMEngine(target, None, NgramDrafter(), Speculation(Tree.chain(3)), page_size=4, **options)
+    if kind == "hybrid":
+        both = HybridDrafter(noisy, NgramDrafter())
+        shape = both.add(HYBRID)
+        return LLMEngine(target, None, both, Speculation(planner=lambda n, s: (shape, rule)), page_size=4, **options)
+    shape = Tree.chain(3) if kind == "chain" else TREE
+    return LLMEngine(target, None, noisy, Speculation(planner=lambda n, s: (shape, rule)), page_size=4, **options)
+
+
+def finish(engine: LLMEngine, requests: dict[str, tuple[list[int], SamplingParams]]) -> dict[str, list[int]]:
+    """Adds them all, runs to the end, and checks that nothing is left behind."""
+    for name, (prompt, params) in requests.items():
+        engine.add_request(name, prompt, params)
+    found: dict[str, list[int]] = {name: [] for name in requests}
+    while engine.busy:
+        for delta in engine.step():
+            found[delta.request_id] += delta.token_ids
+    assert engine.runner.pages.free == engine.runner.pages.count
+    return found
