@@ -105,10 +105,12 @@ def test_search_weighs_tokens_against_time_and_may_choose_nothing() -> None:
         {1: {1: 10.0, 64: 640.0}, 8: {1: 10.0, 64: 10.0}}, {1: {1: 5.0}, 8: {1: 0.1}}, {1: (1.0, 3.0), 8: (1.0, 1.0)}
     )
     best = search(replayed(), cheap, "0", lookups=(0,))[0]
-    assert len(best.paths) > 12 and best.tpc > 1.5
+    assert len(best.paths) > 12
+    assert best.tpc > 1.5
     off, on = search(replayed(), dear, "0", lookups=(0,))
     assert (off.batch, off.paths, off.tpc) == (1, [], 1.0)
-    assert on.batch == 8 and on.paths
+    assert on.batch == 8
+    assert on.paths
 
 
 def test_costs_interpolate() -> None:

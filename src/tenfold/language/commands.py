@@ -6,13 +6,13 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from tenfold.errors import UsageError
+from tenfold.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from tenfold.language.engine import LLM
@@ -60,12 +60,10 @@ def generate(options: Generate) -> int:
         raise UsageError("a prompt is empty.")
     params = _params(options)
     llm = _open(options)
-    if options.schema or options.regex:
-        from dataclasses import replace
-
-        from tenfold.language.grammar import compile_grammar
-
-        params = replace(params, grammar=compile_grammar(llm.tokenizer, schema=options.schema, regex=options.regex))
+    if options.schema:
+        params = replace(params, grammar=llm.grammars.json_schema(_text(options.schema)))
+    elif options.regex:
+        params = replace(params, grammar=llm.grammars.regex(options.regex))
     ids = [
         llm.tokenizer.encode(t) if options.raw else llm.tokenizer.chat([{"role": "user", "content": t}]) for t in texts
     ]
@@ -79,6 +77,13 @@ def generate(options: Generate) -> int:
         else:
             print(f"> {text}\n{result.text}\n[TPC {result.stats.tokens_per_call:.2f}]\n")
     return 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
 
 
 @dataclass(frozen=True)

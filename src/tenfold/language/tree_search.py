@@ -32,9 +32,12 @@ from tenfold.data.atomic import write_atomic
 from tenfold.errors import UsageError, WeightsError
 from tenfold.export.reading import read_json
 from tenfold.language.draft import Drafter, Rule
-from tenfold.language.evaluate import Replayed
+from tenfold.language.engine import LLM
+from tenfold.language.evaluate import Replayed, engine_tpc
 from tenfold.language.ngram import HybridDrafter, HybridTree
 from tenfold.language.replay import accepted_lengths
+from tenfold.language.sampling import SamplingParams
+from tenfold.language.speculation import Speculation
 from tenfold.language.tree import Tree
 
 VERSION = 1
@@ -165,6 +168,43 @@ def search(
         ms = costs.ms(batch, own, looked_up)
         entries.append(Entry(batch, temperature, costs.weights, "A", own.paths, looked_up, tpc, ms))
     return entries
+
+
+def rules_at_temperature(
+    llm: LLM, entries: Sequence[Entry], prompts: Sequence[Sequence[int]], max_tokens: int = 64
+) -> list[tuple[Rule, dict[Rule, float]]]:
+    """For each entry the rule that gives more tokens per call at temperature 1 through the engine, and the figures of A and C.
+    Equal shapes are measured once."""
+    known: dict[str, tuple[Rule, dict[Rule, float]]] = {}
+    kept = llm.engine.speculation
+    params = [SamplingParams(temperature=1.0, seed=i, max_tokens=max_tokens) for i in range(len(prompts))]
+    rules: tuple[Rule, ...] = ("A", "C")
+    result = []
+    for entry in entries:
+        key = json.dumps([entry.paths, entry.looked_up])
+        if key not in known:
+            shape = entry.shape
+            if isinstance(shape, HybridTree):
+                assert isinstance(llm.drafter, HybridDrafter)
+                shape = llm.drafter.add(shape)
+            figures: dict[Rule, float] = {}
+            for rule in rules:
+                llm.engine.speculation = Speculation(tree=shape, rule=rule)
+                figures[rule] = engine_tpc(llm.generate(prompts, params)) if entry.paths else 1.0
+            known[key] = (max(rules, key=lambda r: figures[r]), figures)
+        result.append(known[key])
+    llm.engine.speculation = kept
+    return result
+
+
+def halves(replayed: Replayed) -> tuple[Replayed, Replayed]:
+    """Every second answer: one half to choose with, the other to check."""
+    parts = []
+    for start in (0, 1):
+        take = range(start, len(replayed.answers), 2)
+        rows = ([getattr(replayed, name)[i] for i in take] for name in ("answers", "ranks", "looked_up"))
+        parts.append(Replayed(*rows))
+    return parts[0], parts[1]
 
 
 @dataclass(frozen=True)

@@ -177,17 +177,15 @@ def memory_panel(out: Path, minutes: float) -> Report:
     from tenfold.language.fact_mixing import FactsConfig
     from tenfold.language.recipes import lm_memory_plus, lm_relu2_dense
 
-    facts = FactsConfig("world", share=0.9, entities=200, relations=8, values=256)
+    facts = FactsConfig("world", share=0.9, entities=100, relations=8, values=256)
     report, curves = Report("memory"), {}
     steps = 0
     for name, recipe in (("memory layers", lm_memory_plus()), ("dense", lm_relu2_dense())):
         model = dataclasses.replace(recipe.model, depth=4)
         recipe = dataclasses.replace(recipe, model=model, facts=facts, val_tokens=2048)
         run, _, steps = _train(f"lm-{name.replace(' ', '-')}", recipe, out, minutes / 2, steps)
-        curves[name] = [(r["step"], 100 * r["facts_recall"]) for r in _lines(run) if "facts_recall" in r]
-        curves[name + ", facts never told"] = [
-            (r["step"], 100 * r["facts_floor"]) for r in _lines(run) if "facts_floor" in r
-        ]
+        curves[name] = [(r["step"], r["facts_recall"]) for r in _lines(run) if "facts_recall" in r]
+        curves[name + ", facts never told"] = [(r["step"], r["facts_floor"]) for r in _lines(run) if "facts_floor" in r]
     report.text(
         f"Both models saw the same {facts.entities * facts.relations:,} generated facts for {steps} steps and were asked "
         "in a form that each fact was never told in. The memory layers read 64 of 16,384 rows of a shared table per token. "
