@@ -56,15 +56,15 @@ def test_it_belongs_to_the_sample_and_auto_finds_it(smollm2: Path) -> None:
 @pytest.mark.samples
 def test_it_saves_passes_and_the_text_is_the_targets_own(smollm2: Path, test_data: Path) -> None:
     """In fp32, where rounding decides nothing; few prompts, so the bars are below the figures of the docs."""
-    texts = read_prompts(test_data / "text/prompts/gsm8k.jsonl")[:3]
+    texts = read_prompts(test_data / "text/prompts/gsm8k.jsonl")[:2]
     alone = LLM(smollm2, None, weights="fp32")
     prompts = [alone.tokenizer.chat([{"role": "user", "content": t}]) for t in texts]
-    params = SamplingParams(max_tokens=40)
+    params = SamplingParams(max_tokens=32)
     plain = alone.generate(prompts, params)
     drafted = LLM(smollm2, SHIPPED, Speculation(tree=SIXTEEN), weights="fp32").generate(prompts, params)
     assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
     assert engine_tpc(plain) == 1.0
-    assert engine_tpc(drafted) > 1.7
+    assert engine_tpc(drafted) > 1.5
 
 
 @pytest.mark.slow
