@@ -43,6 +43,8 @@ EVALUATIONS.add("tracking", "tenfold.vision.evaluate_dense:tracking", "labels ca
 EVALUATIONS.add("zeroshot", "tenfold.vision.evaluate_text:zeroshot", "classes by sentences, without a labelled image")
 EVALUATIONS.add("speculative", "tenfold.language.evaluate:speculative", "tokens per call of a drafter, beside look-up")
 EVALUATIONS.add("matching", "tenfold.vision.evaluate_dense:match_stereo", "matches on the sample stereo pair")
+EVALUATIONS.add("facts", "tenfold.language.memory_commands:facts", "recall of the generated facts of a run")
+EVALUATIONS.add("factbook", "tenfold.language.memory_commands:factbook", "recall of real facts, beside guessing")
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ class Convert:
 
     source: tyro.conf.Positional[Path]  # a weights file or Hugging Face folder
     destination: tyro.conf.Positional[Path]  # written aside and renamed when complete
-    to: Literal["official", "hf", "timm", "sglang", "speculators", "eagle", "own"] = "own"  # the layout to write
+    to: Literal["official", "hf", "timm", "memory", "sglang", "speculators", "eagle", "own"] = (
+        "own"  # the layout to write
+    )
     aux_layers: tuple[int, ...] = ()  # drafters: target layers whose inputs they read, where the source does not say
     norm_output: bool | None = None  # drafters: whether the normed state is fed back, where the source does not say
 
@@ -131,6 +135,7 @@ class Evaluate:
     $ tenfold eval segmentation W --train camvid_train.parquet --val camvid_val.parquet  also depth
     $ tenfold eval tracking W --val clip.parquet --train other_clips.parquet --frames 10
     $ tenfold eval matching W                                                            the sample stereo pair
+    $ tenfold eval facts runs/lm-memory-plus                                             also factbook [--val FACTS.parquet]
     $ tenfold eval speculative DRAFTER --val prompts.jsonl --target smollm2-135m-instruct
     $ tenfold eval text RUN --val FILE                                                   a language model; also blimp, nq
 

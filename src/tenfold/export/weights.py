@@ -38,7 +38,7 @@ families.add("text-aligned", "tenfold.vision.text_weights:ALIGNED", "dino.txt: i
 families.add("sentence-encoder", "tenfold.vision.text_weights:SENTENCE", "sentence encoders: MiniLM")
 families.add("drafter", "tenfold.language.drafter_weights:FAMILY", "drafters: EAGLE-1, EAGLE-3")
 families.add("language-model", "tenfold.language.language_model:FAMILY", "Llamas with their vocabulary, from tenfold")
-families.add("llama", "tenfold.language.weights:FAMILY", "Llama")
+families.add("llama", "tenfold.language.memory_weights:FAMILY", "Llama")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -35,11 +36,18 @@ from tenfold.language.speculation import LOOK_UP, SIXTEEN, TEN_AND_SIX, Speculat
 from tenfold.language.tokenizer import load_tokenizer, read_prompts
 from tenfold.language.tree import Tree
 
-if TYPE_CHECKING:
-    from tenfold.commands import Evaluate
-
 TOKENS = 128  # of an answer
 DEPTH = 6  # levels that the replay looks at
+
+
+@runtime_checkable
+class Options(Protocol):
+    """What the command line hands over (see tenfold.commands.Evaluate)."""
+
+    weights: Path
+    val: Path | None
+    limit: int | None
+    target: str
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ def replay(drafter: EagleDrafter, target: Target, answers: list[Answer], depth: 
     return Replayed(answers, ranks, [look_up_lengths(a, depth) for a in answers])
 
 
-def speculative(options: Evaluate) -> dict[str, Any]:
+def speculative(options: Options) -> dict[str, Any]:
     """The verb `tenfold eval speculative`."""
     if options.val is None:
         raise UsageError("eval speculative lacks --val: a .jsonl file of prompts, or a folder of such files.")

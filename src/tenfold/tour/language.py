@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tenfold.language.draft import Draft
-    from tenfold.language.pretrain import LanguageRecipe
+    from tenfold.language.pretrain import PretrainRecipe
     from tenfold.language.tree import Tree
 
 PROMPTS = (
@@ -174,22 +174,20 @@ def sparsity_panel(out: Path, minutes: float) -> Report:
 
 def memory_panel(out: Path, minutes: float) -> Report:
     """Generated facts, learned by a dense model and by one with memory layers, step for step the same."""
-    from tenfold.language.facts import FactWorld
+    from tenfold.language.fact_mixing import FactsConfig
     from tenfold.language.recipes import lm_memory_plus, lm_relu2_dense
 
-    world = FactWorld(entities=200, relations=8, values=256)
+    facts = FactsConfig("world", share=0.9, entities=100, relations=8, values=256)
     report, curves = Report("memory"), {}
     steps = 0
     for name, recipe in (("memory layers", lm_memory_plus()), ("dense", lm_relu2_dense())):
-        model = dataclasses.replace(recipe.model, depth=4, vocabulary=256 + world.vocabulary)
-        recipe = dataclasses.replace(recipe, model=model, facts=world, fact_share=1.0, val_tokens=2048)
+        model = dataclasses.replace(recipe.model, depth=4)
+        recipe = dataclasses.replace(recipe, model=model, facts=facts, val_tokens=2048)
         run, _, steps = _train(f"lm-{name.replace(' ', '-')}", recipe, out, minutes / 2, steps)
-        curves[name] = [(r["step"], 100 * r["recall"]) for r in _lines(run) if "recall" in r]
-        curves[name + ", facts never told"] = [
-            (r["step"], 100 * r["recall_floor"]) for r in _lines(run) if "recall" in r
-        ]
+        curves[name] = [(r["step"], r["facts_recall"]) for r in _lines(run) if "facts_recall" in r]
+        curves[name + ", facts never told"] = [(r["step"], r["facts_floor"]) for r in _lines(run) if "facts_floor" in r]
     report.text(
-        f"Both models saw the same {len(world.trained):,} generated facts in the same order for {steps} steps and were asked "
+        f"Both models saw the same {facts.entities * facts.relations:,} generated facts for {steps} steps and were asked "
         "in a form that each fact was never told in. The memory layers read 64 of 16,384 rows of a shared table per token. "
         "At this size the facts fit the dense model too: the picture shows how fast they are learned. Multiplications are "
         "not matched here; tenfold bench memory-recall matches them."
@@ -199,7 +197,7 @@ def memory_panel(out: Path, minutes: float) -> Report:
     return report
 
 
-def _train(name: str, recipe: LanguageRecipe, out: Path, minutes: float, steps: int = 0) -> tuple[Path, Any, int]:
+def _train(name: str, recipe: PretrainRecipe, out: Path, minutes: float, steps: int = 0) -> tuple[Path, Any, int]:
     """Trains for about so many minutes, or exactly `steps`; the run folder, the last metrics and the steps."""
     from tenfold.training import run_recipe
 
@@ -214,7 +212,7 @@ def _train(name: str, recipe: LanguageRecipe, out: Path, minutes: float, steps: 
     return run, run_recipe(name, dataclasses.replace(recipe, trainer=trainer), run), steps
 
 
-def _seconds_per_step(recipe: LanguageRecipe) -> float:
+def _seconds_per_step(recipe: PretrainRecipe) -> float:
     """Median time of a few real steps on this machine, without the optimizer."""
     import torch
 

@@ -27,7 +27,7 @@ def run(out: Path, minutes: float) -> Path:
         6: features_panel(out, folder),
         2: speculation_panel(),
         3: sparsity_panel(out, minutes / 4),
-        4: memory_panel(out, minutes / 3),
+        4: memory_panel(out, minutes / 2),
     }
     spent = (monotonic() - start) / 60
     write_atomic(out / "index.html", tour_page(panels, spent).encode())
