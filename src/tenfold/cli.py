@@ -39,8 +39,15 @@ for _name, _target, _summary in [
         "which of your words fits each photograph, and where",
     ),
     ("vision curate", "tenfold.vision.commands:curate", "a training set from a pool: no copies, no leaks, in balance"),
+    ("serve language", "tenfold.language.commands:serve_language", "an OpenAI-compatible server with speculation"),
+    (
+        "language memory",
+        "tenfold.language.memory_commands:memory",
+        "slots of a memory table: how many are read, which most",
+    ),
     ("language generate", "tenfold.language.commands:generate", "answers, faster by speculation and the same text"),
     ("language sparsity", "tenfold.language.model_commands:sparsity", "zeros by layer, and where 2:4 is safe"),
+    ("language tree", "tenfold.language.drafter_commands:tree", "the drafting tree that is fastest on this machine"),
     ("language chat", "tenfold.language.commands:chat", "a conversation in the terminal"),
 ]:
     VERBS.add(_name, _target, _summary)

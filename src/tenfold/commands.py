@@ -19,6 +19,7 @@ BENCHES.add("augment", "tenfold.bench.augment:run", "multi-crop augmentation bes
 BENCHES.add("dedup", "tenfold.bench.dedup:run", "exact nearest neighbours beside FAISS's flat index")
 BENCHES.add("pretrain", "tenfold.bench.pretrain:run", "pretraining step beside a bare loop and its matrix products")
 BENCHES.add("vit", "tenfold.bench.vit:run", "ViT-S/16 forward beside transformers")
+BENCHES.add("speculative", "tenfold.bench.speculative:run", "SmolLM2 with and without a drafter beside transformers")
 BENCHES.add("memory", "tenfold.bench.memory:run", "the table of a memory layer beside embedding_bag and dense AdamW")
 BENCHES.add(
     "memory-recall", "tenfold.bench.memory_recall:run", "facts recalled with memory layers and without, equal MACs"
@@ -43,7 +44,10 @@ EVALUATIONS.add("depth", "tenfold.vision.evaluate_dense:depth", "linear probe fo
 EVALUATIONS.add("discovery", "tenfold.vision.evaluate_dense:discovery", "the object that features find unasked")
 EVALUATIONS.add("tracking", "tenfold.vision.evaluate_dense:tracking", "labels carried through a clip")
 EVALUATIONS.add("zeroshot", "tenfold.vision.evaluate_text:zeroshot", "classes by sentences, without a labelled image")
+EVALUATIONS.add("speculative", "tenfold.language.evaluate:speculative", "tokens per call of a drafter, beside look-up")
 EVALUATIONS.add("matching", "tenfold.vision.evaluate_dense:match_stereo", "matches on the sample stereo pair")
+EVALUATIONS.add("facts", "tenfold.language.memory_commands:facts", "recall of the generated facts of a run")
+EVALUATIONS.add("factbook", "tenfold.language.memory_commands:factbook", "recall of real facts, beside guessing")
 
 
 @dataclass(frozen=True)
@@ -102,20 +106,27 @@ def samples(options: Samples) -> None:
 
 @dataclass(frozen=True)
 class Convert:
-    """Converts weights between layouts, bit for bit: DINOv2 and DINOv3 (official, Hugging Face, timm, own), Llama.
+    """Converts weights between layouts, bit for bit: DINOv2 and DINOv3 (official, hf, timm, own), Llama (hf, own), drafters
+    (sglang, speculators, eagle, own).
 
     A missing, extra or misshaped key stops it (exit code 4) with the whole list and the nearest names.
     """
 
     source: tyro.conf.Positional[Path]  # a weights file or Hugging Face folder
     destination: tyro.conf.Positional[Path]  # written aside and renamed when complete
-    to: Literal["official", "hf", "timm", "own"] = "own"  # the layout to write
+    to: Literal["official", "hf", "timm", "memory", "sglang", "speculators", "eagle", "own"] = (
+        "own"  # the layout to write
+    )
+    aux_layers: tuple[int, ...] = ()  # drafters: target layers whose inputs they read, where the source does not say
+    norm_output: bool | None = None  # drafters: whether the normed state is fed back, where the source does not say
 
 
 def convert(options: Convert) -> None:
     from tenfold.export.weights import convert as convert_weights
 
-    written = convert_weights(options.source, options.destination, to=options.to)
+    given = {"aux_layers": options.aux_layers or None, "norm_output": options.norm_output}
+    told = {name: value for name, value in given.items() if value is not None}
+    written = convert_weights(options.source, options.destination, to=options.to, **told)
     print(written)
 
 
@@ -127,6 +138,8 @@ class Evaluate:
     $ tenfold eval segmentation W --train camvid_train.parquet --val camvid_val.parquet  also depth
     $ tenfold eval tracking W --val clip.parquet --train other_clips.parquet --frames 10
     $ tenfold eval matching W                                                            the sample stereo pair
+    $ tenfold eval facts runs/lm-memory-plus                                             also factbook [--val FACTS.parquet]
+    $ tenfold eval speculative DRAFTER --val prompts.jsonl --target smollm2-135m-instruct
     $ tenfold eval text RUN --val FILE                                                   a language model; also blimp, nq
 
     knn, linear, attentive, retrieval take labelled images (parquet, tar, or one subfolder per class). segmentation and
@@ -134,7 +147,7 @@ class Evaluate:
     with depth (.npy, metres). tracking chooses its temperature on --train where it is given.
     """
 
-    task: tyro.conf.Positional[str]  # knn | linear | attentive | retrieval | zeroshot | segmentation | depth | ...
+    task: tyro.conf.Positional[str]  # knn | linear | zeroshot | segmentation | tracking | speculative | ...
     weights: tyro.conf.Positional[Path]  # any weights that tenfold.load reads, or a run folder
     train: Path | None = None  # training data of the task, see above
     val: Path | None = None  # what is scored, with the same classes
@@ -144,6 +157,7 @@ class Evaluate:
     frames: int = 10  # tracking: frames of a clip, the first of which is labelled
     backbone: Path | None = None  # zeroshot: the backbone of a dino.txt file, which comes without
     descriptions: Path | None = None  # zeroshot: JSON from class names to lists of descriptions
+    target: str = "smollm2-135m-instruct"  # speculative: the model that is guessed for
     epochs: int | None = None  # passes over the training set: segmentation and depth 60, attentive 20 by default
     json: bool = False  # print as JSON
 

@@ -81,5 +81,12 @@ for _name, _summary in [
     ("lm-memory-peer", "with thousands of one-unit experts"),
 ]:
     recipes.add(_name, f"tenfold.language.recipes:{_name.replace('-', '_')}", _summary)
+for _name, _summary in [
+    ("eagle3-smollm2", "a drafter for SmolLM2 on its own answers, two hours of one core"),
+    ("eagle3-smollm2-2layer", "the same with two layers"),
+    ("eagle1-smollm2", "EAGLE-1 for SmolLM2"),
+    ("eagle3-smoke", "the machinery of drafters in seconds, on a random target"),
+]:
+    recipes.add(_name, f"tenfold.language.drafter_recipes:{_name.replace('-', '_')}", _summary)
 
 parts = Registry("part")  # what one wing offers to another

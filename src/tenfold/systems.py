@@ -29,14 +29,17 @@ SYSTEMS: tuple[System, ...] = (
         "DINOv3: self-supervised vision",
         "vision",
         "partial",
-        "ViT backbones, released weights both ways, features, matches, tracks, segments; pretraining, Gram and "
-        "high-resolution stages, distillation; not yet text alignment, ConvNeXt, weights of our own, runs at scale",
+        "ViT and ConvNeXt backbones, dino.txt, released weights both ways, features, matches, tracks, segments, zero-shot; "
+        "pretraining, Gram and high-resolution stages, distillation, text alignment; not yet weights of our own or runs at "
+        "scale",
         (
             "tenfold train dinov3-mini",
             "tenfold train dinov3-gram",
             "tenfold train dinov3-distill",
+            "tenfold train dinov3-text",
             "tenfold vision embed",
             "tenfold vision match",
+            "tenfold vision zeroshot",
             "tenfold convert",
         ),
     ),
@@ -44,13 +47,34 @@ SYSTEMS: tuple[System, ...] = (
         2,
         "EAGLE speculative decoding for Llama",
         "language",
-        "planned",
-        "the Llama itself loads and runs; no drafter yet",
+        "partial",
+        "@EAGLE@",
+        (
+            "tenfold language generate",
+            "tenfold language chat",
+            "tenfold language tree",
+            "tenfold train eagle3-smollm2",
+            "tenfold eval speculative",
+        ),
     ),
     System(
-        3, "2:4 activation sparsity with Squared-ReLU", "language", "planned", "the dense Squared-ReLU network alone"
+        3,
+        "2:4 activation sparsity with Squared-ReLU",
+        "language",
+        "partial",
+        "training with the switch from dense to sparse, exact batch-1 decoding that reads active rows alone, packing in three "
+        "layouts; the GPU kernels are written and have not been run",
+        ("tenfold train lm-relu2-24", "tenfold eval text", "tenfold language sparsity"),
     ),
-    System(4, "Memory layers at scale", "language", "planned", "nothing yet"),
+    System(
+        4,
+        "Memory layers at scale",
+        "language",
+        "partial",
+        "memory layers, row gradients and RowAdamW, tables split over ranks, recall of generated and real facts; the GPU "
+        "kernels are written and have not been run",
+        ("tenfold train lm-memory-plus",),
+    ),
     System(5, "Sub-metre canopy height maps", "canopy", "planned", "nothing yet"),
     System(
         6,

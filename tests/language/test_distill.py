@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from language.drafting_models import tiny_answers, tiny_drafter, tiny_target
 
 import tenfold
+from language.drafting_models import tiny_answers, tiny_drafter, tiny_target
 from tenfold.engine.conformance import check_task
 from tenfold.engine.task import Shard
 from tenfold.engine.trainer import Trainer
@@ -18,12 +18,13 @@ from tenfold.errors import DataError, UsageError
 from tenfold.language.answer_rounds import AnswerConfig, AnswerRounds, AnswerStream
 from tenfold.language.answer_writing import write
 from tenfold.language.answers import collate, read_answers, repeats_itself, write_answers
-from tenfold.language.distill import DistillConfig, Distillation, DrafterShape, go_on_from, warm_start
+from tenfold.language.distill import Distillation, DistillConfig, DrafterShape, go_on_from, warm_start
 from tenfold.language.draft_losses import distillation_loss
 from tenfold.language.draft_vocabulary import choose, coverage, expected_counts, membership
 from tenfold.language.drafter import Eagle1Drafter, Eagle3Drafter
 from tenfold.language.drafter_recipes import eagle3_smoke
-from tenfold.language.prompts import benchmark_hashes, is_benchmark, prompt_hash, read_prompts, refuse_benchmarks
+from tenfold.language.prompts import benchmark_hashes, is_benchmark, prompt_hash, refuse_benchmarks
+from tenfold.language.tokenizer import read_prompts
 
 
 @pytest.mark.parametrize("method", ["eagle3", "eagle1"])
@@ -99,7 +100,9 @@ def test_positions_that_the_loss_counts() -> None:
         for answer in answers:
             features, hidden = answer.features[None, :, :96], answer.features[:, 96:]
             _, logits = drafter.step(
-                target.embedding(answer.tokens[None, 1:]), drafter.fuse(features[:, :-1]), torch.arange(len(answer.tokens) - 1)
+                target.embedding(answer.tokens[None, 1:]),
+                drafter.fuse(features[:, :-1]),
+                torch.arange(len(answer.tokens) - 1),
             )
             for i in range(answer.prompt - 1, len(answer.tokens) - 2):
                 if inside[int(answer.argmax[i + 1])]:
@@ -143,7 +146,8 @@ def test_going_on_from_a_drafter_carries_rows_by_target_id(tmp_path: Path) -> No
 
     target = tiny_target()
     old, new = tiny_drafter(target, seed=1), tiny_drafter(target, seed=9)
-    assert isinstance(old, Eagle3Drafter) and isinstance(new, Eagle3Drafter)
+    assert isinstance(old, Eagle3Drafter)
+    assert isinstance(new, Eagle3Drafter)
     fresh = new.head.weight.detach().clone()
     go_on_from(new, saved(old, tmp_path / "old.safetensors"))
     assert torch.equal(new.fc.weight, old.fc.weight)
@@ -180,7 +184,9 @@ def test_writing_answers_what_the_target_says_and_features_are_its_own() -> None
         out = target(answer.tokens[None].long(), aux_layers=(1, 3, 5))
         assert out.aux is not None
         n = len(answer.tokens) - 1
-        torch.testing.assert_close(answer.features[:n].float(), torch.cat([out.aux, out.hidden], -1)[0, :n], atol=0.1, rtol=0.02)
+        torch.testing.assert_close(
+            answer.features[:n].float(), torch.cat([out.aux, out.hidden], -1)[0, :n], atol=0.1, rtol=0.02
+        )
         best = out.logits[0].argmax(-1)
         assert answer.argmax[answer.prompt - 1 : n].tolist() == best[answer.prompt - 1 : n].tolist()
         if answer.temperature == 0:
@@ -195,8 +201,10 @@ def test_shards_give_back_what_was_written(tmp_path: Path) -> None:
     write_answers(tmp_path / "a.safetensors", answers, {"round": 0})
     back = read_answers(tmp_path)
     for a, b in zip(answers, back, strict=True):
-        assert a.tokens.tolist() == b.tokens.tolist() and a.prompt == b.prompt
-        assert torch.equal(a.features.bfloat16(), b.features) and a.argmax.tolist() == b.argmax.tolist()
+        assert a.tokens.tolist() == b.tokens.tolist()
+        assert a.prompt == b.prompt
+        assert torch.equal(a.features.bfloat16(), b.features)
+        assert a.argmax.tolist() == b.argmax.tolist()
 
 
 def test_stream_shows_every_answer_and_splits_over_ranks() -> None:
@@ -213,7 +221,9 @@ def test_stream_shows_every_answer_and_splits_over_ranks() -> None:
 
 def test_benchmark_prompts_are_refused_however_they_are_spaced(test_data: Path, tmp_path: Path) -> None:
     shipped = [p for f in sorted((test_data / "text/prompts").glob("*.jsonl")) for p in read_prompts(f)]
-    assert len(shipped) == 320 and all(is_benchmark(p) for p in shipped) and len(benchmark_hashes()) == 400
+    assert len(shipped) == 320
+    assert all(is_benchmark(p) for p in shipped)
+    assert len(benchmark_hashes()) == 400
     with pytest.raises(DataError, match="benchmark"):
         refuse_benchmarks(["What is two and two?", shipped[7].upper().replace(" ", "  ")], "here")
     path = tmp_path / "prompts.jsonl"
@@ -222,10 +232,11 @@ def test_benchmark_prompts_are_refused_however_they_are_spaced(test_data: Path, 
     with pytest.raises(DataError, match="benchmark"):
         _ = rounds._given
     train = read_prompts(test_data / "text/gsm8k_train.jsonl.gz")
-    assert len(train) == 7473 and not any(prompt_hash(p) in benchmark_hashes() for p in train)
+    assert len(train) == 7473
+    assert not any(prompt_hash(p) in benchmark_hashes() for p in train)
 
 
 def test_repetition_is_over_half_of_the_8_grams() -> None:
     assert repeats_itself([1, 2, 3, 4] * 12)
-    assert not repeats_itself(list(range(40)) + [1, 2, 3])
+    assert not repeats_itself([*list(range(40)), 1, 2, 3])
     assert not repeats_itself([5] * 7)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from language.drafting_models import AUX, tiny_drafter, tiny_target
 from safetensors.torch import load_file, save_file
 
 import tenfold
+from language.drafting_models import AUX, tiny_drafter, tiny_target
 from tenfold.data.tensors import save_own
 from tenfold.errors import WeightsError
 from tenfold.export.weights import convert
@@ -27,6 +27,12 @@ VARIANTS: list[dict[str, Any]] = [
     {"aux_layers": (1, 2, 4, 6), "own_embedding": True, "attention_bias": True},
     {"fc_norm": True, "rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)},
 ]
+
+
+def loaded(path: Path, **told: Any) -> EagleDrafter:
+    drafter = tenfold.load(path, **told)
+    assert isinstance(drafter, EagleDrafter)
+    return drafter
 
 
 def saved(drafter: EagleDrafter, path: Path) -> Path:
@@ -59,13 +65,13 @@ def same(a: EagleDrafter, b: EagleDrafter) -> None:
 def test_round_trips_keep_every_bit_and_every_switch(tmp_path: Path, variant: dict, to: str) -> None:
     drafter = tiny_drafter(tiny_target(), target="0123456789abcdef", **variant).bfloat16()
     there = folder(tmp_path, drafter, to)
-    same(tenfold.load(there), drafter)
+    same(loaded(there), drafter)
     again = convert(there, tmp_path / "again", to=to)
     first, second = load_file(there / "model.safetensors"), load_file(again / "model.safetensors")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[n], second[n]) for n in first)
     assert (there / "config.json").read_text() == (again / "config.json").read_text()
-    same(tenfold.load(convert(there, tmp_path / "back.safetensors")), drafter)
+    same(loaded(convert(there, tmp_path / "back.safetensors")), drafter)
 
 
 def test_eagle_layout_of_both_methods(tmp_path: Path) -> None:
@@ -77,11 +83,11 @@ def test_eagle_layout_of_both_methods(tmp_path: Path) -> None:
     names = set(load_file(there / "model.safetensors"))
     assert {"fc.weight", "fc.bias", "layers.0.self_attn.q_proj.weight", "layers.1.input_layernorm.weight"} <= names
     assert "layers.0.input_layernorm.weight" not in names
-    same(tenfold.load(there), one)
+    same(loaded(there), one)
     three = tiny_drafter(target)
     there = folder(tmp_path / "three", three, "eagle")
     assert "midlayer.self_attn.q_proj.weight" in load_file(there / "model.safetensors")
-    same(tenfold.load(there, aux_layers=AUX), three)
+    same(loaded(there, aux_layers=AUX), three)
 
 
 def test_names_of_the_sglang_layout(tmp_path: Path) -> None:
@@ -98,8 +104,10 @@ def test_names_of_the_sglang_layout(tmp_path: Path) -> None:
     }  # fmt: skip
     assert tensors["midlayer.self_attn.q_proj.weight"].shape == (32, 64)
     assert tensors["fc.weight"].shape == (32, 96)
-    assert tensors["d2t"].dtype == torch.int64 and tensors["t2d"].dtype == torch.bool
-    assert config["architectures"] == ["LlamaForCausalLMEagle3"] and config["draft_vocab_size"] == 48
+    assert tensors["d2t"].dtype == torch.int64
+    assert tensors["t2d"].dtype == torch.bool
+    assert config["architectures"] == ["LlamaForCausalLMEagle3"]
+    assert config["draft_vocab_size"] == 48
 
 
 def test_names_of_the_speculators_layout(tmp_path: Path) -> None:
@@ -111,22 +119,24 @@ def test_names_of_the_speculators_layout(tmp_path: Path) -> None:
         "layers.1.input_layernorm.weight",
     } <= names
     assert "layers.1.hidden_norm.weight" not in names
-    assert config["speculators_model_type"] == "eagle3" and config["transformer_layer_config"]["hidden_size"] == 32
+    assert config["speculators_model_type"] == "eagle3"
+    assert config["transformer_layer_config"]["hidden_size"] == 32
 
 
 def test_pitfall_1_absent_rope_theta_is_ten_thousand(tmp_path: Path) -> None:
     there = edited(folder(tmp_path, tiny_drafter(tiny_target(), rope_theta=77.0), "sglang"), rope_theta=None)
-    assert tenfold.load(there).config.rope_theta == 10000.0
+    assert loaded(there).config.rope_theta == 10000.0
 
 
 def test_pitfall_2_max_position_embeddings_bounds_nothing(tmp_path: Path) -> None:
     there = edited(folder(tmp_path, tiny_drafter(tiny_target()), "sglang"), max_position_embeddings=16)
-    drafter = tenfold.load(there)
+    drafter = loaded(there)
     with torch.no_grad():
         hidden, logits = drafter.step(
             torch.randn(1, 3, 32), torch.randn(1, 3, 32), torch.tensor([40_000, 40_001, 40_002])
         )
-    assert hidden.isfinite().all() and logits.shape == (1, 3, 48)
+    assert hidden.isfinite().all()
+    assert logits.shape == (1, 3, 48)
 
 
 def test_pitfall_3_d2t_holds_offsets(tmp_path: Path) -> None:
@@ -137,14 +147,14 @@ def test_pitfall_3_d2t_holds_offsets(tmp_path: Path) -> None:
     assert torch.equal(tensors["t2d"].nonzero()[:, 0], drafter.ids)
     save_file(tensors | {"d2t": drafter.ids}, there / "model.safetensors")  # ids where offsets belong
     with pytest.raises(WeightsError, match="d2t"):
-        tenfold.load(there)
+        loaded(there)
 
 
 def test_pitfall_4_eagle1_without_bias_has_one(tmp_path: Path) -> None:
     there = edited(folder(tmp_path, tiny_drafter(tiny_target(), method="eagle1", fc_bias=True), "eagle"), bias=None)
-    assert tenfold.load(there).config.fc_bias is True
+    assert loaded(there).config.fc_bias is True
     with pytest.raises(WeightsError, match=r"fc\.bias"):
-        tenfold.load(edited(there, bias=False))
+        loaded(edited(there, bias=False))
 
 
 def test_pitfall_5_feature_layers_are_outputs_for_one_and_inputs_for_the_other(tmp_path: Path) -> None:
@@ -154,7 +164,7 @@ def test_pitfall_5_feature_layers_are_outputs_for_one_and_inputs_for_the_other(t
     key = "eagle_aux_hidden_state_layer_ids"
     assert json.loads((sglang / "config.json").read_text())["eagle_config"][key] == [1, 2, 3]
     assert json.loads((speculators / "config.json").read_text())[key] == [2, 3, 4]
-    assert tenfold.load(speculators).config.aux_layers == tenfold.load(sglang).config.aux_layers == (2, 3, 4)
+    assert loaded(speculators).config.aux_layers == loaded(sglang).config.aux_layers == (2, 3, 4)
 
 
 def test_pitfall_5_an_ambiguous_source_is_refused_until_it_is_told(tmp_path: Path) -> None:
@@ -164,22 +174,22 @@ def test_pitfall_5_an_ambiguous_source_is_refused_until_it_is_told(tmp_path: Pat
         convert(there, tmp_path / "out", to="sglang")  # the file does not say
     assert not (tmp_path / "out").exists()
     told = convert(there, tmp_path / "out", to="sglang", aux_layers=AUX)
-    assert tenfold.load(told).config.aux_layers == AUX
+    assert loaded(told).config.aux_layers == AUX
     edited(there, eagle_aux_hidden_state_layer_ids=[1, 3, 5])
     with pytest.raises(WeightsError, match="inputs or by outputs"):
-        tenfold.load(there)
-    assert tenfold.load(there, aux_layers=(1, 3, 5)).config.aux_layers == (1, 3, 5)
+        loaded(there)
+    assert loaded(there, aux_layers=(1, 3, 5)).config.aux_layers == (1, 3, 5)
 
 
 def test_pitfall_6_norm_output_is_not_believed_without_knowing_who_wrote_it(tmp_path: Path) -> None:
     drafter = tiny_drafter(tiny_target(), norm_output=True)
     there = folder(tmp_path, drafter, "sglang")
-    assert tenfold.load(there).config.norm_output is True
+    assert loaded(there).config.norm_output is True
     foreign = edited(there, tenfold=None)
     with pytest.raises(WeightsError, match="SpecForge"):
-        tenfold.load(foreign)
-    assert tenfold.load(foreign, norm_output=True).config.norm_output is True
-    assert tenfold.load(edited(foreign, norm_output=None)).config.norm_output is False
+        loaded(foreign)
+    assert loaded(foreign, norm_output=True).config.norm_output is True
+    assert loaded(edited(foreign, norm_output=None)).config.norm_output is False
 
 
 def test_pitfall_7_wrong_keys_are_refused_and_frozen_copies_are_not(tmp_path: Path) -> None:
@@ -187,11 +197,11 @@ def test_pitfall_7_wrong_keys_are_refused_and_frozen_copies_are_not(tmp_path: Pa
     tensors = load_file(there / "model.safetensors")
     save_file(tensors | {"verifier_norm.weight": torch.ones(32), "verifier_lm_head.weight": torch.ones(96, 32)},
               there / "model.safetensors")  # fmt: skip
-    tenfold.load(there)
+    loaded(there)
     renamed = {n.replace("hidden_norm", "hiden_norm"): t for n, t in tensors.items()}
     save_file(renamed, there / "model.safetensors")
     with pytest.raises(WeightsError, match="hiden_norm"):
-        tenfold.load(there)
+        loaded(there)
 
 
 def test_pitfall_7_a_drafter_is_tied_to_its_target() -> None:
@@ -213,20 +223,20 @@ def test_aliases_of_other_writers_are_read(tmp_path: Path) -> None:
     for number, word in enumerate(("low", "mid", "high")):
         tensors[f"aux_norm_{word}.weight"] = tensors.pop(f"fc_norm.{number}.weight")
     save_file({n.replace("midlayer", "layers.0"): t for n, t in tensors.items()}, there / "model.safetensors")
-    same(tenfold.load(there), drafter)
+    same(loaded(there), drafter)
 
 
 def test_a_layout_that_cannot_say_something_is_refused(tmp_path: Path) -> None:
     own = saved(tiny_drafter(tiny_target(), norm_before_fc=True), tmp_path / "own.safetensors")
     with pytest.raises(WeightsError, match="norm_before_fc"):
         convert(own, tmp_path / "out", to="sglang")
-    same(tenfold.load(convert(own, tmp_path / "out", to="speculators")), tenfold.load(own))
+    same(loaded(convert(own, tmp_path / "out", to="speculators")), loaded(own))
 
 
 def test_kinds_are_recognised(tmp_path: Path) -> None:
     target = tiny_target()
     own = saved(tiny_drafter(target), tmp_path / "own.safetensors")
-    assert isinstance(tenfold.load(own), Eagle3Drafter)
+    assert isinstance(loaded(own), Eagle3Drafter)
     one = saved(tiny_drafter(target, method="eagle1"), tmp_path / "one.safetensors")
-    assert isinstance(tenfold.load(one), Eagle1Drafter)
-    assert isinstance(tenfold.load(own).config, DrafterConfig)
+    assert isinstance(loaded(one), Eagle1Drafter)
+    assert isinstance(loaded(own).config, DrafterConfig)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from language.drafting_models import AUX, tiny_drafter, tiny_target
 from torch import Tensor
 
+from language.drafting_models import AUX, tiny_drafter, tiny_target
 from tenfold.language.draft import Draft, Drafter, DraftState
 from tenfold.language.drafter import EagleDrafter
 from tenfold.language.drafting import TreeDrafter
@@ -54,7 +54,7 @@ def opened(network: EagleDrafter, target: Llama, texts: list[list[int]]) -> tupl
         pages.cover(state.table, len(text) + TREE.nodes + 8)
         states.append(state)
     features = [features_of(drafter, target, text) for text in texts]
-    for part in (lambda n: range(0, n // 2), lambda n: range(n // 2, n - 1)):
+    for part in (lambda n: range(n // 2), lambda n: range(n // 2, n - 1)):
         rows = [part(len(text)) for text in texts]
         tokens = torch.tensor([text[i + 1] for text, own in zip(texts, rows) for i in own])
         drafter.extend(states, [len(own) for own in rows], tokens, torch.cat([f[r] for f, r in zip(features, rows)]))
@@ -118,7 +118,9 @@ def draws(rule: str, width: int, batch: int = 4000, temperature: float = 0.7) ->
 @pytest.mark.parametrize("rule", ["B", "C"])
 def test_siblings_follow_their_law(rule: str) -> None:
     draft, law = draws(rule, 3)
-    assert draft.q is not None and draft.ids is not None and draft.point is None
+    assert draft.q is not None
+    assert draft.ids is not None
+    assert draft.point is None
     torch.testing.assert_close(draft.q[0, 0], law, atol=1e-6, rtol=1e-5)
     where = torch.full((96,), -1)
     where[draft.ids] = torch.arange(len(draft.ids))
@@ -154,7 +156,9 @@ def test_greedy_requests_of_a_sampled_batch_are_point_masses() -> None:
     drafter, states = opened(tiny_drafter(target), target, [[3, 14, 15, 92], [1, 2, 3, 4, 5]])
     alone = drafter.draft(states, TREE, "A", torch.zeros(2), Coins(2))
     mixed = drafter.draft(states, TREE, "C", torch.tensor([0.0, 1.0]), Coins(2))
-    assert mixed.point is not None and mixed.point[0].all() and not mixed.point[1].any()
+    assert mixed.point is not None
+    assert mixed.point[0].all()
+    assert not mixed.point[1].any()
     assert mixed.tokens[0].tolist() == alone.tokens[0].tolist()
 
 

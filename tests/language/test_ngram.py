@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from language.drafting_models import tiny_drafter, tiny_target
 from language.test_drafting import Coins, opened
-
 from tenfold.language.draft import Draft, Drafter, DraftState
 from tenfold.language.ngram import HybridDrafter, HybridTree, NgramDrafter, Places, chain_nodes
 from tenfold.language.tree import Tree
@@ -63,7 +63,8 @@ def test_a_hybrid_tree_holds_both_proposals_unchanged() -> None:
     hybrid = HybridTree.of(own, 3)
     tree = both.add(hybrid)
     assert isinstance(both, Drafter)
-    assert tree.nodes == 8 and [tree.parents[c] for c in hybrid.chain] == [0, *hybrid.chain[:-1]]
+    assert tree.nodes == 8
+    assert [tree.parents[c] for c in hybrid.chain] == [0, *hybrid.chain[:-1]]
     for state in states:
         state.carry = [state.carry, None]
     for rule, heat in (("A", 0.0), ("C", 1.0)):
@@ -72,10 +73,13 @@ def test_a_hybrid_tree_holds_both_proposals_unchanged() -> None:
         assert torch.equal(draft.tokens[:, own_nodes], alone[rule].tokens)
         assert draft.tokens[:, chain].tolist() == [[3, 9, 1], [-1, -1, -1]]
         if rule == "C":
-            assert draft.q is not None and draft.point is not None and alone[rule].q is not None
+            assert draft.q is not None
+            assert draft.point is not None
+            assert alone[rule].q is not None
             rows = [int(tree.inner_row[hybrid.drafted[n - 1] if n else 0]) for n in own.inner.tolist()]
             assert torch.equal(draft.q[:, rows], alone[rule].q)
-            assert draft.point[:, chain].all() and not draft.point[:, own_nodes].any()
+            assert draft.point[:, chain].all()
+            assert not draft.point[:, own_nodes].any()
 
 
 def test_hybrid_rows_grow_as_the_drafters_own(tmp_path: Path) -> None:
@@ -85,9 +89,11 @@ def test_hybrid_rows_grow_as_the_drafters_own(tmp_path: Path) -> None:
     states[0].carry = [states[0].carry, None]
     states[0].tokens += [3]
     both.extend(states, [1], torch.tensor([3]), torch.randn(1, 96))
-    assert states[0].rows == 6 and isinstance(states[0].carry[0], tuple)
+    assert states[0].rows == 6
+    assert isinstance(states[0].carry[0], tuple)
     draft = both.draft(states, both.add(HybridTree.of(Tree.chain(2), 2)), "A", torch.zeros(1), Coins(1))
-    assert draft.tokens[0, -1] >= 0 and (draft.tokens >= 0).all()
+    assert draft.tokens[0, -1] >= 0
+    assert (draft.tokens >= 0).all()
 
 
 def test_the_longer_of_two_equal_proposals_counts() -> None:
@@ -101,5 +107,6 @@ def test_the_longer_of_two_equal_proposals_counts() -> None:
         0, hybrid.chain[1], 9
     ] = 1.0
     accepted = verify_greedy(logits, Draft(tokens), hybrid.tree)
-    assert accepted.length.tolist() == [2] and accepted.bonus.tolist() == [9]
+    assert accepted.length.tolist() == [2]
+    assert accepted.bonus.tolist() == [9]
     assert accepted.path.tolist() == [[0, hybrid.chain[0], hybrid.chain[1], -1]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from language.drafting_models import tiny_answers, tiny_drafter, tiny_target
 
+from language.drafting_models import tiny_answers, tiny_drafter, tiny_target
 from tenfold.language.answers import collate
 from tenfold.language.drafter import Eagle1Drafter, EagleDrafter
 from tenfold.language.llama import Llama

@@ -5,6 +5,7 @@ Weights are random and perturbed so that every parameter matters, the block gain
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,15 +75,33 @@ def test_a_7b_like_model_without_qkv_bias_equals_transformers(tmp_path: Path) ->
     _compare(perturbed(config), tmp_path, 1e-5)
 
 
-def _compare(model: VisionTransformer, folder: Path, tolerance: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "depth", "side", "tolerance"),
+    [("dinov3-s", 12, 512, 1e-5), ("dinov3-s+", 12, 512, 2e-5), ("dinov2-g-reg", 1, 518, 1e-5)],
+)
+@torch.inference_mode()
+def test_large_images_give_transformers_features_too(
+    name: str, depth: int, side: int, tolerance: float, tmp_path: Path
+) -> None:
+    _compare(perturbed(replace(VIT_CONFIGS[name], depth=depth)), tmp_path, tolerance, [(side, side)], batch=1)
+
+
+def _compare(
+    model: VisionTransformer,
+    folder: Path,
+    tolerance: float,
+    sizes: Sequence[tuple[int, int]] = (),
+    batch: int = 2,
+) -> None:
     reference = oracle(model, folder)
     p = model.config.patch_size
-    for height, width in PATCH14 if p == 14 else SIZES:
-        images = torch.randn(2, 3, height, width)
+    height = width = 0
+    for height, width in sizes or (PATCH14 if p == 14 else SIZES):
+        images = torch.randn(batch, 3, height, width)
         ours = tokens(model, images)
         assert 0.5 < ours.square().mean().sqrt() < 2, "the features are not of size 1, so the tolerance says nothing"
         assert (ours - reference(images).last_hidden_state).abs().max() <= tolerance
-    masks = torch.rand(2, height // p * (width // p)) < 0.4
+    masks = torch.rand(batch, height // p * (width // p)) < 0.4
     theirs = reference(images, bool_masked_pos=masks).last_hidden_state
     assert (tokens(model, images, masks) - theirs).abs().max() <= tolerance
 

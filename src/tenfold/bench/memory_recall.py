@@ -34,6 +34,7 @@ from tenfold.engine.schedule import Schedule
 from tenfold.engine.task import Phase, Shard, Task, unwrap
 from tenfold.engine.trainer import Trainer
 from tenfold.language.facts import LENGTH, FactWorld
+from tenfold.language.feed_forward import initialise_by_width
 from tenfold.language.llama import Llama, LlamaConfig
 from tenfold.nn.memory import MemoryLayer, centred_layers
 
@@ -124,7 +125,9 @@ def build(arm: str, vocabulary: int) -> Llama:
         hidden += DIM * len(LAYERS) // (DEPTH - len(LAYERS))
     sizes: dict[str, Any] = {"dim": DIM, "hidden": hidden, "depth": DEPTH, "heads": 4, "kv_heads": 4}
     memory = {"memory_layers": LAYERS, "memory_variant": arm, **MEMORY} if arm in ("pkm", "plus") else {}
-    return Llama(LlamaConfig(vocabulary=vocabulary, activation="relu2", **sizes, **memory))
+    model = Llama(LlamaConfig(vocabulary=vocabulary, activation="relu2", **sizes, **memory))
+    initialise_by_width(model)
+    return model
 
 
 def matched_hidden(factor: float) -> int:

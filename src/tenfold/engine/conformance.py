@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tenfold.engine.config import Recipe
 from tenfold.engine.task import Shard, Task
+from tenfold.nn.bag import coalesced
 
 LISTED = 8  # names in a message
 
@@ -223,6 +224,7 @@ def _bytes(value: Tensor) -> bytes:
 
 
 def _finite(value: Tensor) -> bool:
+    value = coalesced(value)._values() if value.is_sparse else value
     return not value.is_floating_point() or bool(torch.isfinite(value).all())
 
 

@@ -53,6 +53,10 @@ class Report:
     def image(self, title: str, png: bytes) -> None:
         self.parts.append({"kind": "image", "title": title, "png": png})
 
+    def svg(self, title: str, svg: str) -> None:
+        """A drawing, as SVG made by the caller (its texts escaped)."""
+        self.parts.append({"kind": "svg", "title": title, "svg": svg})
+
     def html(self) -> str:
         body = "\n".join(part_html(part) for part in self.parts)
         return page_html(self.title, f"<h1>{escape(self.title)}</h1>\n{body}")
@@ -104,6 +108,8 @@ def part_html(part: Mapping[str, Any]) -> str:
         return f"<figure>{caption}{table_html(part['rows'])}</figure>"
     if part["kind"] == "plot":
         return f"<figure>{caption}{plot_svg(part['series'], part['x'], part['y'])}</figure>"
+    if part["kind"] == "svg":
+        return f"<figure>{caption}{part['svg']}</figure>"
     uri = base64.b64encode(part["png"]).decode()
     return f'<figure>{caption}<img alt="{escape(part["title"])}" src="data:image/png;base64,{uri}"></figure>'
 

@@ -34,11 +34,11 @@ __all__ = ["Family", "Layout", "Weights", "convert", "families", "load", "read",
 families = Registry("kind of model")
 families.add("vit", "tenfold.vision.weights:FAMILY", "vision transformers: DINOv2, DINOv3")
 families.add("convnext", "tenfold.vision.convnext_weights:FAMILY", "the ConvNeXt of DINOv3")
-families.add("language-model", "tenfold.language.language_model:FAMILY", "Llamas with their vocabulary, from tenfold")
 families.add("text-aligned", "tenfold.vision.text_weights:ALIGNED", "dino.txt: images and texts in one space")
 families.add("sentence-encoder", "tenfold.vision.text_weights:SENTENCE", "sentence encoders: MiniLM")
 families.add("drafter", "tenfold.language.drafter_weights:FAMILY", "drafters: EAGLE-1, EAGLE-3")
-families.add("llama", "tenfold.language.weights:FAMILY", "Llama")
+families.add("language-model", "tenfold.language.language_model:FAMILY", "Llamas with their vocabulary, from tenfold")
+families.add("llama", "tenfold.language.memory_weights:FAMILY", "Llama")
 
 
 @dataclass(frozen=True)

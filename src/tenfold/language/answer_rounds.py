@@ -32,11 +32,11 @@ from tenfold.language.answer_writing import write
 from tenfold.language.answers import Answer, collate, read_answers, repeats_itself, write_answers
 from tenfold.language.drafter import default_aux_layers
 from tenfold.language.drafter_weights import fingerprint
+from tenfold.language.engine import locate
 from tenfold.language.llama import Llama, LlamaConfig
 from tenfold.language.prepare import open_target
-from tenfold.language.prompts import is_benchmark, read_prompts, refuse_benchmarks
-from tenfold.language.targets import locate
-from tenfold.language.tokenizer import Tokenizer, load_tokenizer
+from tenfold.language.prompts import is_benchmark, refuse_benchmarks
+from tenfold.language.tokenizer import Tokenizer, load_tokenizer, read_prompts
 
 RANDOM = "random-tiny"  # a target without weights or words, for tests of the machinery
 SHORTEST = 8  # tokens of an answer that is worth a place in a batch
@@ -50,7 +50,9 @@ class AnswerConfig:
 
     stored: Path | None = None  # shards of answers to use instead of writing new ones
     keep: Path | None = None  # folder for a shard of every round that is written
-    prompts: Path | None = None  # .jsonl(.gz) with turns, question, prompt or instruction: half of every round's prompts
+    prompts: Path | None = (
+        None  # .jsonl(.gz) with turns, question, prompt or instruction: half of every round's prompts
+    )
     skip_last: int = 200  # prompts at the end of the file that are never used (for `tenfold language tree`)
     round_answers: int = 256  # answers of a round
     max_tokens: int = 192  # of an answer
@@ -93,7 +95,7 @@ class AnswerRounds:
     @cached_property
     def _writer(self) -> Llama:
         """In the format that writes fastest here."""
-        return self.target if self.name == RANDOM else open_target(locate(self.name), "auto")[0]
+        return self.target if self.name == RANDOM else open_target(locate(self.name), "auto").model
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -180,7 +182,11 @@ class AnswerRounds:
         count = self.config.round_answers
         if self.tokenizer is None:
             return torch.randint(1, self.target.config.vocabulary, (count, 6), generator=generator).tolist()
-        given = [] if not self._given else [self._given[(number * count + i) // 2 % len(self._given)] for i in range(0, count, 2)]
+        given = (
+            []
+            if not self._given
+            else [self._given[(number * count + i) // 2 % len(self._given)] for i in range(0, count, 2)]
+        )
         written = self._turns(count - len(given), generator)
         texts = [text for pair in zip(given, written) for text in pair] + written[len(given) :]
         return [self.tokenizer.chat([{"role": "user", "content": text}]) for text in texts]
@@ -227,7 +233,9 @@ class AnswerRounds:
                 if whole and not is_benchmark(text):
                     turns[text] = None
         if len(turns) < count:
-            raise DataError(f"target = {self.name} wrote {len(turns)} usable user turns of {count}. Give --answers.prompts FILE.")
+            raise DataError(
+                f"target = {self.name} wrote {len(turns)} usable user turns of {count}. Give --answers.prompts FILE."
+            )
         return list(turns)[:count]
 
 

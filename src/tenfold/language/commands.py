@@ -6,13 +6,13 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from tenfold.errors import UsageError
+from tenfold.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from tenfold.language.engine import LLM
@@ -60,12 +60,10 @@ def generate(options: Generate) -> int:
         raise UsageError("a prompt is empty.")
     params = _params(options)
     llm = _open(options)
-    if options.schema or options.regex:
-        from dataclasses import replace
-
-        from tenfold.language.grammar import compile_grammar
-
-        params = replace(params, grammar=compile_grammar(llm.tokenizer, schema=options.schema, regex=options.regex))
+    if options.schema:
+        params = replace(params, grammar=llm.grammars.json_schema(_text(options.schema)))
+    elif options.regex:
+        params = replace(params, grammar=llm.grammars.regex(options.regex))
     ids = [
         llm.tokenizer.encode(t) if options.raw else llm.tokenizer.chat([{"role": "user", "content": t}]) for t in texts
     ]
@@ -79,6 +77,13 @@ def generate(options: Generate) -> int:
         else:
             print(f"> {text}\n{result.text}\n[TPC {result.stats.tokens_per_call:.2f}]\n")
     return 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from error
 
 
 @dataclass(frozen=True)
@@ -187,3 +192,45 @@ def _numbers(reason: str, stats: Stats) -> dict[str, Any]:
         "drafted": stats.drafted,
         "accepted_by_depth": stats.accepted,
     }
+
+
+@dataclass(frozen=True)
+class ServeLanguage:
+    """An OpenAI-compatible server: /v1/completions, /v1/chat/completions, /v1/models, /health, /metrics.
+
+    $ tenfold serve language --port 8000
+    $ curl localhost:8000/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Why is the sky blue?"}]}' \\
+        -H 'Content-Type: application/json'
+
+    SIGTERM ends it: what runs is finished (for `drain` seconds at most), what comes is refused with 503.
+    """
+
+    model: str = "smollm2-135m-instruct"  # a name (the sample is fetched once), a GGUF file, or a folder
+    drafter: str = "auto"  # auto | ngram | none | a drafter's file
+    weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"  # number format that decodes
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0 takes a free one
+    batch: int = 8  # requests decoded together
+    waiting: int = 64  # requests that may wait; more are refused with 429
+    cache_tokens: int = 16384  # room for keys and values of all requests together
+    drain: float = 8.0  # seconds
+
+
+def serve_language(options: ServeLanguage) -> int:
+    from tenfold.language.engine import LLM
+    from tenfold.language.server import make_language_app
+    from tenfold.serve.limits import Limits
+    from tenfold.serve.protocol import serve
+
+    limits = Limits(running=2 * options.batch, waiting=options.waiting, drain=options.drain)
+    llm = LLM(
+        options.model,
+        drafter=options.drafter,
+        weights=options.weights,
+        max_batch=options.batch,
+        cache_tokens=options.cache_tokens,
+    )
+    for note in llm.notes:
+        print(note, file=sys.stderr)
+    name = options.model if not Path(options.model).exists() else Path(options.model).stem
+    return serve(make_language_app(llm, name, limits), options.host, options.port)

@@ -109,14 +109,15 @@ class Distillation(nn.Module):
     def __init__(self, drafter: EagleDrafter, target: Llama, config: DistillConfig) -> None:
         super().__init__()
         self.drafter, self.config = drafter, config
-        head = (target.embedding.weight if target.head is None else target.head.weight).detach()
+        head = head_weight(target).detach()
         ids = drafter.ids if drafter.config.reduced else torch.arange(len(head))
         self.register_buffer("embedding", target.embedding.weight.detach(), persistent=False)
         self.register_buffer("head", head[ids] if drafter.config.reduced else head, persistent=False)
         self.register_buffer("inside", membership(ids, len(head)), persistent=False)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.embedding if self.drafter.embedding is None else self.drafter.embedding.weight)
+        own = self.drafter.embedding
+        return F.embedding(tokens, self.embedding if own is None else own.get_parameter("weight"))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses of a batch of `answers.collate`."""
@@ -201,8 +202,7 @@ class DrafterTask(Task):
         self.config = config = config_for(target.config, **changes)
         drafter = make_drafter(config)
         if config.reduced:
-            head = (target.embedding.weight if target.head is None else target.head.weight).bfloat16()
-            counts = expected_counts(self.rounds.sample(), head)
+            counts = expected_counts(self.rounds.sample(), head_weight(target).bfloat16())
             drafter.ids.copy_(choose(counts, config.draft_vocabulary, sorted(self.rounds.stops)))
             self.coverage = coverage(drafter.ids, counts)
         if isinstance(drafter, Eagle1Drafter):
@@ -245,33 +245,39 @@ class DrafterTask(Task):
         return 1.0, 0.0
 
 
+def head_weight(target: Llama) -> Tensor:
+    """(V, H): the target's output projection."""
+    return (target.embedding if target.head is None else target.head).get_parameter("weight")
+
+
 @torch.no_grad()
 def warm_start(drafter: EagleDrafter, target: Llama) -> None:
     """A drafter that begins as the target's last layers on the target's last feature: the fused state is that feature,
     each layer is the target's own (blind to the embedding at first), norm and head are the target's.
 
-    Without it the same training reaches less (docs/LOG.md). Raises nothing: what does not have the target's shape keeps
-    its fresh weights.
+    Without it the same training reaches less (docs/LOG.md). The drafter has the target's sizes; of EAGLE-1 only `fc` has such
+    a start.
     """
-    last = list(target.blocks)[-drafter.config.layers :]
+    sources = list(target.blocks)[-drafter.config.layers :]
     dim = drafter.config.dim
-    drafter.get_submodule("fc").weight.zero_()  # pyright: ignore (a Linear)
-    drafter.get_submodule("fc").weight[:, -dim:] = torch.eye(dim)  # pyright: ignore
-    blocks: list[Any] = list(drafter.get_submodule("blocks").children())
-    if isinstance(drafter, Eagle3Drafter):
-        first, source = drafter.first, last[0]
-        first.attention.qkv.weight.zero_()
-        first.attention.qkv.weight[:, dim:] = source.attention.qkv.weight
-        first.attention.out.weight.copy_(source.attention.out.weight)
-        first.hidden_norm.weight.copy_(source.norm1.weight)
-        first.norm2.weight.copy_(source.norm2.weight)
-        first.ffn.load_state_dict(source.ffn.state_dict())
-        drafter.norm.weight.copy_(target.norm.weight)
-        head = target.embedding.weight if target.head is None else target.head.weight
-        drafter.head.weight.copy_(head[drafter.ids] if drafter.config.reduced else head)
-        last = last[1:]
-        for block, source in zip(blocks, last, strict=True):
-            block.load_state_dict(source.state_dict())
+    fc = drafter.get_parameter("fc.weight")
+    fc.zero_()
+    fc[:, -dim:] = torch.eye(dim)
+    if not isinstance(drafter, Eagle3Drafter):
+        return
+    first, source = drafter.first, sources[0]
+    qkv = first.attention.qkv.weight
+    qkv.zero_()
+    qkv[:, dim:] = source.get_parameter("attention.qkv.weight")
+    first.attention.out.weight.copy_(source.get_parameter("attention.out.weight"))
+    first.hidden_norm.weight.copy_(source.get_parameter("norm1.weight"))
+    first.norm2.weight.copy_(source.get_parameter("norm2.weight"))
+    first.ffn.load_state_dict(source.get_submodule("ffn").state_dict())
+    for block, source in zip(drafter.blocks, sources[1:], strict=True):
+        block.load_state_dict(source.state_dict())
+    drafter.norm.weight.copy_(target.norm.weight)
+    head = head_weight(target)
+    drafter.head.weight.copy_(head[drafter.ids] if drafter.config.reduced else head)
 
 
 @torch.no_grad()
@@ -287,7 +293,7 @@ def go_on_from(drafter: EagleDrafter, path: Path) -> None:
         row = {int(i): n for n, i in enumerate(other.target_ids(torch.arange(other.config.draft_vocabulary)))}
         mine = drafter.target_ids(torch.arange(drafter.config.draft_vocabulary)).tolist()
         pairs = torch.tensor([(n, row[i]) for n, i in enumerate(mine) if i in row])
-        head = drafter.get_submodule("head").weight.clone()  # pyright: ignore (a Linear)
+        head = drafter.get_parameter("head.weight").clone()
         head[pairs[:, 0]] = state["head.weight"][pairs[:, 1]].to(head.dtype)
         state["head.weight"] = head
         state.pop("ids", None)

@@ -100,11 +100,14 @@ def _rope(inner: Mapping[str, Any]) -> dict[str, Any]:
         return {"rope_theta": float(theta), "rope_scaling": RopeScaling("linear", float(scaling["factor"]))}
     if kind != "llama3":
         raise WeightsError(f"RoPE scaling {kind!r} is not known; known are default, linear, llama3.")
-    factors = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
-    return {
-        "rope_theta": float(theta),
-        "rope_scaling": RopeScaling("llama3", *factors, int(scaling["original_max_position_embeddings"])),
-    }
+    stretched = RopeScaling(
+        "llama3",
+        float(scaling["factor"]),
+        float(scaling["low_freq_factor"]),
+        float(scaling["high_freq_factor"]),
+        int(scaling["original_max_position_embeddings"]),
+    )
+    return {"rope_theta": float(theta), "rope_scaling": stretched}
 
 
 def _aux_layers(

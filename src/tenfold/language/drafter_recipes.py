@@ -6,6 +6,8 @@ thousands of conversations: EAGLE-3 at 5e-5 for 40 epochs of 532,000 answers of 
 
 from __future__ import annotations
 
+import dataclasses
+
 from tenfold.engine.config import OptimConfig, TrainerConfig
 from tenfold.engine.schedule import Schedule
 from tenfold.language.answer_rounds import RANDOM, AnswerConfig

@@ -67,7 +67,8 @@ class TreeDrafter:
         tokens: Int[Tensor, " M"],
         features: Float[Tensor, "M F"] | None,
     ) -> None:
-        assert self.cache is not None and features is not None
+        assert self.cache is not None
+        assert features is not None
         starts = [state.rows for state in states]
         window = self.network.config.sliding_window
         lows = None if window is None else [max(0, start - window + 1) for start in starts]

@@ -17,10 +17,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from tenfold.errors import UsageError, nearest
 from tenfold.language.draft import Drafter
+from tenfold.language.grammar import Grammars
 from tenfold.language.llama import Llama
 from tenfold.language.prefix import PrefixCache
 from tenfold.language.prepare import FormatChoice, open_target, weight_bytes
@@ -167,6 +169,11 @@ class LLM:
         self.engine = LLMEngine(
             self.model, self.tokenizer, self.drafter, speculation, max_batch=max_batch, cache_tokens=cache_tokens
         )
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Grammars for this model's tokens: `SamplingParams(grammar=llm.grammars.json_schema(...))`."""
+        return Grammars(self.tokenizer, self.model.config.vocabulary)
 
     def generate(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None

@@ -18,7 +18,7 @@ from tenfold.nn.memory import ExpertTable, MemoryLayer, MemoryTable
 from tenfold.nn.sparse24 import Sparsity24
 
 if TYPE_CHECKING:
-    from tenfold.language.llama import LlamaConfig
+    from tenfold.language.llama import Llama, LlamaConfig
 
 
 def feed_forward(config: LlamaConfig) -> tuple[MemoryTable | ExpertTable | None, list[nn.Module]]:
@@ -44,6 +44,19 @@ def feed_forward(config: LlamaConfig) -> tuple[MemoryTable | ExpertTable | None,
         else:
             networks.append(_plain(c))
     return table, networks
+
+
+def initialise_by_width(model: Llama) -> None:
+    """Matrices of deviation (inputs)^-1/2 and an embedding of d^-1/2, as in the released memory-layer code. Llama's 0.02
+    suits widths near 2,500; in a narrow model the embedding then drowns in what a memory layer adds, and every token reads
+    the same slots (docs/LOG.md)."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    nn.init.normal_(model.embedding.weight, std=model.config.dim**-0.5)
+    for module in model.modules():
+        if isinstance(module, MemoryLayer):
+            module.reset_parameters()
 
 
 def _plain(c: LlamaConfig) -> nn.Module:

@@ -26,6 +26,7 @@ from tenfold.engine.config import Recipe, require
 from tenfold.engine.task import Phase, Shard, Task, unwrap
 from tenfold.errors import CheckpointError, UsageError
 from tenfold.language.fact_mixing import FactsConfig, MixedFacts, open_facts
+from tenfold.language.feed_forward import initialise_by_width
 from tenfold.language.language_model import LanguageModel, LanguageModelConfig
 from tenfold.language.llama import LlamaConfig
 from tenfold.language.text import ByteVocabulary, Vocabulary, check_vocabulary, read_documents, split, train_bpe
@@ -102,6 +103,8 @@ class PretrainTask(Task):
 
     def build(self) -> nn.Module:
         model = LanguageModel(self.card()[1])
+        if self.recipe.model.memory_layers:
+            initialise_by_width(model)
         if self.recipe.model.sparsity == "2:4":
             total = self.recipe.trainer.steps
             self.controller = SparsityController(model, self.recipe.sparsity, total, self._mean_over_ranks)

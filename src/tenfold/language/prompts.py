@@ -1,7 +1,6 @@
-"""Prompts from files, and the benchmark prompts that nothing here is ever trained on.
+"""The benchmark prompts that nothing here is ever trained on.
 
-    prompts = read_prompts(Path("gsm8k_train.jsonl.gz"))        .jsonl or .jsonl.gz with turns, question, prompt or instruction
-    refuse_benchmarks(prompts, where)                           DataError when one of them is a benchmark's
+    refuse_benchmarks(read_prompts(path), path)                 DataError when one of them is a benchmark's
 
 `assets/benchmark_prompts.txt` holds hashes of the user turns of the 320 prompts that speeds and acceptances are measured on
 (alpaca, gsm8k, humaneval, mt_bench: 80 each). A drafter that has seen them would look better than it is.
@@ -9,46 +8,12 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 
 from tenfold.errors import DataError
-
-KEYS = ("turns", "question", "prompt", "instruction")
-LINE_LIMIT = 1 << 20  # characters
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The first user turn of every line, in order. Raises DataError with the line that is none."""
-    prompts = []
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(iter(lambda: file.readline(LINE_LIMIT), ""), 1):
-                if line.strip():
-                    prompts.append(_prompt(path, number, line))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from error
-    if not prompts:
-        raise DataError(f"{path} holds no prompts. A line is JSON with one of: {', '.join(KEYS)}.")
-    return prompts
-
-
-def _prompt(path: Path, number: int, line: str) -> str:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}, line {number}: not JSON ({error}).") from error
-    found = [values[key] for key in KEYS if key in values] if isinstance(values, dict) else []
-    text = found[0][0] if found and isinstance(found[0], list) and found[0] else (found or [None])[0]
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{path}, line {number}: no prompt. A line has one of: {', '.join(KEYS)}.")
-    return text
 
 
 def prompt_hash(prompt: str) -> str:

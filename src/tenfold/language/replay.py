@@ -35,7 +35,7 @@ def token_ranks(
     answers: Sequence[Answer],
     depth: int,
     batch: int = 8,
-) -> list[Int[Tensor, "a k"]]:
+) -> list[Int[Tensor, "_ k"]]:
     """For every answer and every place s where a step may start (its root is answer token s), the drafter's rank of the
     s + 1 + k-th answer token at level k, given that the ones before were accepted."""
     result: list[Tensor] = []
@@ -95,7 +95,7 @@ def walk(lengths: Int[Tensor, " a"]) -> tuple[int, int]:
     return last, calls
 
 
-def tokens_per_call(lengths: Sequence[Int[Tensor, " a"]]) -> float:
+def tokens_per_call(lengths: Sequence[Int[Tensor, " _"]]) -> float:
     """TPC over several answers: emitted tokens over the target's calls, the prompt's pass and its token not counted."""
     pairs = [walk(part) for part in lengths]
     return sum(tokens for tokens, _ in pairs) / max(1, sum(calls for _, calls in pairs))

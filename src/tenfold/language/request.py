@@ -110,6 +110,8 @@ class Request:
             taken += 1
             self.tokens.append(token)
             self.stats.tokens += 1
+            if self.grammar is not None:
+                self.grammar.advance(token)
             if token in self.stops and not self.params.ignore_eos:
                 self.finish_reason = "stop"
                 break

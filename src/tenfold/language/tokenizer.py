@@ -10,6 +10,7 @@ The merging itself is the `tokenizers` package's; templates are Jinja in a sandb
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -222,11 +223,12 @@ def from_folder(folder: Path) -> Tokenizer:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """One prompt per line of a JSONL file: `prompt`, `question`, `instruction`, or the first of `turns`."""
+    """One prompt per line of a JSONL file (.gz too): `prompt`, `question`, `instruction`, or the first of `turns`."""
     prompts = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}).") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():

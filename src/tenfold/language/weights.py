@@ -56,6 +56,10 @@ def read(source: Source) -> Weights:
 
 
 def write(weights: Weights, path: Path) -> None:
+    c = weights.config
+    if c.memory_layers or c.activation != "swiglu":
+        kind = "memory layers" if c.memory_layers else f"the activation {c.activation}"
+        raise WeightsError(f"the layout 'hf' is a plain Llama's; this model has {kind}. Allowed: own, or memory.")
     path.mkdir()
     write_safetensors(path / "model.safetensors", write_links(links(weights.config), weights.state))
     (path / "config.json").write_text(json.dumps(hf_config(weights.config, weights.state), indent=2) + "\n")

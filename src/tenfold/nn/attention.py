@@ -84,24 +84,27 @@ class Attention(nn.Module):
         cache: KeyValues | None = None,
     ) -> Float[Tensor, "b n d"]:
         """`cache` makes `mask` that of `KeyValues.attend`; attention is causal then."""
-        q, k, v = self.project(x)
-        if rotation is not None:
-            q, k = rotation(q), rotation(k)
+        q, k, v = self.project(x, rotation)
         if cache is not None:
             y = cache.attend(q, k, v, mask)
         else:
             y = attend(q, k, v, mask, causal=self.config.causal and mask is None)
         return self.out(y.transpose(1, 2).flatten(2))
 
-    def project(self, x: Float[Tensor, "b n i"]) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, H, N, D), k and v (B, G, N, D)."""
+    def project(self, x: Float[Tensor, "b n i"], rotation: Rotation | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, H, N, D), k and v (B, G, N, D); q and k are turned together."""
         c = self.config
         if c.mask_k_bias and self.qkv.bias is not None:
             query, key, value = self.qkv.bias.split([c.heads * c.width, c.groups * c.width, c.groups * c.width])
             flat = F.linear(x, self.qkv.weight, torch.cat([query, torch.zeros_like(key), value]))
         else:
             flat = self.qkv(x)
-        q, k, v = flat.unflatten(-1, (-1, c.width)).transpose(1, 2).split([c.heads, c.groups, c.groups], dim=1)
+        heads = flat.unflatten(-1, (-1, c.width)).transpose(1, 2)
+        if rotation is None:
+            q, k, v = heads.split([c.heads, c.groups, c.groups], dim=1)
+            return q, k, v
+        turned, v = heads.split([c.heads + c.groups, c.groups], dim=1)
+        q, k = rotation(turned).split([c.heads, c.groups], dim=1)
         return q, k, v
 
 

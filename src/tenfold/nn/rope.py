@@ -1,7 +1,8 @@
 """Rotary position embeddings: one table of angles for text, one for the two axes of an image.
 
 RoFormer (arXiv 2104.09864); axial form and its training-time rescaling: DINOv3 (arXiv 2508.10104, section 3.2); length
-scaling of Llama 3.1 from its released configuration. `rotate_half` pairs entry i with i + D/2 (not interleaved).
+scaling of Llama 3.1 from its released configuration. The halves of a head are paired: entry i turns with i + D/2
+(not interleaved).
 
     H heads   N tokens   D head width   P patches
 """
@@ -20,11 +21,6 @@ from torch import Tensor, nn
 from tenfold.errors import UsageError
 
 
-def rotate_half(x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([-second, first], dim=-1)
-
-
 @dataclass(frozen=True)
 class Rotation:
     """Cosines and sines for the last `len(cos)` tokens of a sequence; tokens before them (CLS, registers) stay as they
@@ -36,8 +32,16 @@ class Rotation:
     def __call__(self, x: Float[Tensor, "b h n d"]) -> Float[Tensor, "b h n d"]:
         prefix = x.shape[-2] - self.cos.shape[-2]
         kept, turned = x[..., :prefix, :], x[..., prefix:, :]
-        turned = (turned * self.cos + rotate_half(turned) * self.sin).to(x.dtype)
+        half = turned.shape[-1] // 2
+        swapped = torch.cat([turned[..., half:], turned[..., :half]], dim=-1)
+        turned = torch.addcmul(turned * self.cos, swapped, self.signed).to(x.dtype)
         return torch.cat([kept, turned], dim=-2) if prefix else turned
+
+    @cached_property
+    def signed(self) -> Float[Tensor, "*b d"]:
+        """The sines with the first half negated: what the swapped halves are multiplied with."""
+        half = self.sin.shape[-1] // 2
+        return torch.cat([-self.sin[..., :half], self.sin[..., half:]], dim=-1)
 
     @cached_property
     def turns(self) -> Complex[Tensor, "n half"]:

@@ -11,6 +11,7 @@ from time import monotonic
 
 from tenfold.data.atomic import write_atomic
 from tenfold.data.samples import fetch
+from tenfold.tour.language import memory_panel, sparsity_panel, speculation_panel
 from tenfold.tour.page import say, tour_page
 from tenfold.tour.vision import features_panel, pretrain_panel
 
@@ -21,7 +22,13 @@ def run(out: Path, minutes: float) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     say("fetching the sample photographs")
     folder = fetch("scikit-image")
-    panels = {1: pretrain_panel(out, minutes), 6: features_panel(out, folder)}
+    panels = {
+        1: pretrain_panel(out, minutes),
+        6: features_panel(out, folder),
+        2: speculation_panel(),
+        3: sparsity_panel(out, minutes / 4),
+        4: memory_panel(out, minutes / 2),
+    }
     spent = (monotonic() - start) / 60
     write_atomic(out / "index.html", tour_page(panels, spent).encode())
     write_atomic(
