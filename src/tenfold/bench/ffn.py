@@ -121,9 +121,8 @@ def _whole(
         "compiled": lambda i: whole(xs[i], ups[i], bias, downs[i]),
     }
     ours = {"gather": lambda i: networks[i](xs[i])}
-    return _measured(
-        f"whole network, zeros {words}", peers, ours, len(ups), dtype, {"gather": 1.6} if share == 0.9 else {}
-    )
+    what, marks = f"whole network, zeros {words}", {"gather": 1.6} if share == 0.9 else {}
+    return _measured(what, peers, ours, len(ups), dtype, (2, 2 - share), marks)
 
 
 def dense_layer(x: Tensor, up: Tensor, bias: Tensor, down: Tensor) -> Tensor:
