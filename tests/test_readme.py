@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def commands(text: str) -> list[list[str]]:
-    blocks = re.findall(r"```\n(.*?)```", text, re.S)
-    lines = [line.split("  ")[0].split("#")[0] for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M)
+    shown = [block for language, block in blocks if not language]
+    lines = [line.split("  ")[0].split("#")[0] for block in shown for line in block.splitlines()]
     return [line.split()[1:] for line in lines if line.startswith("tenfold ")]
 
 

@@ -71,8 +71,8 @@ SYSTEMS: tuple[System, ...] = (
         "Memory layers at scale",
         "language",
         "partial",
-        "memory layers, row gradients and RowAdamW, tables split over ranks, recall of generated and real facts; the GPU kernels "
-        "are written and have not been run",
+        "memory layers, row gradients and RowAdamW, tables split over ranks, recall of generated and real facts; the GPU "
+        "kernels are written and have not been run",
         ("tenfold train lm-memory-plus",),
     ),
     System(5, "Sub-metre canopy height maps", "canopy", "planned", "nothing yet"),

@@ -24,8 +24,8 @@ from tenfold.language.weights import GGUF_STEMS, gguf_rows, links
 CONFIG = LlamaConfig(vocabulary=40, dim=64, hidden=96, depth=2, heads=4, kv_heads=2, norm_eps=1e-6, rope_theta=5e4)
 
 
-def write(path: Path, model: Llama, quantised: bool = False) -> Path:
-    """A GGUF file as llama.cpp writes one: q and k with interleaved pairs."""
+def write(path: Path, model: Llama, quantised: bool = False, tokenizer: dict[str, Any] | None = None) -> Path:
+    """A GGUF file as llama.cpp writes one: q and k with interleaved pairs. `tokenizer` are fields of one that works."""
     c = model.config
     out = gguf.GGUFWriter(path, "llama")
     out.add_block_count(c.depth)
@@ -36,8 +36,18 @@ def write(path: Path, model: Llama, quantised: bool = False) -> Path:
     out.add_head_count_kv(c.kv_heads)
     out.add_layer_norm_rms_eps(c.norm_eps)
     out.add_rope_freq_base(c.rope_theta)
+    t = {
+        "tokens": [f"t{i}" for i in range(c.vocabulary)],
+        **{k.split(".")[-1]: v for k, v in (tokenizer or {}).items()},
+    }
     out.add_tokenizer_model("gpt2")
-    out.add_token_list([f"t{i}" for i in range(c.vocabulary)])
+    out.add_token_list(t["tokens"])
+    if tokenizer:
+        out.add_tokenizer_pre(t["pre"])
+        out.add_token_types(t["token_type"])
+        out.add_token_merges(t["merges"])
+        out.add_eos_token_id(t["eos_token_id"])
+        out.add_chat_template(t["chat_template"])
     outside = {"embedding": "token_embd", "norm": "output_norm", "head": "output"}
     state = model.state_dict()
     for link in links(c, "blk.{}.", GGUF_STEMS, outside):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tenfold.language.evaluate import Replayed, look_up_lengths
 from tenfold.language.ngram import HybridDrafter, HybridTree, NgramDrafter
 from tenfold.language.replay import accepted_lengths, token_ranks, tokens_per_call, walk
 from tenfold.language.tree import Tree
+from tenfold.language.tree_picture import node_shares, tree_svg
 from tenfold.language.tree_search import CostTable, Dispatcher, Entry, acceptance, best_paths, interpolate, search
 
 
@@ -143,3 +145,15 @@ def test_dispatch_file_comes_back_and_plans(tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_text(json.dumps(values | broken))
         with pytest.raises(WeightsError):
             Dispatcher.load(tmp_path / "bad.json")
+
+
+def test_picture_shows_every_node_with_the_share_of_steps_that_accept_it() -> None:
+    tree = Tree.from_paths([[0], [1], [0, 0]])
+    # Starts 0, 3 and 4 of the walk: two nodes, none, rank 1.
+    ranks = torch.tensor([[0, 0], [9, 9], [9, 9], [9, 9], [1, 9], [9, 9], [9, 9]])
+    shares = node_shares(tree, [ranks])
+    assert shares == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+    drawn = ElementTree.fromstring(tree_svg(tree, shares))
+    words = [e.text for e in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert sorted(map(str, words)) == ["33 %", "33 %", "33 %", "root"]
+    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}path"))) == tree.nodes

@@ -55,7 +55,7 @@ def rows(run: Path) -> dict[int, dict[str, Any]]:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 280  # generous: a busy machine starts a process in a minute
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)
@@ -121,6 +121,7 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 
 @pytest.mark.samples
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("recipe", EACH)
 def test_a_killed_or_stopped_run_goes_on_to_the_same_bits(

@@ -192,3 +192,45 @@ def _numbers(reason: str, stats: Stats) -> dict[str, Any]:
         "drafted": stats.drafted,
         "accepted_by_depth": stats.accepted,
     }
+
+
+@dataclass(frozen=True)
+class ServeLanguage:
+    """An OpenAI-compatible server: /v1/completions, /v1/chat/completions, /v1/models, /health, /metrics.
+
+    $ tenfold serve language --port 8000
+    $ curl localhost:8000/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Why is the sky blue?"}]}' \\
+        -H 'Content-Type: application/json'
+
+    SIGTERM ends it: what runs is finished (for `drain` seconds at most), what comes is refused with 503.
+    """
+
+    model: str = "smollm2-135m-instruct"  # a name (the sample is fetched once), a GGUF file, or a folder
+    drafter: str = "auto"  # auto | ngram | none | a drafter's file
+    weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"  # number format that decodes
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0 takes a free one
+    batch: int = 8  # requests decoded together
+    waiting: int = 64  # requests that may wait; more are refused with 429
+    cache_tokens: int = 16384  # room for keys and values of all requests together
+    drain: float = 8.0  # seconds
+
+
+def serve_language(options: ServeLanguage) -> int:
+    from tenfold.language.engine import LLM
+    from tenfold.language.server import make_language_app
+    from tenfold.serve.limits import Limits
+    from tenfold.serve.protocol import serve
+
+    limits = Limits(running=2 * options.batch, waiting=options.waiting, drain=options.drain)
+    llm = LLM(
+        options.model,
+        drafter=options.drafter,
+        weights=options.weights,
+        max_batch=options.batch,
+        cache_tokens=options.cache_tokens,
+    )
+    for note in llm.notes:
+        print(note, file=sys.stderr)
+    name = options.model if not Path(options.model).exists() else Path(options.model).stem
+    return serve(make_language_app(llm, name, limits), options.host, options.port)

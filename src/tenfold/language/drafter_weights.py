@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from tenfold.data.tensors import write_safetensors
-from tenfold.engine.config import to_dict
 from tenfold.errors import WeightsError
 from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import Source
@@ -51,9 +50,11 @@ OUTSIDE = {"fc": "fc", "norm": "norm", "head": "lm_head", "embedding": "embed_to
 
 
 def fingerprint(target: Llama) -> str:
-    """What ties a drafter to its target: SHA-256 of the configuration, the embedding and the first layer, in bf16 so that
-    the number format of a file does not matter. 16 hex digits."""
-    digest = hashlib.sha256(json.dumps(to_dict(target.config), sort_keys=True).encode())
+    """What ties a drafter to its target: SHA-256 of its sizes, its embedding and its first layer, in bf16 so that the number
+    format of a file does not matter. 16 hex digits."""
+    c = target.config
+    sizes = [c.vocabulary, c.dim, c.hidden, c.depth, c.heads, c.kv_heads, c.width, float(c.rope_theta)]
+    digest = hashlib.sha256(json.dumps(sizes).encode())
     state = target.state_dict()
     for name in sorted(n for n in state if n.startswith(("embedding.", "blocks.0."))):
         digest.update(name.encode())

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -31,15 +32,22 @@ from tenfold.language.ngram import LONGEST, HybridTree, Places
 from tenfold.language.prepare import Target, open_target
 from tenfold.language.replay import accepted_lengths, token_ranks, tokens_per_call
 from tenfold.language.sampling import SamplingParams
-from tenfold.language.speculation import LOOK_UP, SIXTEEN, TWELVE_AND_FOUR, Speculation
+from tenfold.language.speculation import LOOK_UP, SIXTEEN, TEN_AND_SIX, Speculation
 from tenfold.language.tokenizer import load_tokenizer, read_prompts
 from tenfold.language.tree import Tree
 
-if TYPE_CHECKING:
-    from tenfold.commands import Evaluate
-
 TOKENS = 128  # of an answer
 DEPTH = 6  # levels that the replay looks at
+
+
+@runtime_checkable
+class Options(Protocol):
+    """What the command line hands over (see tenfold.commands.Evaluate)."""
+
+    weights: Path
+    val: Path | None
+    limit: int | None
+    target: str
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ def replay(drafter: EagleDrafter, target: Target, answers: list[Answer], depth: 
     return Replayed(answers, ranks, [look_up_lengths(a, depth) for a in answers])
 
 
-def speculative(options: Evaluate) -> dict[str, Any]:
+def speculative(options: Options) -> dict[str, Any]:
     """The verb `tenfold eval speculative`."""
     if options.val is None:
         raise UsageError("eval speculative lacks --val: a .jsonl file of prompts, or a folder of such files.")
@@ -150,7 +158,7 @@ def speculative(options: Evaluate) -> dict[str, Any]:
 def figures(network: EagleDrafter, replayed: Replayed) -> dict[str, Any]:
     """TPC of the usual shapes, look-up as the floor beside them."""
     every = range(len(replayed.answers))
-    trees = {"chain 4": Tree.chain(4), "tree 16": SIXTEEN, "hybrid 12 + 4": TWELVE_AND_FOUR}
+    trees = {"chain 4": Tree.chain(4), "tree 16": SIXTEEN, "hybrid 10 + 6": TEN_AND_SIX}
     result: dict[str, Any] = {"answers": len(every), "answers that repeat": len(every) - len(replayed.kept)}
     if network.config.reduced:
         counts = count_tokens(replayed.answers, network.config.vocabulary)

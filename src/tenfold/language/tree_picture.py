@@ -1,0 +1,66 @@
+"""A drafting tree as a picture: how often each node is accepted, as the width of the line that leads to it.
+
+Path("tree.svg").write_text(tree_svg(tree, node_shares(tree, replayed.ranks)))
+
+A rows   K levels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tenfold.language.replay import accepted_lengths
+from tenfold.language.tree import Tree
+
+COLUMN, ROW, LEFT, TOP = 130, 30, 60, 30  # pixels
+
+
+def node_shares(tree: Tree, ranks: Sequence[Int[Tensor, "_ k"]]) -> list[float]:
+    """For every node but the root the share of the steps that accept it, along the closed loop (language/replay.py)."""
+    counts, steps = torch.zeros(tree.nodes + 1), 0
+    for table in ranks:
+        lengths, at = accepted_lengths(tree, table).tolist(), 0
+        while at < len(table) - 1:
+            node = 0
+            for k in range(lengths[at]):
+                node = int(tree.children[node, int(table[at, k])])
+                counts[node] += 1
+            steps += 1
+            at += lengths[at] + 1
+    return (counts[1:] / max(1, steps)).tolist()
+
+
+def tree_svg(tree: Tree, shares: Sequence[float]) -> str:
+    """Levels from left to right, better guesses higher; each node has its share in percent."""
+    rows: dict[int, float] = {}
+
+    def place(node: int, following: int) -> int:
+        children = [c for c in tree.children[node].tolist() if c >= 0]
+        for child in children:
+            following = place(child, following)
+        rows[node] = sum(rows[c] for c in children) / len(children) if children else following
+        return following if children else following + 1
+
+    height = place(0, 0) * ROW + 2 * TOP
+    width = tree.height * COLUMN + 2 * LEFT
+    at = {node: (LEFT + int(tree.depth[node]) * COLUMN, TOP + rows[node] * ROW) for node in rows}
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
+    ]
+    for node, share in enumerate(shares, 1):
+        (x1, y1), (x2, y2) = at[tree.parents[node]], at[node]
+        middle = (x1 + x2) / 2
+        lines.append(
+            f'<path d="M{x1:.0f} {y1:.1f} C{middle:.0f} {y1:.1f} {middle:.0f} {y2:.1f} {x2:.0f} {y2:.1f}" fill="none" '
+            f'stroke="#2a6f97" stroke-width="{0.5 + 14 * share:.1f}" stroke-opacity="0.55"/>'
+        )
+    for node, (x, y) in at.items():
+        word = "root" if node == 0 else f"{100 * shares[node - 1]:.0f} %"
+        lines.append(f'<circle cx="{x:.0f}" cy="{y:.1f}" r="4" fill="#013a63"/>')
+        lines.append(f'<text x="{x:.0f}" y="{y - 8:.1f}" text-anchor="middle" fill="#222">{word}</text>')
+    return "\n".join([*lines, "</svg>", ""])

@@ -1,0 +1,92 @@
+"""Every number format computes what its weights say; Q4_1 is taken over as it is stored; what cannot be says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.test_gguf import write
+from language.engine_models import tiny_llama
+from tenfold.errors import UsageError, WeightsError
+from tenfold.export.gguf import open_gguf
+from tenfold.language.prepare import open_target, pack_linears, prepare, weight_bytes
+from tenfold.nn.formats import Int4Linear, Int8Linear, pack, refusal, unpack_q4_1
+from tenfold.nn.linear import bf16_refusal
+
+needs_bf16 = pytest.mark.skipif(bf16_refusal() is not None, reason="this CPU has no bf16 units")
+
+
+def error(form: str, rows: int) -> float:
+    """Largest difference to the exact product, relative to its largest value."""
+    torch.manual_seed(rows)
+    weight, x = torch.randn(64, 96), torch.randn(rows, 96)
+    layer = pack(weight, None, form)  # type: ignore[arg-type]
+    y = layer(x if form == "fp32" else x.bfloat16()).float()
+    return float((y - x @ weight.t()).abs().max() / (x @ weight.t()).abs().max())
+
+
+@pytest.mark.parametrize("rows", [1, 5, 17, 64])
+@pytest.mark.parametrize(
+    ("form", "most"), [("fp32", 1e-6), pytest.param("bf16", 0.01, marks=needs_bf16), ("int8", 0.03)]
+)
+def test_formats_differ_from_the_exact_product_by_their_rounding(form: str, most: float, rows: int) -> None:
+    assert error(form, rows) <= most
+
+
+@needs_bf16
+@pytest.mark.parametrize("rows", [1, 4, 17, 130])
+def test_a_reordered_weight_serves_every_number_of_rows_like_a_plain_one(rows: int) -> None:
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(80, 64), torch.randn(80), torch.randn(2, rows, 64).bfloat16()
+    expected = torch.nn.functional.linear(x.float(), weight.bfloat16().float(), bias.bfloat16().float())
+    assert (pack(weight, bias, "bf16")(x).float() - expected).abs().max() <= 0.01 * expected.abs().max()
+
+
+def test_q4_1_blocks_run_as_they_are_stored(tmp_path: Path) -> None:
+    file = open_gguf(write(tmp_path / "m.gguf", tiny_llama(64, dim=64, hidden=96), quantised=True))
+    for name in ("blk.0.ffn_up.weight", "blk.1.attn_output.weight"):
+        codes, scale, offset = unpack_q4_1(file.blocks(name))
+        exact = file.tensor(name)
+        assert torch.equal(scale.repeat_interleave(32, 1) * codes + offset.repeat_interleave(32, 1), exact)
+        x = torch.randn(7, exact.shape[1])
+        y = Int4Linear(codes, scale, offset)(x.bfloat16()).float()
+        assert (y - x @ exact.t()).abs().max() <= 0.02 * (x @ exact.t()).abs().max()
+
+
+@pytest.mark.parametrize("form", ["fp32", pytest.param("bf16", marks=needs_bf16), "int8", "int4"])
+@torch.inference_mode()
+def test_a_prepared_model_gives_the_models_logits(form: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", tiny_llama(64, dim=64, hidden=96), quantised=True)
+    target = open_target(path, form)  # type: ignore[arg-type]
+    tokens = torch.randint(0, 64, (2, 11))
+    ours, exact = target.model(tokens).logits.float(), target.source(tokens).logits
+    # This model amplifies rounding more than a trained one: another model's logits would be off by 1.4 of their norm.
+    most = {"fp32": 1e-5, "bf16": 0.08, "int8": 0.15, "int4": 0.08}[form]
+    assert (ours - exact).norm() <= most * exact.norm()
+    assert target.form == form
+    assert weight_bytes(target.model) > 0
+
+
+def test_a_format_that_cannot_be_had_says_why(tmp_path: Path) -> None:
+    plain = write(tmp_path / "m.gguf", tiny_llama(64, dim=64, hidden=96))
+    with pytest.raises(UsageError, match=r"stored in Q4_1 without a bias, and are F32"):
+        open_target(plain, "int4")
+    with pytest.raises(UsageError, match="are no GGUF"):
+        prepare(tiny_llama(), "int4")
+    with pytest.raises(WeightsError, match="no such file"):
+        open_target(tmp_path / "nowhere.gguf")
+    assert "not made from other weights" in str(refusal("int4", torch.ones(2, 2)))
+    auto = open_target(plain)
+    assert auto.form == ("bf16" if bf16_refusal() is None else "fp32")
+
+
+def test_packing_a_module_replaces_its_linear_maps_and_their_bytes_are_counted() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.LayerNorm(64), torch.nn.Linear(64, 8, bias=False))
+    x = torch.randn(3, 32)
+    expected = module(x).detach()
+    packed = pack_linears(module, "int8")
+    assert sum(isinstance(m, Int8Linear) for m in packed.modules()) == 2
+    assert weight_bytes(packed) == 32 * 64 + 64 * 8
+    assert (packed(x.bfloat16()).float() - expected).abs().max() <= 0.05 * expected.abs().max()

@@ -1,0 +1,73 @@
+"""The drafter in the package: small enough, tied to its target, better than look-up, and the text stays the target's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import tenfold
+from conftest import absent
+from tenfold.data.samples import cache
+from tenfold.export.weights import convert
+from tenfold.language.drafter import Eagle3Drafter
+from tenfold.language.drafter_weights import check_target
+from tenfold.language.engine import LLM, locate
+from tenfold.language.evaluate import engine_tpc
+from tenfold.language.llama import Llama
+from tenfold.language.ngram import HybridDrafter
+from tenfold.language.sampling import SamplingParams
+from tenfold.language.speculation import SIXTEEN, Speculation
+from tenfold.language.tokenizer import read_prompts
+
+ASSETS = Path(tenfold.__file__).parent / "assets"
+SHIPPED = ASSETS / "eagle3-smollm2-135m.safetensors"
+
+
+@pytest.fixture(scope="module")
+def target_file() -> Path:
+    if not any(cache().glob("smollm2-*/*.gguf")):
+        absent("the smollm2 sample (tenfold samples smollm2)")
+    return Path(locate("smollm2-135m-instruct"))
+
+
+def test_file_is_small_enough_for_the_package_and_has_its_card() -> None:
+    assert SHIPPED.stat().st_size <= 20_000_000
+    card = SHIPPED.with_suffix(".md").read_text()
+    for word in ("Recipe", "Commit", "Data", "Apache-2.0", "MIT", "TPC", "may not be claimed"):
+        assert word in card, word
+    drafter = tenfold.load(SHIPPED)
+    assert isinstance(drafter, Eagle3Drafter)
+    assert drafter.fc.weight.dtype == torch.bfloat16
+    assert drafter.config.draft_vocabulary == 8192
+
+
+@pytest.mark.parametrize("to", ["sglang", "speculators"])
+def test_it_goes_to_serving_engines_and_back_bit_for_bit(tmp_path: Path, to: str) -> None:
+    back = tenfold.load(convert(SHIPPED, tmp_path / to, to=to))
+    for name, tensor in tenfold.load(SHIPPED).state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor)
+
+
+@pytest.mark.samples
+def test_it_belongs_to_the_sample_and_auto_finds_it(target_file: Path) -> None:
+    target, drafter = tenfold.load(target_file), tenfold.load(SHIPPED)
+    assert isinstance(target, Llama)
+    assert isinstance(drafter, Eagle3Drafter)
+    check_target(drafter.config, target, SHIPPED)
+    assert isinstance(LLM(target_file).drafter, HybridDrafter)
+
+
+@pytest.mark.samples
+def test_it_saves_passes_and_the_text_is_the_targets_own(target_file: Path, test_data: Path) -> None:
+    """In fp32, where rounding decides nothing; few prompts, so the bars are below the figures of the docs."""
+    texts = read_prompts(test_data / "text/prompts/gsm8k.jsonl")[:3]
+    alone = LLM(target_file, None, weights="fp32")
+    prompts = [alone.tokenizer.chat([{"role": "user", "content": t}]) for t in texts]
+    params = SamplingParams(max_tokens=40)
+    plain = alone.generate(prompts, params)
+    drafted = LLM(target_file, SHIPPED, Speculation(tree=SIXTEEN), weights="fp32").generate(prompts, params)
+    assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
+    assert engine_tpc(plain) == 1.0
+    assert engine_tpc(drafted) > 1.7
