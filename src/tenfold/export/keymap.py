@@ -36,7 +36,9 @@ class Link:
         self.own, self.shape, self.parts = own, tuple(shape), parts
 
 
-def read_links(links: Sequence[Link], tensors: dict[str, Tensor], where: object, free: bool = False) -> dict[str, Tensor]:
+def read_links(
+    links: Sequence[Link], tensors: dict[str, Tensor], where: object, free: bool = False
+) -> dict[str, Tensor]:
     """Tensors under our names and in our shapes; a WeightsError lists every difference. With `free` each leaves `tensors`
     when it has been joined, so that a model that is not mapped from its file is not in memory twice."""
     expected = {part.name: part.shape for link in links for part in link.parts}
