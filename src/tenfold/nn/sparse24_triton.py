@@ -6,7 +6,7 @@ largest of its group and so always kept: the scale of a row needs no selection f
     R, C rows and columns filled up to the layout's multiples
 """
 
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false, reportArgumentType=false
 from __future__ import annotations
 
 import torch
