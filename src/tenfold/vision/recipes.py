@@ -65,6 +65,13 @@ def dinov3_mini_memory() -> PretrainRecipe:
     return dataclasses.replace(recipe, model=model)
 
 
+def dinov3_mini_24() -> PretrainRecipe:
+    """dinov3-mini with Squared-ReLU networks that train with 2:4 activation sparsity after a dense tenth (arXiv
+    2503.16672): the block of the language models in a vision transformer."""
+    recipe = dinov3_mini()
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, ffn="relu2", sparsity="2:4"))
+
+
 Size = Literal["s", "b", "l", "g"]
 DROP_PATH = {"s": 0.1, "b": 0.1, "l": 0.3, "g": 0.4}
 

@@ -28,11 +28,12 @@ from tenfold.errors import UsageError
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.embed import ConvStem, PatchEmbed, resize_positions
-from tenfold.nn.ffn import GeluFFN, SwiGLUFFN
+from tenfold.nn.ffn import GeluFFN, SquaredReLUFFN, SwiGLUFFN
 from tenfold.nn.inference import HalfBlock, PackedBlock
 from tenfold.nn.linear import Workspace, bf16_refusal
 from tenfold.nn.memory import MemoryLayer, insert_memory
 from tenfold.nn.rope import AxialRope, Rotation
+from tenfold.nn.sparse24 import Sparsity24
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -51,7 +52,8 @@ class VitConfig:
     heads: int = 6
     patch_size: int = 16
     channels: int = 3
-    ffn: Literal["gelu", "swiglu"] = "gelu"
+    ffn: Literal["gelu", "swiglu", "relu2"] = "gelu"
+    sparsity: Literal["none", "2:4"] = "none"  # 2:4: may train sparse (nn/sparse24.py); needs relu2
     hidden: int | None = None  # width of the feed-forward network; None is 4 * dim
     registers: int = 0
     positions: Literal["rope", "antialias", "offset"] = "rope"
@@ -78,6 +80,8 @@ class VitConfig:
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number >= 1")
         require(self.dim % self.heads == 0, "model.heads", self.heads, f"a divisor of model.dim = {self.dim}")
         require(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "a share in [0, 1)")
+        sparse = "none, or 2:4 with model.ffn relu2"
+        require(self.sparsity == "none" or self.ffn == "relu2", "model.sparsity", self.sparsity, sparse)
         require(self.hidden is None or self.hidden >= 1, "model.hidden", self.hidden, "None or a whole number >= 1")
         require(0 < self.norm_eps < 1, "model.norm_eps", self.norm_eps, "a number between 0 and 1")
         scale, rescale = self.layer_scale, self.rope_rescale
@@ -95,6 +99,12 @@ class VitConfig:
             require(
                 self.dim // self.heads % 4 == 0, "model.dim", self.dim, "4 * heads * a whole number, for axial RoPE"
             )
+
+
+def _feed_forward(config: VitConfig, hidden: int) -> nn.Module:
+    if config.ffn == "relu2":
+        return SquaredReLUFFN(config.dim, hidden, sparsity=Sparsity24() if config.sparsity == "2:4" else None)
+    return (GeluFFN if config.ffn == "gelu" else SwiGLUFFN)(config.dim, hidden)
 
 
 def _v2(dim: int, depth: int, heads: int, registers: int = 0, hidden: int | None = None) -> VitConfig:
@@ -179,8 +189,7 @@ class VisionTransformer(nn.Module):
             drop_path=c.drop_path,
         )
         hidden = c.hidden or 4 * c.dim
-        ffn = GeluFFN if c.ffn == "gelu" else SwiGLUFFN
-        self.blocks = nn.ModuleList(Block(block, ffn(c.dim, hidden)) for _ in range(c.depth))
+        self.blocks = nn.ModuleList(Block(block, _feed_forward(c, hidden)) for _ in range(c.depth))
         if c.memory_layers:
             insert_memory(self, c.memory_layers, c.memory_side, heads=4, top_k=min(16, c.memory_side), key_dim=32)
         self.norm = nn.LayerNorm(c.dim, eps=c.norm_eps)
@@ -228,6 +237,8 @@ class VisionTransformer(nn.Module):
         model = model.to(dtype)
         if model.rope is not None and periods is not None:
             model.rope.periods = periods  # they are exact or rounded as released, whatever the weights are
+        if self.config.ffn == "relu2":  # its rows are not reordered: gather mode has a use for them as they are
+            return model
         if self.cls_token.device.type == "cpu" and (dtype == torch.float32 or bf16_refusal()):
             model, workspace = model.float(), Workspace()
             model.blocks = nn.ModuleList(
