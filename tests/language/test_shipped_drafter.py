@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 import tenfold
 from conftest import absent
 from tenfold.data.samples import cache
+from tenfold.engine.trainer import Trainer
 from tenfold.export.weights import convert
 from tenfold.language.drafter import Eagle3Drafter
+from tenfold.language.drafter_recipes import eagle3_smollm2
 from tenfold.language.drafter_weights import check_target
 from tenfold.language.engine import LLM, locate
 from tenfold.language.evaluate import engine_tpc
@@ -71,3 +74,21 @@ def test_it_saves_passes_and_the_text_is_the_targets_own(target_file: Path, test
     assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
     assert engine_tpc(plain) == 1.0
     assert engine_tpc(drafted) > 1.7
+
+
+@pytest.mark.slow
+@pytest.mark.samples
+def test_ten_minutes_of_training_take_a_drafter_from_nothing_to_something(
+    target_file: Path, test_data: Path, tmp_path: Path
+) -> None:
+    base = eagle3_smollm2()
+    recipe = dataclasses.replace(
+        base,
+        trainer=dataclasses.replace(base.trainer, steps=120, validate_every=0),
+        answers=dataclasses.replace(base.answers, prompts=test_data / "text/gsm8k_train.jsonl.gz", round_answers=192),
+    )
+    task = recipe.make_task()
+    untrained = task.validate(task.build().eval())["tpc_chain4_held_back"]
+    assert untrained < 1.15
+    trained = Trainer(task, recipe, tmp_path / "run", name="eagle3-smollm2").fit()["tpc_chain4_held_back"]
+    assert trained >= 1.4
