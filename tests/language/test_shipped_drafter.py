@@ -30,7 +30,7 @@ SHIPPED = ASSETS / "eagle3-smollm2-135m.safetensors"
 
 @pytest.fixture(scope="module")
 def target_file() -> Path:
-    if not any(cache().glob("smollm2-*/*.gguf")):
+    if not any(cache().glob("samples/smollm2-*/*.gguf")):
         absent("the smollm2 sample (tenfold samples smollm2)")
     return Path(locate("smollm2-135m-instruct"))
 
