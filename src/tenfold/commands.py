@@ -25,6 +25,9 @@ BENCHES.add(
     "memory-recall", "tenfold.bench.memory_recall:run", "facts recalled with memory layers and without, equal MACs"
 )
 BENCHES.add(
+    "ffn", "tenfold.bench.ffn:run", "decoding with a Squared-ReLU network, zeros skipped, beside whole products"
+)
+BENCHES.add(
     "ffn-quality", "tenfold.bench.ffn_quality:run", "Squared-ReLU and 2:4 sparsity beside SwiGLU, equal parameters"
 )
 
@@ -175,7 +178,7 @@ class Bench:
     `--save DIR` adds the table to DIR/NAME.md with date, commit and machine.
     """
 
-    name: tyro.conf.Positional[str] = "all"  # trainer | augment | dedup | pretrain | vit | all
+    name: tyro.conf.Positional[str] = "all"  # trainer | ffn | ffn-quality | memory | vit | ... | all
     save: Path | None = None  # folder of benchmark pages
     json: bool = False  # print as JSON
 

@@ -17,6 +17,7 @@ from tenfold.nn.ffn import SquaredReLUFFN
 from tenfold.nn.pack24 import MULTIPLES, pack24, unpack24
 from tenfold.nn.sparse24 import (
     Sparsity24,
+    backends,
     dense_features,
     dropped_mass,
     quantize_rows,
@@ -271,3 +272,13 @@ def test_neighbours_that_fire_alike_lose_less_when_tokens_are_shuffled() -> None
     assert 0 < drops.features < drops.tokens
     assert float(drops.zeros) == pytest.approx(float((y1 <= 0).float().mean()))
     assert token_mask(y1.relu(), 1.0).all()
+
+
+def test_every_backend_is_there_or_says_why_not() -> None:
+    found = {backend.name: backend for backend in backends()}
+    assert list(found) == ["masked dense", "triton pack", "cusparselt", "gather torch", "gather cpp", "gather triton"]
+    assert found["masked dense"].available
+    assert found["gather torch"].available
+    assert all(backend.available != bool(backend.refused_because) for backend in found.values())
+    if not torch.cuda.is_available():
+        assert found["cusparselt"].refused_because == found["triton pack"].refused_because == "no CUDA device"

@@ -49,10 +49,20 @@ def test_decisions_survive_the_checkpoint() -> None:
     controller = SparsityController(model, Sparsity24(warmup_steps=1, max_dropped=0.0), total=4)
     modes(model, controller, 2)
     again = SparsityController(network(), Sparsity24(warmup_steps=1, max_dropped=0.0), total=4)
+    controller.step(2)  # as after a step, before it is saved
     again.load_state_dict(controller.state_dict())
-    again.step(2)
     assert [layer.mode for layer in again.layers.values()] == ["dense", "dense"]
     assert again.state_dict() == controller.state_dict()
+
+
+def test_a_run_that_goes_on_after_the_switch_is_sparse_at_once() -> None:
+    controller = SparsityController(network(), Sparsity24(warmup_steps=1, max_dropped=1.0), total=9)
+    for step in range(4):
+        controller.step(step)
+    again = SparsityController(network(), Sparsity24(warmup_steps=1, max_dropped=1.0), total=9)
+    again.step(0)
+    again.load_state_dict(controller.state_dict())
+    assert [layer.mode for layer in again.layers.values()] == ["sparse24", "sparse24"]
 
 
 def test_ranks_decide_by_their_mean() -> None:

@@ -22,20 +22,23 @@ from .conftest import Job, steps, wait_for
 SIZES = (
     "--model.dim", "32", "--model.hidden", "96", "--model.depth", "2", "--model.heads", "2", "--model.kv-heads", "2",
     "--length", "32", "--batch", "8", "--val-tokens", "1024", "--trainer.steps", "60", "--trainer.log-every", "1",
-    "--trainer.checkpoint-every", "10", "--sparsity.warmup-steps", "30",
+    "--trainer.checkpoint-every", "10",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("ranks", "parallel"), [(1, "auto"), (2, "fsdp"), pytest.param(2, "ddp", marks=pytest.mark.slow)]
+    ("ranks", "parallel", "warmup"),
+    [(1, "auto", "30"), (2, "fsdp", "5"), pytest.param(2, "ddp", "30", marks=pytest.mark.slow)],
 )
-def test_a_run_killed_before_the_switch_has_the_bits_of_one_that_never_was(
-    test_data: Path, tmp_path: Path, ranks: int, parallel: str
+def test_a_run_killed_before_or_after_the_switch_has_the_bits_of_one_that_never_was(
+    test_data: Path, tmp_path: Path, ranks: int, parallel: str, warmup: str
 ) -> None:
+    """It is killed between steps 15 and 60 and goes on from step 10 or later."""
     text = str(test_data / "text/tinyshakespeare.txt.gz")
 
     def start(run: Path, *more: str) -> Job:
         words = ["lm-relu2-24", "--out", str(run), "--data", text, *SIZES, "--trainer.parallel", parallel]
+        words += ["--sparsity.warmup-steps", warmup]
         return Job(["train", *(more or words)], tmp_path, ranks)
 
     straight, killed = tmp_path / "straight", tmp_path / "killed"

@@ -157,11 +157,15 @@ def test_the_task_keeps_its_contract_with_both_towers(backbone: Path, labelled: 
 
 
 @pytest.mark.samples
-def test_two_ranks_give_the_steps_of_one_process(aligned: Path, backbone: Path, pairs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_two_ranks_give_the_steps_of_one_process(
+    aligned: Path, backbone: Path, pairs: Path, tmp_path: Path, parallel: str
+) -> None:
     words = ["dinov3-text", "--backbone", backbone, "--captions", pairs, *SMALL, "--drop-path", 0]
+    words += ["--trainer.parallel", parallel]
     train(tmp_path, *words, "--trainer.steps", 4, "--gram", 0.5, "--out", tmp_path / "run", ranks=2)
     for two, one in zip(rows(tmp_path / "run"), rows(aligned), strict=True):
-        for name in ("loss", "contrastive", "gram", "grad_norm", "scale"):
+        for name in ("loss", "contrastive", "gram", "grad_norm", "scale", "retrieved"):
             assert two[name] == pytest.approx(one[name], rel=1e-5 * 4 ** two["step"], abs=1e-6), (two["step"], name)
 
 

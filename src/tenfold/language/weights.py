@@ -192,7 +192,7 @@ def recognises_gguf(source: Source) -> bool:
 
 def read_gguf(source: Source) -> Weights:
     config = gguf_config(source.gguf, "output.weight" not in source.tensors, source.path)
-    tensors = dict(source.tensors)
+    tensors = source.tensors
     rows, groups = config.heads * config.width, config.kv_heads * config.width
     claimed = {  # before a model of the claimed size is laid out
         "token_embd": (config.vocabulary, config.dim),
@@ -211,7 +211,7 @@ def read_gguf(source: Source) -> Weights:
         heads = {"attn_q": config.heads, "attn_k": config.kv_heads}.get(name.split(".")[-2])
         if heads and len(tensor) == heads * config.width:
             tensors[name] = tensor[gguf_rows(heads, config.width)]
-    return Weights(config, read_links(table, tensors, source.path))
+    return Weights(config, read_links(table, tensors, source.path, free=True))
 
 
 def gguf_rows(heads: int, width: int) -> Tensor:

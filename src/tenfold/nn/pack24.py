@@ -2,6 +2,7 @@
 
     packed = pack24(y, "sm80")                   y (rows, cols) with at most 2 numbers of every 4 along a row not zero
     unpack24(packed)                             y again
+    packed = pack_activations(y1, "sm90_fp8")    activation, selection and packing at once
 
 A group's places i0 < i1 are the nibble i0 | i1 << 2. With fewer than two numbers: only element 0 is (0, 2), only element
 1 is (1, 2), anything else (2, 3). The order of nibbles is the layout's:
@@ -24,7 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenfold.errors import UsageError, unknown_name
-from tenfold.nn.sparse24 import quantize_rows
+from tenfold.nn.native import triton_refused
+from tenfold.nn.sparse24 import quantize_rows, select24
 
 MULTIPLES = {"sm80": (32, 32), "sm90_fp8": (64, 128), "sm90_16bit": (64, 32)}  # of rows and of columns
 
@@ -61,6 +63,26 @@ def pack24(y: Float[Tensor, "rows cols"], layout: str) -> Packed24:
     if layout == "sm90_fp8":
         values, scale = quantize_rows(values)
     return Packed24(values, meta.view(torch.int16) if layout == "sm80" else meta, scale, layout, shape)
+
+
+def pack_activations(y1: Float[Tensor, "rows cols"], layout: str) -> Packed24:
+    """relu(y1)^2 with 2 of every 4 features kept, packed: in one pass over y1 where CUDA and Triton are, for the layouts sm80
+    and sm90_fp8."""
+    if y1.is_cuda and not triton_refused() and layout in ("sm80", "sm90_fp8"):
+        return fused(y1, layout)
+    return pack24(y1.relu().square() * select24(y1), layout)
+
+
+def fused(y1: Float[Tensor, "rows cols"], layout: str) -> Packed24:
+    """`pack_activations` by the Triton kernel."""
+    from tenfold.nn.sparse24_triton import pack
+
+    row_multiple, col_multiple = MULTIPLES[layout]
+    rows, cols = y1.shape
+    fp8 = layout == "sm90_fp8"
+    filled = rows + -rows % row_multiple, cols + -cols % col_multiple
+    values, meta, scale = pack(y1.contiguous(), *filled, fp8=fp8)
+    return Packed24(values, meta if fp8 else meta.view(torch.int16), scale, layout, (rows, cols))
 
 
 def unpack24(packed: Packed24) -> Float[Tensor, "rows cols"]:

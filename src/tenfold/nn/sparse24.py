@@ -32,6 +32,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tenfold.errors import FieldError
+from tenfold.nn.native import Backend, triton_refused
+from tenfold.nn.native import backends as bag_backends
 
 E4M3_MAX = 448.0  # the largest number of float8_e4m3fn
 DENSE_MULTIPLE = 16  # the dense features come in this many, as matrix units want them
@@ -196,3 +198,20 @@ def dropped_mass(y1: Float[Tensor, "t h"], dense_fraction: float = 0.05) -> Drop
     dense = dense_features((r > 0).sum(0), dense_fraction)
     losses = (y2 * ~select24(y1), y2 * ~select24(y2, 0), shuffled * ~along, shuffled * ~(along | dense))
     return Dropped((y1 <= 0).float().mean(), *(lost.sum() / total for lost in losses))
+
+
+def backends() -> list[Backend]:
+    """What computes 2:4 products and sparse decoding here, and why something else does not."""
+    no_gpu = triton_refused()
+    vendor = no_gpu if "CUDA" in no_gpu else ""
+    if not vendor and torch.cuda.get_device_capability()[0] < 8:
+        vendor = "the device has no sparse matrix units: they begin with compute capability 8.0"
+    if not vendor and not torch.backends.cusparselt.is_available():
+        vendor = "this torch was built without cuSPARSELt"
+    gathers = [Backend(f"gather {b.name}", b.available, b.refused_because) for b in bag_backends()]
+    return [
+        Backend("masked dense", True),
+        Backend("triton pack", not no_gpu, no_gpu),
+        Backend("cusparselt", not vendor, vendor),
+        *gathers,
+    ]

@@ -52,9 +52,11 @@ class SparsityController:
             layer.sparsity = sparsity
         self._stats: dict[str, LayerStats] = {}
         self._refused: dict[str, str] = {}
+        self._next = 0  # the step that is prepared
 
     def step(self, step: int) -> None:
         """Takes the figures of the step before, and prepares step `step` (0-based)."""
+        self._next = step
         self._collect(step - 1)
         sparse = self.sparsity.sparse_at(step, self.total)
         watch = sparse and step % WATCH_EVERY == 0
@@ -80,14 +82,19 @@ class SparsityController:
             self._stats[name] = LayerStats(step, *shares, refused=self._refused.get(name, ""))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"stats": {name: asdict(s) for name, s in self._stats.items()}, "refused": dict(self._refused)}
+        return {
+            "step": self._next,
+            "stats": {name: asdict(s) for name, s in self._stats.items()},
+            "refused": dict(self._refused),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the decisions; `step` must be called next."""
+        """Restores the decisions, and prepares the step that was next."""
         self._stats = {name: LayerStats(**values) for name, values in state["stats"].items()}
         self._refused = dict(state["refused"])
         for layer in self.layers.values():
             layer.watched = None
+        self.step(state["step"])
 
 
 def sparse_layers(model: nn.Module) -> dict[str, SquaredReLUFFN]:

@@ -53,6 +53,7 @@ class AlignedConfig:
         require(self.dim % self.heads == 0, "align.heads", self.heads, f"a divisor of align.dim = {self.dim}")
         even = self.embed is None or (self.embed >= 2 and self.embed % 2 == 0)
         require(even, "align.embed", self.embed, "None or an even whole number (CLS and mean patch take half each)")
+        require(0 < self.norm_eps < 1, "align.norm_eps", self.norm_eps, "a number between 0 and 1")
         require(0 <= self.drop_path < 1, "align.drop_path", self.drop_path, "a share in [0, 1)")
         own = self.backbone
         require(own is None or own.dim == self.dim, "align.dim", self.dim, f"the backbone's {own.dim if own else 0}")

@@ -40,6 +40,17 @@ def contrastive_loss(
     return 0.5 * (rows.mean() + columns.mean()) - matching.mean()
 
 
+@torch.no_grad()
+def retrieved(
+    images: Float[Tensor, "b e"], texts: Float[Tensor, "b e"], ranks: Collectives = ALONE, chunk: int = CHUNK
+) -> Float[Tensor, ""]:
+    """The share of this rank's images to which no text of any rank is nearer than their own."""
+    best = images.new_full((len(images),), -torch.inf)
+    for part in ranks.all_gather(texts).split(chunk):
+        best = torch.maximum(best, (images @ part.T).amax(1))
+    return ((images * texts).sum(1) >= best - 1e-6).float().mean()
+
+
 class _LogSumExps(torch.autograd.Function):
     """(B,) log-sum-exps of this rank's rows of S over all texts, and (G,) of all columns over the images of all ranks."""
 

@@ -25,6 +25,8 @@ from tenfold.engine.config import Recipe, require
 from tenfold.engine.parallel import Collectives
 from tenfold.engine.schedule import Schedule, constant, length
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
+from tenfold.nn.sparse24 import Sparsity24
+from tenfold.nn.sparse_training import SparsityController
 from tenfold.vision.backbone import layer_of
 from tenfold.vision.crops import MultiCropConfig
 from tenfold.vision.heads import HeadConfig
@@ -101,6 +103,7 @@ class PretrainRecipe(Recipe):
     dino: HeadConfig = field(default_factory=HeadConfig)
     ibot: HeadConfig = field(default_factory=HeadConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    sparsity: Sparsity24 = field(default_factory=lambda: Sparsity24(warmup_steps=0.1))  # with model.sparsity 2:4
     gram: GramConfig = field(default_factory=GramConfig)  # Gram anchoring, the second stage of DINOv3
     # The last stage of DINOv3 draws crop sizes by batch: (global, local, Gram side, how often), the Gram side 0 for none.
     resolutions: tuple[tuple[int, int, int, float], ...] = ()
@@ -149,6 +152,7 @@ class PretrainTask(Task):
         }
         if recipe.gram.active:
             self.schedules["gram_weight"] = recipe.gram.weight
+        self._controller: SparsityController | None = None
         self._photographs: Photographs | None = None
         self._floors: dict[str, float] | None = None
 
@@ -166,7 +170,14 @@ class PretrainTask(Task):
         model = SelfDistillation(self.recipe, self.ranks, self.hparams)
         if self.recipe.start is not None:
             model.start_from(read_model(self.recipe.start), str(self.recipe.start))
+        if self.recipe.model.sparsity == "2:4":  # the student alone: teachers are dense
+            total = self.recipe.trainer.steps
+            self._controller = SparsityController(model.student, self.recipe.sparsity, total, self._mean_over_ranks)
+            self._controller.step(0)
         return model
+
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        return self.ranks.all_reduce_sum(value) / self.ranks.world
 
     def batches(self, shard: Shard) -> Batches:
         r = self.recipe
@@ -209,6 +220,16 @@ class PretrainTask(Task):
             times, rest = divmod(step + 1, gram.refresh_every)
             if rest == 0 and times <= gram.refreshes:
                 torch._foreach_copy_(list(module.gram_teacher.parameters()), list(module.teacher.backbone.parameters()))
+
+        if self._controller is not None:
+            self._controller.step(step + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sparsity": self._controller.state_dict()} if self._controller else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._controller is not None:
+            self._controller.load_state_dict(state["sparsity"])
 
     def parameter_scale(self, name: str, parameter: nn.Parameter) -> tuple[float, float]:
         free = parameter.ndim < 2 or "prototypes" in name or "token" in name or "pos_embed" in name

@@ -57,6 +57,21 @@ def dinov3_mini() -> PretrainRecipe:
     )
 
 
+def dinov3_mini_memory() -> PretrainRecipe:
+    """`dinov3-mini` with one block's network replaced by a lookup in a table (docs/memory.md): that images learn with it
+    too. Nothing is claimed of the result."""
+    recipe = dinov3_mini()
+    model = dataclasses.replace(recipe.model, memory_layers=(recipe.model.depth // 2,), memory_side=64)
+    return dataclasses.replace(recipe, model=model)
+
+
+def dinov3_mini_24() -> PretrainRecipe:
+    """dinov3-mini with Squared-ReLU networks that train with 2:4 activation sparsity after a dense tenth (arXiv
+    2503.16672): the block of the language models in a vision transformer."""
+    recipe = dinov3_mini()
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, ffn="relu2", sparsity="2:4"))
+
+
 Size = Literal["s", "b", "l", "g"]
 DROP_PATH = {"s": 0.1, "b": 0.1, "l": 0.3, "g": 0.4}
 

@@ -30,7 +30,7 @@ from tenfold.errors import UsageError
 from tenfold.export.weights import load
 from tenfold.vision.aligned import LARGEST_SCALE, AlignedConfig, TextAligned
 from tenfold.vision.captions import Captioned, open_captions, templates
-from tenfold.vision.contrastive import contrastive_loss
+from tenfold.vision.contrastive import contrastive_loss, retrieved
 from tenfold.vision.crops import MultiCrop, MultiCropConfig, normalize
 from tenfold.vision.gram import gram_loss
 from tenfold.vision.photographs import Subset, open_photographs
@@ -126,8 +126,7 @@ class Alignment(nn.Module):
             if self.gram > 0:
                 losses["gram"] = gram_loss(patches.float().flatten(1, 2), output.patch_tokens.float().flatten(1, 2))
                 total = total + self.gram * losses["gram"]
-        right = (images @ texts.T).argmax(1) == torch.arange(len(images), device=images.device)
-        return {**losses, "retrieved": right.float().mean(), "scale": scale.detach(), "loss": total}
+        return {**losses, "retrieved": retrieved(images, texts, self.ranks), "scale": scale.detach(), "loss": total}
 
 
 class _Pairs:

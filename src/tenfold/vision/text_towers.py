@@ -39,6 +39,7 @@ class TextConfig:
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "heads", "vocabulary", "positions"):
             require(getattr(self, name) >= 1, f"text.{name}", getattr(self, name), "a whole number >= 1")
+        require(0 < self.norm_eps < 1, "text.norm_eps", self.norm_eps, "a number between 0 and 1")
         require(self.dim % self.heads == 0, "text.heads", self.heads, f"a divisor of text.dim = {self.dim}")
 
 

@@ -28,10 +28,12 @@ from tenfold.errors import UsageError
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.embed import ConvStem, PatchEmbed, resize_positions
-from tenfold.nn.ffn import GeluFFN, SwiGLUFFN
+from tenfold.nn.ffn import GeluFFN, SquaredReLUFFN, SwiGLUFFN
 from tenfold.nn.inference import HalfBlock, PackedBlock
 from tenfold.nn.linear import Workspace, bf16_refusal
+from tenfold.nn.memory import MemoryLayer, insert_memory
 from tenfold.nn.rope import AxialRope, Rotation
+from tenfold.nn.sparse24 import Sparsity24
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -50,7 +52,8 @@ class VitConfig:
     heads: int = 6
     patch_size: int = 16
     channels: int = 3
-    ffn: Literal["gelu", "swiglu"] = "gelu"
+    ffn: Literal["gelu", "swiglu", "relu2"] = "gelu"
+    sparsity: Literal["none", "2:4"] = "none"  # 2:4: may train sparse (nn/sparse24.py); needs relu2
     hidden: int | None = None  # width of the feed-forward network; None is 4 * dim
     registers: int = 0
     positions: Literal["rope", "antialias", "offset"] = "rope"
@@ -65,6 +68,8 @@ class VitConfig:
     rope_periods: Literal["file", "exact"] = "file"
     local_cls_norm: bool = False
     fan_in_init: bool = False  # std min(0.05, fan_in ** -0.5) instead of 0.02
+    memory_layers: tuple[int, ...] = ()  # blocks (0-based) whose feed-forward network is a lookup in one shared table
+    memory_side: int = 64  # sub-keys of each half; the table has their square in slots
     feature: Literal["cls", "patch-mean"] = "cls"  # what stands for the whole image
     image_size: int = 224  # side in pixels at which the weights are evaluated by default
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -75,12 +80,17 @@ class VitConfig:
             require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number >= 1")
         require(self.dim % self.heads == 0, "model.heads", self.heads, f"a divisor of model.dim = {self.dim}")
         require(0 <= self.drop_path < 1, "model.drop_path", self.drop_path, "a share in [0, 1)")
+        sparse = "none, or 2:4 with model.ffn relu2"
+        require(self.sparsity == "none" or self.ffn == "relu2", "model.sparsity", self.sparsity, sparse)
         require(self.hidden is None or self.hidden >= 1, "model.hidden", self.hidden, "None or a whole number >= 1")
         require(0 < self.norm_eps < 1, "model.norm_eps", self.norm_eps, "a number between 0 and 1")
         scale, rescale = self.layer_scale, self.rope_rescale
         require(scale is None or scale > 0, "model.layer_scale", scale, "None or a number above 0")
         require(rescale is None or rescale >= 1, "model.rope_rescale", rescale, "None or a factor >= 1")
         require(all(value > 0 for value in self.std), "model.std", self.std, "three numbers above 0")
+        deep = all(0 <= i < self.depth for i in self.memory_layers)
+        require(deep, "model.memory_layers", self.memory_layers, f"blocks from 0 to {self.depth - 1}")
+        require(self.memory_side >= 1, "model.memory_side", self.memory_side, "a whole number >= 1")
         require(self.registers >= 0, "model.registers", self.registers, "a whole number >= 0")
         require(
             self.stem == "patch" or self.patch_size == 8, "model.patch_size", self.patch_size, "8 with the conv stem"
@@ -89,6 +99,12 @@ class VitConfig:
             require(
                 self.dim // self.heads % 4 == 0, "model.dim", self.dim, "4 * heads * a whole number, for axial RoPE"
             )
+
+
+def _feed_forward(config: VitConfig, hidden: int) -> nn.Module:
+    if config.ffn == "relu2":
+        return SquaredReLUFFN(config.dim, hidden, sparsity=Sparsity24() if config.sparsity == "2:4" else None)
+    return (GeluFFN if config.ffn == "gelu" else SwiGLUFFN)(config.dim, hidden)
 
 
 def _v2(dim: int, depth: int, heads: int, registers: int = 0, hidden: int | None = None) -> VitConfig:
@@ -173,8 +189,9 @@ class VisionTransformer(nn.Module):
             drop_path=c.drop_path,
         )
         hidden = c.hidden or 4 * c.dim
-        ffn = GeluFFN if c.ffn == "gelu" else SwiGLUFFN
-        self.blocks = nn.ModuleList(Block(block, ffn(c.dim, hidden)) for _ in range(c.depth))
+        self.blocks = nn.ModuleList(Block(block, _feed_forward(c, hidden)) for _ in range(c.depth))
+        if c.memory_layers:
+            insert_memory(self, c.memory_layers, c.memory_side, heads=4, top_k=min(16, c.memory_side), key_dim=32)
         self.norm = nn.LayerNorm(c.dim, eps=c.norm_eps)
         self.local_cls_norm = nn.LayerNorm(c.dim, eps=c.norm_eps) if c.local_cls_norm else None
         self._initialize()
@@ -189,6 +206,9 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, MemoryLayer):
+                module.reset_parameters()
 
     @property
     def prefix(self) -> int:
@@ -217,11 +237,19 @@ class VisionTransformer(nn.Module):
         model = model.to(dtype)
         if model.rope is not None and periods is not None:
             model.rope.periods = periods  # they are exact or rounded as released, whatever the weights are
+        if self.config.ffn == "relu2":  # its rows are not reordered: gather mode has a use for them as they are
+            return model
         if self.cls_token.device.type == "cpu" and (dtype == torch.float32 or bf16_refusal()):
             model, workspace = model.float(), Workspace()
-            model.blocks = nn.ModuleList(PackedBlock(block, workspace) for block in model.blocks)  # type: ignore[arg-type]
+            model.blocks = nn.ModuleList(
+                block if isinstance(block.ffn, MemoryLayer) else PackedBlock(block, workspace)  # type: ignore[arg-type]
+                for block in model.blocks
+            )
         elif self.cls_token.device.type == "cpu":
-            model.blocks = nn.ModuleList(HalfBlock(block) for block in self.blocks)  # type: ignore[arg-type]
+            model.blocks = nn.ModuleList(
+                own if isinstance(block.ffn, MemoryLayer) else HalfBlock(block)  # type: ignore[arg-type]
+                for own, block in zip(model.blocks, self.blocks)
+            )
         return model
 
     def forward_crops(

@@ -232,8 +232,9 @@ def write_folder(weights: Weights, path: Path, layout: Literal["hf", "timm"]) ->
 
 def _require_layout_fits(weights: Weights, layout: str, spelling: Spelling, path: Path) -> None:
     config: VitConfig = weights.config
-    if config.stem != "patch" or config.layer_scale is None:
+    if config.stem != "patch" or config.layer_scale is None or config.ffn == "relu2":
         what = "a convolutional stem" if config.stem != "patch" else "no LayerScale"
+        what = "Squared-ReLU networks" if config.ffn == "relu2" else what
         raise WeightsError(f"this model has {what}; the {layout} layout cannot hold it. Use --to own.")
     k_biases = {n: t.chunk(3)[1] for n, t in weights.state.items() if n.endswith("qkv.bias")}
     if layout == "timm" and spelling.version == 3 and not config.mask_k_bias:

@@ -1,0 +1,64 @@
+"""The fused packing kernel writes the bytes of the reference: on a GPU, and in Triton's interpreter where Triton is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from tenfold.nn.pack24 import fused, pack24, pack_activations
+from tenfold.nn.sparse24 import select24
+
+SHAPES = [(32, 64), (5, 100), (70, 1300)]
+
+
+def inputs(shape: tuple[int, int]) -> Tensor:
+    torch.manual_seed(0)
+    y1 = torch.randn(shape).half()
+    y1[0, :4], y1[1, :3], y1[2, :2], y1[3, 4:8] = 0.0, 1.0, -0.0, -1.0
+    return y1
+
+
+def reference(y1: Tensor, layout: str):
+    return pack24(y1.relu().square() * select24(y1), layout)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_without_a_gpu_the_reference_packs(shape: tuple[int, int]) -> None:
+    y1 = inputs(shape)
+    packed, expected = pack_activations(y1, "sm80"), reference(y1, "sm80")
+    assert torch.equal(packed.values, expected.values)
+    assert torch.equal(packed.meta, expected.meta)
+
+
+def compare(device: str, values: bool) -> None:
+    """`values`: of fp8 too; Triton's interpreter (3.9) halves an e4m3 number whose rounding carries into the exponent."""
+    for shape in SHAPES:
+        y1 = inputs(shape).to(device)
+        for layout, source in (("sm80", y1), ("sm90_fp8", y1.float())):
+            packed, expected = fused(source, layout), reference(source, layout)
+            assert torch.equal(packed.meta.flatten(), expected.meta.flatten()), (layout, shape)
+            if packed.scale is not None and expected.scale is not None:
+                torch.testing.assert_close(packed.scale, expected.scale)
+            if values or layout == "sm80":
+                assert torch.equal(packed.values.float(), expected.values.float()), (layout, shape)
+
+
+@pytest.mark.gpu
+def test_the_kernel_writes_the_bytes_of_the_reference() -> None:
+    compare("cuda", values=True)
+
+
+def test_the_interpreted_kernel_writes_the_bytes_of_the_reference() -> None:
+    pytest.importorskip("triton")
+    words = [sys.executable, __file__]
+    done = subprocess.run(words, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+if __name__ == "__main__":
+    compare("cpu", values=False)
