@@ -62,6 +62,7 @@ class Registry:
 recipes = Registry("recipe")
 recipes.add("dinov3-mini", "tenfold.vision.recipes:dinov3_mini", "self-supervised training on a laptop CPU")
 for _name, _summary in [
+    ("dinov3-mini-memory", "dinov3-mini with a memory layer in the middle"),
     ("dinov3-mini-24", "dinov3-mini with 2:4 sparse feed-forward networks"),
     ("dinov3-imagenette", "ViT-S/16 on one GPU in half an hour"),
     ("dinov3-vits", "DINOv3 stage 1, --size t to 7b"),

@@ -48,10 +48,12 @@ SYSTEMS: tuple[System, ...] = (
         "EAGLE speculative decoding for Llama",
         "language",
         "partial",
-        "@EAGLE@",
+        "a drafter trained for SmolLM2 ships; trees, look-up and both together, exact sampling, an engine with continuous "
+        "batching and grammars, an OpenAI-compatible server; not yet a GPU, prefill apart from decoding, replicas",
         (
             "tenfold language generate",
             "tenfold language chat",
+            "tenfold serve language",
             "tenfold language tree",
             "tenfold train eagle3-smollm2",
             "tenfold eval speculative",
@@ -64,7 +66,7 @@ SYSTEMS: tuple[System, ...] = (
         "partial",
         "training with the switch from dense to sparse, exact batch-1 decoding that reads active rows alone, packing in three "
         "layouts; the GPU kernels are written and have not been run",
-        ("tenfold train lm-relu2-24", "tenfold eval text", "tenfold language sparsity"),
+        ("tenfold train lm-relu2-24", "tenfold eval text", "tenfold language sparsity", "tenfold bench ffn"),
     ),
     System(
         4,
@@ -73,7 +75,7 @@ SYSTEMS: tuple[System, ...] = (
         "partial",
         "memory layers, row gradients and RowAdamW, tables split over ranks, recall of generated and real facts; the GPU "
         "kernels are written and have not been run",
-        ("tenfold train lm-memory-plus",),
+        ("tenfold train lm-memory-plus", "tenfold eval facts", "tenfold language memory", "tenfold bench memory"),
     ),
     System(5, "Sub-metre canopy height maps", "canopy", "planned", "nothing yet"),
     System(

@@ -12,32 +12,31 @@ from transformers import AutoModelForCausalLM
 from tenfold.language.engine import LLM
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.speculation import Speculation
+from tenfold.language.tokenizer import load_tokenizer
 from tenfold.language.tree import Tree
 
 pytestmark = [pytest.mark.samples, pytest.mark.slow]
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("tokens", [32])
+@pytest.mark.parametrize(("each", "tokens"), [(2, 32), (13, 128)])
 @torch.inference_mode()
-def test_greedy_text_equals_transformers_generate(smollm2: Path, test_data: Path, tokens: int) -> None:
+def test_greedy_text_equals_transformers_generate(smollm2: Path, test_data: Path, each: int, tokens: int) -> None:
     files = sorted((test_data / "text/prompts").glob("*.jsonl"))
-    texts = [json.loads(line)["turns"][0] for file in files for line in file.read_text().splitlines()[:13]]
+    texts = [json.loads(line)["turns"][0] for file in files for line in file.read_text().splitlines()[:each]]
+    tokenizer = load_tokenizer(smollm2)
+    ids = [tokenizer.chat([{"role": "user", "content": text}]) for text in texts]
     theirs = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32).eval()
-    plans = {
-        "alone": LLM(smollm2, drafter=None, weights="fp32"),
-        "look-up": LLM(smollm2, drafter="ngram", speculation=Speculation(Tree.chain(5)), weights="fp32"),
-        "auto": LLM(smollm2, drafter="auto", weights="fp32"),
-    }
-    ids = [plans["alone"].tokenizer.chat([{"role": "user", "content": text}]) for text in texts]
     expected = []
     for prompt in ids:
         given = torch.tensor([prompt])
         mask = torch.ones_like(given)
         out = theirs.generate(given, attention_mask=mask, max_new_tokens=tokens, do_sample=False, pad_token_id=2)
         expected.append(out[0, len(prompt) :].tolist())
-    for name, llm in plans.items():
+    del theirs
+    for drafter, tree in ((None, "auto"), ("ngram", Tree.chain(5)), ("auto", "auto")):
+        llm = LLM(smollm2, drafter=drafter, speculation=Speculation(tree), weights="fp32")  # type: ignore[arg-type]
         found = [result.token_ids for result in llm.generate(ids, SamplingParams(max_tokens=tokens))]
-        assert found == expected, name
-        one = llm.generate([ids[0]], SamplingParams(max_tokens=tokens))[0]  # and alone as in a batch of eight
+        assert found == expected, drafter
+        one = llm.generate([ids[0]], SamplingParams(max_tokens=tokens))[0]  # alone as in a batch of eight
         assert one.token_ids == expected[0]

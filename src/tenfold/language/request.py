@@ -92,7 +92,8 @@ class Request:
         self.grammar: Any = None
         self.finish_reason: FinishReason | None = None
         self._stream = Stream(tokenizer) if tokenizer else None
-        self._held = ""
+        self._held = ""  # text that may be the beginning of a stop text
+        self._stopped = False
 
     @property
     def ready(self) -> bool:
@@ -138,8 +139,6 @@ class Request:
         if not self._stopped and self._stream:
             text, _ = self._cut(text + self._stream.end())
         return Delta(self.id, self._held + text, ids or [], self.finish_reason, logprobs or [], self.stats)
-
-    _stopped = False
 
     def _cut(self, text: str) -> tuple[str, bool]:
         """`text` follows what is held back. Where a stop text is complete, only what stands before it."""

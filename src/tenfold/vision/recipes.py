@@ -57,6 +57,14 @@ def dinov3_mini() -> PretrainRecipe:
     )
 
 
+def dinov3_mini_memory() -> PretrainRecipe:
+    """`dinov3-mini` with one block's network replaced by a lookup in a table (docs/memory.md): that images learn with it
+    too. Nothing is claimed of the result."""
+    recipe = dinov3_mini()
+    model = dataclasses.replace(recipe.model, memory_layers=(recipe.model.depth // 2,), memory_side=64)
+    return dataclasses.replace(recipe, model=model)
+
+
 def dinov3_mini_24() -> PretrainRecipe:
     """dinov3-mini with Squared-ReLU networks that train with 2:4 activation sparsity after a dense tenth (arXiv
     2503.16672): the block of the language models in a vision transformer."""

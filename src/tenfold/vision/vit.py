@@ -31,6 +31,7 @@ from tenfold.nn.embed import ConvStem, PatchEmbed, resize_positions
 from tenfold.nn.ffn import GeluFFN, SquaredReLUFFN, SwiGLUFFN
 from tenfold.nn.inference import HalfBlock, PackedBlock
 from tenfold.nn.linear import Workspace, bf16_refusal
+from tenfold.nn.memory import MemoryLayer, insert_memory
 from tenfold.nn.rope import AxialRope, Rotation
 from tenfold.nn.sparse24 import Sparsity24
 
@@ -67,6 +68,8 @@ class VitConfig:
     rope_periods: Literal["file", "exact"] = "file"
     local_cls_norm: bool = False
     fan_in_init: bool = False  # std min(0.05, fan_in ** -0.5) instead of 0.02
+    memory_layers: tuple[int, ...] = ()  # blocks (0-based) whose feed-forward network is a lookup in one shared table
+    memory_side: int = 64  # sub-keys of each half; the table has their square in slots
     feature: Literal["cls", "patch-mean"] = "cls"  # what stands for the whole image
     image_size: int = 224  # side in pixels at which the weights are evaluated by default
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -85,6 +88,9 @@ class VitConfig:
         require(scale is None or scale > 0, "model.layer_scale", scale, "None or a number above 0")
         require(rescale is None or rescale >= 1, "model.rope_rescale", rescale, "None or a factor >= 1")
         require(all(value > 0 for value in self.std), "model.std", self.std, "three numbers above 0")
+        deep = all(0 <= i < self.depth for i in self.memory_layers)
+        require(deep, "model.memory_layers", self.memory_layers, f"blocks from 0 to {self.depth - 1}")
+        require(self.memory_side >= 1, "model.memory_side", self.memory_side, "a whole number >= 1")
         require(self.registers >= 0, "model.registers", self.registers, "a whole number >= 0")
         require(
             self.stem == "patch" or self.patch_size == 8, "model.patch_size", self.patch_size, "8 with the conv stem"
@@ -184,6 +190,8 @@ class VisionTransformer(nn.Module):
         )
         hidden = c.hidden or 4 * c.dim
         self.blocks = nn.ModuleList(Block(block, _feed_forward(c, hidden)) for _ in range(c.depth))
+        if c.memory_layers:
+            insert_memory(self, c.memory_layers, c.memory_side, heads=4, top_k=min(16, c.memory_side), key_dim=32)
         self.norm = nn.LayerNorm(c.dim, eps=c.norm_eps)
         self.local_cls_norm = nn.LayerNorm(c.dim, eps=c.norm_eps) if c.local_cls_norm else None
         self._initialize()
@@ -198,6 +206,9 @@ class VisionTransformer(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, MemoryLayer):
+                module.reset_parameters()
 
     @property
     def prefix(self) -> int:
@@ -230,9 +241,15 @@ class VisionTransformer(nn.Module):
             return model
         if self.cls_token.device.type == "cpu" and (dtype == torch.float32 or bf16_refusal()):
             model, workspace = model.float(), Workspace()
-            model.blocks = nn.ModuleList(PackedBlock(block, workspace) for block in model.blocks)  # type: ignore[arg-type]
+            model.blocks = nn.ModuleList(
+                block if isinstance(block.ffn, MemoryLayer) else PackedBlock(block, workspace)  # type: ignore[arg-type]
+                for block in model.blocks
+            )
         elif self.cls_token.device.type == "cpu":
-            model.blocks = nn.ModuleList(HalfBlock(block) for block in self.blocks)  # type: ignore[arg-type]
+            model.blocks = nn.ModuleList(
+                own if isinstance(block.ffn, MemoryLayer) else HalfBlock(block)  # type: ignore[arg-type]
+                for own, block in zip(model.blocks, self.blocks)
+            )
         return model
 
     def forward_crops(
