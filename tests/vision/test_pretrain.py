@@ -96,7 +96,8 @@ def test_one_whole_step_with_unequal_masks_is_that_of_one_process(stage1: Path, 
     alone, together, before = (read_model(run) for run in (*runs.values(), stage1))
     moved = 0
     for name, value in alone.items():
-        assert (together[name] - value).norm() <= 1e-5 * value.norm() + 1e-7, name
+        # AdamW's first step divides a gradient by its own size, so rounding decides where it is nearly nothing.
+        assert (together[name] - value).norm() <= 1e-5 * value.norm() + 1e-6, name
         moved += name in before and not value.equal(before[name])
     assert moved > 40
     torch.manual_seed(0)  # as the trainer does before the first step
