@@ -34,20 +34,26 @@ class Rotation:
         kept, turned = x[..., :prefix, :], x[..., prefix:, :]
         half = turned.shape[-1] // 2
         swapped = torch.cat([turned[..., half:], turned[..., :half]], dim=-1)
-        turned = torch.addcmul(turned * self.cos, swapped, self.signed).to(x.dtype)
+        # A cached property takes a lock, which torch.compile cannot trace (Python 3.11).
+        signed = _signed(self.sin) if torch.compiler.is_compiling() else self.signed
+        turned = torch.addcmul(turned * self.cos, swapped, signed).to(x.dtype)
         return torch.cat([kept, turned], dim=-2) if prefix else turned
 
     @cached_property
     def signed(self) -> Float[Tensor, "*b d"]:
         """The sines with the first half negated: what the swapped halves are multiplied with."""
-        half = self.sin.shape[-1] // 2
-        return torch.cat([-self.sin[..., :half], self.sin[..., half:]], dim=-1)
+        return _signed(self.sin)
 
     @cached_property
     def turns(self) -> Complex[Tensor, "n half"]:
         """The same rotation as complex numbers, for pairs that stand side by side; positions shared by the batch."""
         half = self.cos.shape[-1] // 2
         return torch.complex(self.cos[:, :half].float(), self.sin[:, :half].float())
+
+
+def _signed(sin: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+    half = sin.shape[-1] // 2
+    return torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
 
 
 class AxialRope(nn.Module):
