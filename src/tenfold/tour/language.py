@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tenfold.language.tree import Tree
 
 PROMPTS = (
-    "Natalia sold clips to 48 friends in April and half as many in May. How many did she sell in all?",
+    "A baker makes 12 loaves an hour for 5 hours and sells 41 of them. How many are left?",
     "Write three sentences about a walk by the sea.",
     "List the planets of the solar system, one per line.",
 )
@@ -54,9 +54,10 @@ def speculation_panel() -> Report:
             }
         )
     report.text(
-        f"SmolLM2-135M-Instruct answers; {drafted.notes[1]}. Weights in {drafted.format}. Guessed tokens are checked by the "
-        "target in one pass, so the text is the target's own; where the two texts differ, two tokens were equally likely "
-        "within the rounding of this number format."
+        f"SmolLM2-135M-Instruct answers; {drafted.notes[1]}. Weights in {drafted.format}, so that the texts can be compared to "
+        "the letter: guessed tokens are checked by the target in one pass, and what stands is the target's own. In this "
+        "format a processor is bound by arithmetic, so a drafter saves passes here and little time; tenfold bench "
+        "speculative measures time in bf16."
     )
     report.table("three prompts, greedy", rows)
     best = max(trees, key=lambda tree: len(tree[2]), default=None)
