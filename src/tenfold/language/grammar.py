@@ -13,6 +13,7 @@ law of constrained sampling without speculation. xgrammar: arXiv 2411.15100.
 from __future__ import annotations
 
 import json
+import re
 from functools import cached_property
 from typing import Any
 
@@ -57,6 +58,7 @@ class Grammars:
             return Grammar(compile_(self._compiler), self.vocabulary)
         except (RuntimeError, ValueError, TypeError) as error:  # xgrammar's errors are RuntimeErrors
             reason = (str(error).strip().splitlines() or ["no reason given"])[-1][:300]
+            reason = re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", reason)  # its clock, and a place in its source
             raise UsageError(f"this {what} cannot be used: {reason}") from error
 
     @cached_property

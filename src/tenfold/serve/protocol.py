@@ -145,7 +145,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         raise UsageError(
-            f"cannot listen on {host}:{port}: {error}. Give another --host or --port (0 takes a free one)."
+            f"cannot listen on {host}:{port}: {str(error).rstrip('.')}. Give another --host or --port (0 takes a free one)."
         ) from None
     listener.set_inheritable(False)
     return listener
