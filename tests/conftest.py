@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +35,14 @@ def absent(what: str) -> None:
     if os.environ.get("CI"):
         pytest.fail(f"{what} is missing; in CI that is a failure")
     pytest.skip(f"{what} is missing")
+
+
+def package(name: str) -> Any:
+    """An optional package that a test cannot do without."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        absent(f"the package {name}")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@ saves the seconds of its import; what runs in them is the command line itself.""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,3 +88,16 @@ class Job:
     @property
     def errors(self) -> str:
         return "\n".join(log.read_text() for log in self.logs if log.exists())
+
+
+def train(folder: Path, *words: object, ranks: int = 1, code: int = 0) -> str:
+    """Runs `tenfold train` on so many ranks to its exit code; what it said."""
+    job = Job(["train", *map(str, words)], folder, ranks)
+    assert job.wait() == [code] * ranks, job.errors
+    return job.errors
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The training steps in a run's metrics, without their times."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in found if "loss" in row]

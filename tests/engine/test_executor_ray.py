@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import shard_functions as work
+from conftest import package
 from tenfold.engine.executor import FailedShards, map_shards
 from tenfold.errors import UsageError
 
@@ -28,7 +29,7 @@ def test_an_address_where_nobody_answers_is_said_at_once(tmp_path: Path, monkeyp
 @pytest.fixture(scope="module")
 def ray_of_two() -> Iterator[None]:
     """A local Ray cluster of two CPUs."""
-    ray = pytest.importorskip("ray")
+    ray = package("ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
     yield

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tenfold
+from conftest import package
 from tenfold.cli import main
 from tenfold.engine.config import TrainerConfig
 from tenfold.engine.conformance import check_task
@@ -139,7 +140,7 @@ def test_evenly_read_slots_have_no_divergence_and_one_slot_has_all(text: Path) -
 def test_bad_input_ends_in_one_message_and_nothing_is_written(
     words: str, code: int, message: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pa, pq = package("pyarrow"), package("pyarrow.parquet")
     (tmp_path / "EMPTY.txt").write_text(" \n")
     pq.write_table(pa.table({"words": ["a"]}), tmp_path / "NOTEXT.parquet")
     given = [str(tmp_path / w) if w.endswith((".txt", ".parquet")) else w for w in words.split()]

@@ -54,7 +54,9 @@ def test_the_kernel_writes_the_bytes_of_the_reference() -> None:
 
 
 def test_the_interpreted_kernel_writes_the_bytes_of_the_reference() -> None:
-    pytest.importorskip("triton")
+    from conftest import package  # here, because this file also runs alone
+
+    package("triton")
     words = [sys.executable, __file__]
     done = subprocess.run(words, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import package
 from tenfold.data.sources import open_source
 from tenfold.engine.journal import NAME as JOURNAL
 from tenfold.errors import DataError, UsageError
@@ -225,7 +226,7 @@ def test_four_workers_and_ray_leave_the_bytes_of_one(
     curated: tuple[dict[str, bytes], float], pool: Path, reference: Path, tmp_path: Path, executor: str, workers: int
 ) -> None:
     if executor == "ray":
-        pytest.importorskip("ray")
+        package("ray")
     finish(run(pool, reference, tmp_path / "out", workers, executor))
     assert outputs(tmp_path / "out") == curated[0]
 
@@ -243,7 +244,7 @@ def test_a_curation_killed_anywhere_ends_in_the_same_bytes(
     """On Ray the driver is killed; its cluster then ends by itself."""
     expected, took = curated
     if executor == "ray":
-        pytest.importorskip("ray")
+        package("ray")
         start = time.monotonic()  # Ray's own start is part of the time in which kills fall
         finish(run(pool, reference, tmp_path / "timed", workers=2, executor=executor))
         took = time.monotonic() - start

@@ -4,7 +4,6 @@ later stages start where the earlier ended."""
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs import Job
+from jobs import Job, rows, train
 from tenfold.engine.checkpoint import read_model
 from tenfold.engine.conformance import check_task
 from tenfold.engine.parallel import Collectives
@@ -34,17 +33,6 @@ SMALL = [
     "--trainer.log-every", "1", "--trainer.workers", "0", "--trainer.validate-every", "0", "--trainer.device", "cpu",
     "--objective.freeze-prototypes", "2", "--optim.schedule.warmup", "0", "--optim.lr", "1e-3",
 ]  # fmt: skip
-
-
-def train(folder: Path, *words: object, ranks: int = 1, code: int = 0) -> str:
-    job = Job(["train", *map(str, words)], folder, ranks)
-    assert job.wait() == [code] * ranks, job.errors
-    return job.errors
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in found if "loss" in row]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs import Job
+from jobs import Job, rows, train
 from tenfold.cli import main
 from tenfold.data.sources import open_source
 from tenfold.data.tensors import save_own
@@ -37,17 +37,6 @@ SMALL = [
     "--trainer.precision", "fp32", "--trainer.validate-every", "0", "--text-tower", "clip", "--clip.dim", "32",
     "--clip.depth", "2", "--clip.heads", "2", "--optim.schedule.warmup", "0",
 ]  # fmt: skip
-
-
-def train(folder: Path, *words: object, ranks: int = 1, code: int = 0) -> str:
-    job = Job(["train", *map(str, words)], folder, ranks)
-    assert job.wait() == [code] * ranks, job.errors
-    return job.errors
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in found if "loss" in row]
 
 
 @pytest.fixture(scope="module")

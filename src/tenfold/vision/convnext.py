@@ -131,9 +131,7 @@ class ConvNeXt(nn.Module):
 
     def feature(self, output: VisionOutput) -> Float[Tensor, "b d"]:
         """What stands for the whole image: the normalised mean, or the mean of the normalised patch tokens."""
-        if self.config.feature == "cls":
-            return output.cls_token
-        return output.patch_tokens.flatten(1, 2).mean(1)
+        return output.pooled(self.config.feature)
 
     def get_intermediate_layers(
         self,

@@ -162,6 +162,10 @@ class VisionOutput:
     register_tokens: Float[Tensor, "b r d"]
     patch_tokens: Float[Tensor, "b h w d"]
 
+    def pooled(self, feature: Literal["cls", "patch-mean"]) -> Float[Tensor, "b d"]:
+        """One vector for each image: the CLS token, or the mean of the patch tokens."""
+        return self.cls_token if feature == "cls" else self.patch_tokens.flatten(1, 2).mean(1)
+
 
 class VisionTransformer(nn.Module):
     """See the module's docstring. `fit` says what happens to a side that is no multiple of the patch: it is resized to
@@ -264,9 +268,7 @@ class VisionTransformer(nn.Module):
 
     def feature(self, output: VisionOutput) -> Float[Tensor, "b d"]:
         """What stands for the whole image: the CLS token, or the mean of the patch tokens."""
-        if self.config.feature == "cls":
-            return output.cls_token
-        return output.patch_tokens.flatten(1, 2).mean(1)
+        return output.pooled(self.config.feature)
 
     def get_intermediate_layers(
         self,
