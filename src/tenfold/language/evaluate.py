@@ -93,9 +93,9 @@ class Replayed:
 
 
 def look_up_lengths(answer: Answer, chain: int, longest: int = LONGEST) -> Int[Tensor, " a"]:
-    """How many looked-up tokens every start of an answer would accept."""
+    """How many looked-up tokens every start of an answer would accept (starts as in `token_ranks`)."""
     tokens, places, lengths = answer.tokens.tolist(), Places(longest), []
-    for root in range(answer.prompt, len(tokens)):
+    for root in range(answer.prompt - 1, len(tokens)):
         found = places.find(tokens[: root + 1], chain)
         true = tokens[root + 1 :]
         length = 0
@@ -190,5 +190,5 @@ def through_engine(llms: Mapping[str, LLM], prompts: Sequence[Sequence[int]]) ->
 
 
 def engine_tpc(results: Sequence[Result]) -> float:
-    """TPC over several answers: the engine decodes the first token too, as the prompt's last token is its first root."""
+    """TPC over several answers, the prompt's pass not counted: its last token is the first root."""
     return sum(r.stats.tokens for r in results) / max(1, sum(r.stats.calls for r in results))
