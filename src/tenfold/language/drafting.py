@@ -79,7 +79,7 @@ class TreeDrafter:
         positions = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, counts)])
         last = torch.tensor(counts, device=self.device).cumsum(0) - 1
         fused = self._fuse(features)[None]
-        feed, logits = self._run(self._embed(tokens)[None], fused, positions.to(self.device)[None], step, None, last)
+        feed, logits = self.run(self.embed(tokens)[None], fused, positions.to(self.device)[None], step, None, last)
         for b, request in enumerate(states):
             request.carry = (feed[b], logits[b])
             request.rows += counts[b]
@@ -132,9 +132,9 @@ class TreeDrafter:
         step = self.cache.step(tables, starts, [fresh] * len(states), lows)
         parents = following.parents_inner_rows - level.inner_rows[0]
         positions = torch.tensor(rows, device=self.device)[:, None] + (depth - 1)
-        embeds = self._embed(tokens[:, following.inner - 1].clamp_min(0))
+        embeds = self.embed(tokens[:, following.inner - 1].clamp_min(0))
         mask, every = following.mask.to(self.device), torch.arange(len(rows) * fresh, device=self.device)
-        feed, logits = self._run(embeds, hidden[:, parents], positions.expand(-1, fresh), step, mask, every)
+        feed, logits = self.run(embeds, hidden[:, parents], positions.expand(-1, fresh), step, mask, every)
         return feed.unflatten(0, (-1, fresh)), logits.float().unflatten(0, (-1, fresh))
 
     def _fuse(self, features: Float[Tensor, "M F"]) -> Float[Tensor, "M H"]:
@@ -142,7 +142,7 @@ class TreeDrafter:
             return fc.wide(features)
         return self.network.fuse(features.to(self.dtype))
 
-    def _run(
+    def run(
         self, embeds: Tensor, hidden: Tensor, positions: Tensor, step: PagedStep, mask: Tensor | None, read: Tensor
     ) -> tuple[Float[Tensor, "m H"], Float[Tensor, "m W"]]:
         """What goes on to the next level, and the logits, of the rows `read` of all (B N)."""
@@ -154,7 +154,8 @@ class TreeDrafter:
         assert out.logits is not None
         return (out.hidden if self.network.config.norm_output else out.x)[read], out.logits
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The rows of tokens in the embedding that the drafter reads."""
         return self.embedding(tokens.to(self.device)).to(self.dtype)
 
     def _law(self, logits: Float[Tensor, "B m W"], temperatures: Float[Tensor, " B"]) -> Float[Tensor, "B m W"]:
