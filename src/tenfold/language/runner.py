@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tenfold.language.draft import Draft, Drafter, DraftState, Rule
 from tenfold.language.llama import Llama, Output
+from tenfold.language.passes import Passes
 from tenfold.language.request import Logprob, Request
 from tenfold.language.sampling import ACCEPT, BONUS, DRAFT, Laws, allow, uniforms
 from tenfold.language.tree import Tree
@@ -44,6 +45,7 @@ class Runner:
 
     def __init__(self, model: Llama, drafter: Drafter | None, pages: int, page_size: int = 16) -> None:
         self.model, self.drafter = model, drafter
+        self.forward = Passes(model)
         self.pages = PageAllocator(pages, page_size)
         weight, c = model.embedding.weight, model.config
         self.cache = PagedCache(c.depth, c.kv_heads, c.width, pages, page_size, weight.dtype, weight.device)
@@ -71,7 +73,7 @@ class Runner:
         positions = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, counts)])[None]
         store = self.cache.step([_table(r) for r in requests], starts, counts)
         nothing = torch.empty(0, dtype=torch.int64)
-        out = self.model(tokens, positions, store, None, self._aux, nothing)
+        out = self.forward(tokens, positions, store, None, self._aux, nothing)
         features = self._features(out)
         for request, count in parts:
             request.rows += count
@@ -100,7 +102,7 @@ class Runner:
         nodes = torch.cat([roots, draft.tokens.clamp_min(0)], dim=1)
         positions = torch.tensor(starts)[:, None] + tree.depth
         store = self.cache.step([_table(r) for r in requests], starts, [size] * len(requests))
-        out = self.model(nodes, positions, store, tree.mask if size > 1 else None, self._aux)
+        out = self.forward(nodes, positions, store, tree.mask if size > 1 else None, self._aux)
         logits = out.logits
         allowed = self._allowed(requests, tree, draft)
         if allowed is not None:
