@@ -18,15 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tenfold.data.atomic import aside
 from tenfold.data.tensors import OWN_KEY, save_own
 from tenfold.engine.config import from_dict
 from tenfold.errors import UsageError, WeightsError, unknown_name
+from tenfold.export.gguf import GGUFFile
 from tenfold.export.keymap import check_names
 from tenfold.export.reading import Source, open_source
+from tenfold.nn.outline import outline
 from tenfold.registry import Registry
 
 __all__ = ["Family", "Layout", "Weights", "convert", "families", "load", "read", "save_own"]
@@ -46,7 +47,7 @@ class Weights:
     """Parameters and buffers under our names, with the configuration that they belong to."""
 
     config: Any
-    state: dict[str, Tensor]
+    state: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def read(source: str | Path, told: Mapping[str, Any] | None = None) -> tuple[Fam
     opened = dataclasses.replace(open_source(source), told=dict(told or {}))
     if OWN_KEY in opened.metadata:
         family, config = own_config(opened.path, opened.metadata[OWN_KEY])
-        weights = Weights(config, opened.tensors) if family.own is None else family.own[0](config, opened)
+        weights = Weights(config, dict(opened.tensors)) if family.own is None else family.own[0](config, opened)
     else:
         family, layout = _recognised(opened)
         weights = layout.read(opened)
@@ -144,6 +145,8 @@ def own_config(path: Path, text: str) -> tuple[Family, Any]:
 
 def _recognised(source: Source) -> tuple[Family, Layout]:
     known = []
+    if isinstance(source.tensors, GGUFFile):  # by names and shapes, before anything is dequantised
+        source = dataclasses.replace(source, tensors=source.tensors.outline())
     for entry in families:
         family: Family = entry.load()
         for layout in family.layouts:
@@ -158,7 +161,7 @@ def _recognised(source: Source) -> tuple[Family, Layout]:
 
 
 def _empty(family: Family, config: Any) -> nn.Module:
-    with torch.device("meta"):
+    with outline():
         return family.build(config)
 
 
