@@ -18,8 +18,9 @@ import tenfold
 from tenfold.errors import UsageError, WeightsError
 from tenfold.export.gguf import open_gguf
 from tenfold.export.weights import convert
+from tenfold.language.gguf_weights import GGUF_OUTSIDE, GGUF_STEMS, gguf_rows, open_llama
 from tenfold.language.llama import Llama, LlamaConfig
-from tenfold.language.weights import GGUF_STEMS, gguf_rows, links
+from tenfold.language.weights import links
 
 CONFIG = LlamaConfig(vocabulary=40, dim=64, hidden=96, depth=2, heads=4, kv_heads=2, norm_eps=1e-6, rope_theta=5e4)
 
@@ -48,9 +49,8 @@ def write(path: Path, model: Llama, quantised: bool = False, tokenizer: dict[str
         out.add_token_merges(t["merges"])
         out.add_eos_token_id(t["eos_token_id"])
         out.add_chat_template(t["chat_template"])
-    outside = {"embedding": "token_embd", "norm": "output_norm", "head": "output"}
     state = model.state_dict()
-    for link in links(c, "blk.{}.", GGUF_STEMS, outside):
+    for link in links(c, "blk.{}.", GGUF_STEMS, GGUF_OUTSIDE):
         pieces = state[link.own].split([part.shape[0] for part in link.parts])
         for part, piece in zip(link.parts, pieces):
             heads = {"attn_q": c.heads, "attn_k": c.kv_heads}.get(part.name.split(".")[-2])
@@ -97,6 +97,20 @@ def test_quantised_tensors_are_what_gguf_makes_of_them(tmp_path: Path) -> None:
         assert file.format_of(t.name) == t.tensor_type.name
         assert np.array_equal(file.tensor(t.name).numpy(), gguf.dequantize(t.data, t.tensor_type))
     assert file.blocks("blk.0.attn_q.weight").shape == (64, 64 // 32 * 20)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_one_parameter_at_a_time_is_the_same_as_all_at_once(quantised: bool, tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", llama(), quantised=quantised)
+    held, whole = open_llama(path), tenfold.load(path).state_dict()
+    assert list(held) == list(whole)
+    for name, tensor in whole.items():
+        assert torch.equal(held[name], tensor)
+        assert torch.equal(held.read(name, torch.bfloat16), tensor.bfloat16())
+    other = tmp_path / "other.gguf"
+    other.write_bytes(path.read_bytes().replace(b"llama", b"gemma"))
+    with pytest.raises(WeightsError, match="architecture 'gemma'; only llama is read"):
+        open_llama(other)
 
 
 def test_gguf_is_read_and_not_written(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
     file = open_gguf("SmolLM2-135M-Instruct.Q4_1.gguf")
     file.metadata["llama.block_count"]           30
-    file.tensor("blk.0.attn_q.weight")           fp32, dequantised, in torch's order (rows, columns)
+    file["blk.0.attn_q.weight"]                  fp32, dequantised now, in torch's order (rows, columns)
+    file.tensor("token_embd.weight", bfloat16)   the same in another type, a few rows at a time
     file.blocks("blk.0.attn_q.weight")           the quantised bytes, one row of blocks per row of the weight
 
 The header is read here, with every count, size and offset compared with the file, because a header can claim anything; the
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from tenfold.errors import MissingExtra, WeightsError, nearest
 
 NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
+AT_ONCE = 1 << 20  # numbers that are dequantised together: the arithmetic needs several times their bytes
 TENSORS, FIELDS, NAME, DEPTH, AXES = 100_000, 100_000, 4096, 4, 4  # what a header may claim at most
 
 
@@ -40,12 +43,25 @@ class Stored:
     size: int
 
 
-class GGUFFile:
-    """See `open_gguf`."""
+class GGUFFile(Mapping[str, Tensor]):
+    """See `open_gguf`. A tensor is read when it is asked for, and never kept."""
 
     def __init__(self, path: Path, data: mmap.mmap, metadata: dict[str, Any], stored: dict[str, Stored]) -> None:
         self.path, self.metadata, self.stored = path, metadata, stored
         self._data = data
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def outline(self) -> dict[str, Tensor]:
+        """Names and shapes alone, as tensors on the meta device."""
+        return {name: torch.empty(stored.shape, device="meta") for name, stored in self.stored.items()}
 
     def format_of(self, name: str) -> str:
         """ "F32", "Q4_1", ... as ggml names them."""
@@ -56,24 +72,35 @@ class GGUFFile:
     def blocks(self, name: str) -> UInt8[Tensor, "rows row_bytes"]:
         """The bytes as they are, of a tensor of two axes."""
         stored = self.stored[name]
-        raw = np.frombuffer(self._data, np.uint8, stored.size, stored.start)
-        return torch.from_numpy(raw.reshape(stored.shape[0], -1).copy())
+        return torch.from_numpy(self._raw(stored).reshape(stored.shape[0], -1).copy())
 
-    def tensor(self, name: str) -> Float[Tensor, "..."]:
-        """In fp32."""
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
+        """Dequantised. Raises WeightsError for a format that the gguf package cannot read."""
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
         stored = self.stored[name]
         kind = GGMLQuantizationType(stored.format)
-        raw = np.frombuffer(self._data, np.uint8, stored.size, stored.start)
-        if kind == GGMLQuantizationType.F32:
-            return torch.from_numpy(raw.view(np.float32).copy()).view(stored.shape)
-        rows = raw.reshape(-1, stored.size // (int(np.prod(stored.shape)) // stored.shape[-1]))
-        try:
-            return torch.from_numpy(np.array(dequantize(rows, kind), np.float32)).view(stored.shape)
-        except NotImplementedError as error:
-            raise WeightsError(f"{self.path}: {name} has the format {kind.name}, which gguf cannot read.") from error
+        width = stored.shape[-1]
+        raw = self._raw(stored).reshape(-1, stored.size // (int(np.prod(stored.shape)) // width))
+        out = torch.empty(len(raw), width, dtype=dtype)
+        step = max(1, AT_ONCE // width)
+        for at in range(0, len(raw), step):
+            rows = raw[at : at + step]
+            try:
+                wide = rows.view(np.float32) if kind == GGMLQuantizationType.F32 else dequantize(rows, kind)
+            except NotImplementedError as error:
+                raise WeightsError(
+                    f"{self.path}: {name} has the format {kind.name}, which gguf cannot read."
+                ) from error
+            out[at : at + step] = torch.from_numpy(np.array(wide, np.float32))
+        return out.view(stored.shape)
+
+    def _raw(self, stored: Stored) -> np.ndarray:
+        # Pages of the file that were read before count as memory of this process until they are given back.
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._data.madvise(mmap.MADV_DONTNEED)
+        return np.frombuffer(self._data, np.uint8, stored.size, stored.start)
 
 
 def open_gguf(path: Path) -> GGUFFile:

@@ -36,11 +36,8 @@ class Link:
         self.own, self.shape, self.parts = own, tuple(shape), parts
 
 
-def read_links(
-    links: Sequence[Link], tensors: dict[str, Tensor], where: object, free: bool = False
-) -> dict[str, Tensor]:
-    """Tensors under our names and in our shapes; a WeightsError lists every difference. With `free` each leaves `tensors`
-    when it has been joined, so that a model that is not mapped from its file is not in memory twice."""
+def read_links(links: Sequence[Link], tensors: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:
+    """Tensors under our names and in our shapes; a WeightsError lists every difference."""
     expected = {part.name: part.shape for link in links for part in link.parts}
     optional = {part.name for link in links for part in link.parts if part.default is not None}
     check_names(expected, tensors, where, optional)
@@ -50,8 +47,6 @@ def read_links(
         stored = [tensors[part.name] for part in link.parts if part.name in tensors]
         joined = [piece if not stored else piece.to(stored[0].dtype) for piece in pieces if piece is not None]
         state[link.own] = (joined[0] if len(joined) == 1 else torch.cat(joined)).reshape(link.shape)
-        for part in link.parts if free else ():
-            tensors.pop(part.name, None)
     return state
 
 

@@ -2,10 +2,10 @@
 
     source = open_source(path_or_hub_id)           Source(tensors, metadata, config, side, path)
 
-A source is a `.safetensors` file, a `.pth`/`.pt`/`.bin` file of torch, a GGUF file (dequantised to fp32), a Hugging Face
-folder (one file or shards with an index), a run folder, or the id of a model on the Hugging Face hub. Pickle goes through
-torch's `weights_only` reader alone, which builds tensors and containers and calls nothing else; archives are measured
-before they are opened.
+A source is a `.safetensors` file, a `.pth`/`.pt`/`.bin` file of torch, a GGUF file (dequantised to fp32 as it is read), a
+Hugging Face folder (one file or shards with an index), a run folder, or the id of a model on the Hugging Face hub. Pickle
+goes through torch's `weights_only` reader alone, which builds tensors and containers and calls nothing else; archives are
+measured before they are opened.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,11 @@ WRAPPERS = ("teacher", "state_dict", "model")  # what a training checkpoint keep
 
 @dataclass(frozen=True)
 class Source:
-    """What was found: tensors by their names in the file, and what stood beside them."""
+    """What was found: tensors by their names in the file, and what stood beside them. Those of a GGUF file are dequantised
+    anew whenever they are asked for."""
 
     path: Path
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)  # config.json
     preprocessor: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json
@@ -59,7 +61,7 @@ def open_source(source: str | Path) -> Source:
         return _with_companions(path, path, tensors, metadata)
     if path.suffix == GGUF:
         opened = open_gguf(path)
-        return Source(path, {name: opened.tensor(name) for name in opened.stored}, gguf=opened.metadata)
+        return Source(path, opened, gguf=opened.metadata)
     tensors, metadata = read_file(path)
     return _with_companions(path, path.parent if path.name in FOLDER_FILES else None, tensors, metadata)
 

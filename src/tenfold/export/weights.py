@@ -18,15 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from tenfold.data.atomic import aside
 from tenfold.data.tensors import OWN_KEY, save_own
 from tenfold.engine.config import from_dict
 from tenfold.errors import UsageError, WeightsError, unknown_name
+from tenfold.export.gguf import GGUFFile
 from tenfold.export.keymap import check_names
 from tenfold.export.reading import SIDE, Source, open_source
+from tenfold.nn.outline import outline
 from tenfold.registry import Registry
 
 __all__ = ["Family", "Layout", "Weights", "config_of", "convert", "families", "load", "read", "save_own"]
@@ -48,7 +49,7 @@ class Weights:
     """Parameters and buffers under our names, with the configuration that they belong to."""
 
     config: Any
-    state: dict[str, Tensor]
+    state: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def read(source: str | Path, told: Mapping[str, Any] | None = None) -> tuple[Fam
     opened = dataclasses.replace(open_source(source), told=dict(told or {}))
     if OWN_KEY in opened.metadata:
         family, config = own_config(opened.path, opened.metadata[OWN_KEY])
-        weights = Weights(config, opened.tensors) if family.own is None else family.own[0](config, opened)
+        weights = Weights(config, dict(opened.tensors)) if family.own is None else family.own[0](config, opened)
     else:
         family, layout = _recognised(opened)
         weights = layout.read(opened)
@@ -157,6 +158,8 @@ def config_of(source: Source, infer: Callable[[], C], what: str) -> C:
 
 def _recognised(source: Source) -> tuple[Family, Layout]:
     known = []
+    if isinstance(source.tensors, GGUFFile):  # by names and shapes, before anything is dequantised
+        source = dataclasses.replace(source, tensors=source.tensors.outline())
     for entry in families:
         family: Family = entry.load()
         for layout in family.layouts:
@@ -171,7 +174,7 @@ def _recognised(source: Source) -> tuple[Family, Layout]:
 
 
 def _empty(family: Family, config: Any) -> nn.Module:
-    with torch.device("meta"):
+    with outline():
         return family.build(config)
 
 

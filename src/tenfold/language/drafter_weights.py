@@ -33,7 +33,9 @@ from tenfold.export.weights import Family, Layout, Weights
 from tenfold.language.draft_vocabulary import membership
 from tenfold.language.drafter import DrafterConfig, EagleDrafter, make_drafter
 from tenfold.language.drafter_config import LayoutName, read_config, write_config
+from tenfold.language.gguf_weights import parameter
 from tenfold.language.llama import Llama
+from tenfold.nn.outline import outline
 
 FROZEN_COPIES = ("verifier_norm.weight", "verifier_lm_head.weight")  # of the target, in speculators' files: not used
 LAYERS = {
@@ -49,26 +51,27 @@ LAYERS = {
 OUTSIDE = {"fc": "fc", "norm": "norm", "head": "lm_head", "embedding": "embed_tokens"}
 
 
-def fingerprint(target: Llama) -> str:
+def fingerprint(target: Llama | Weights) -> str:
     """What ties a drafter to its target: SHA-256 of its sizes, its embedding and its first layer, in bf16 so that the number
     format of a file does not matter. 16 hex digits."""
     c = target.config
     sizes = [c.vocabulary, c.dim, c.hidden, c.depth, c.heads, c.kv_heads, c.width, float(c.rope_theta)]
     digest = hashlib.sha256(json.dumps(sizes).encode())
-    state = target.state_dict()
+    state = target.state_dict() if isinstance(target, Llama) else target.state
     for name in sorted(n for n in state if n.startswith(("embedding.", "blocks.0."))):
         digest.update(name.encode())
-        digest.update(state[name].detach().cpu().bfloat16().contiguous().view(torch.uint8).numpy().tobytes())
+        tensor = parameter(state, name, torch.bfloat16).detach().cpu().contiguous()
+        digest.update(tensor.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
-def check_target(config: DrafterConfig, target: Llama, where: object) -> None:
+def check_target(config: DrafterConfig, target: Llama | Weights, where: object) -> None:
     """Raises WeightsError (exit code 4) unless the drafter fits this target: its fingerprint where it has one, else sizes."""
     c, t = config, target.config
     sizes = {"vocabulary": (c.vocabulary, t.vocabulary), "width": (c.target_dim or c.dim, t.dim)}
     wrong = [f"{what} {mine}, the target's {its}" for what, (mine, its) in sizes.items() if mine != its]
-    if c.target and not wrong and c.target != fingerprint(target):
-        wrong = [f"trained for the target {c.target}, this one is {fingerprint(target)}"]
+    if c.target and not wrong and c.target != (its := fingerprint(target)):
+        wrong = [f"trained for the target {c.target}, this one is {its}"]
     if wrong:
         raise WeightsError(
             f"{where}: this drafter belongs to another target ({'; '.join(wrong)}). Use the target that it was trained "
@@ -163,7 +166,7 @@ def from_canonical(config: DrafterConfig, tensors: dict[str, Tensor], where: Pat
 def links(config: DrafterConfig) -> list[Link]:
     """Our parameters and the canonical names that they are made of."""
     c = config
-    with torch.device("meta"):
+    with outline():
         shapes = {n: tuple(t.shape) for n, t in make_drafter(c).state_dict().items() if n != "ids"}
     heads, groups = c.heads * c.width, c.kv_heads * c.width
     rows = {"attention.qkv": (heads, groups, groups), "ffn.gate_up": (c.hidden, c.hidden)}

@@ -121,7 +121,7 @@ def write_greedily(target: Target, prompts: Sequence[Sequence[int]], stops: froz
 
 
 def replay(drafter: EagleDrafter, target: Target, answers: list[Answer], depth: int = DEPTH) -> Replayed:
-    weight = target.source.embedding.weight.detach()
+    weight = target.source.state["embedding.weight"]
 
     def embed(tokens: Tensor) -> Tensor:
         return torch.nn.functional.embedding(tokens, weight).float()

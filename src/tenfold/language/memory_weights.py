@@ -23,9 +23,11 @@ from tenfold.errors import TenfoldError, WeightsError
 from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import Source
 from tenfold.export.weights import Layout, Weights
-from tenfold.language import weights
+from tenfold.language import gguf_weights, weights
+from tenfold.language.gguf_weights import gguf_rows
 from tenfold.language.llama import Llama, LlamaConfig
-from tenfold.language.weights import gguf_rows, links
+from tenfold.language.weights import links
+from tenfold.nn.outline import outline
 
 _BLOCK = "layers.{}."
 _STEMS = {
@@ -70,7 +72,7 @@ def write(held: Weights, path: Path) -> None:
 def memory_links(config: LlamaConfig) -> list[Link]:
     """The key map; the table stands under the first memory layer."""
     c = config
-    with torch.device("meta"):
+    with outline():
         shapes = {name: tuple(t.shape) for name, t in Llama(c).state_dict().items()}
     plain = links(dataclasses.replace(c, memory_layers=()), _BLOCK, _STEMS, _OUTSIDE)
     table = [link for link in plain if link.own in shapes]
@@ -175,4 +177,4 @@ def _config_of(source: Source) -> LlamaConfig:
 
 
 LAYOUT = Layout("memory", recognises, read, write)
-FAMILY = dataclasses.replace(weights.FAMILY, layouts=(*weights.FAMILY.layouts, LAYOUT))
+FAMILY = dataclasses.replace(weights.FAMILY, layouts=(*weights.FAMILY.layouts, gguf_weights.LAYOUT, LAYOUT))

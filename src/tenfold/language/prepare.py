@@ -1,14 +1,17 @@
 """A Llama made ready for decoding: its linear maps in one number format, everything else in the type that goes with it.
 
-    model = prepare(tenfold.load("SmolLM2.gguf"), "bf16")
     target = open_target("SmolLM2.gguf", "auto")                 auto: bf16 where the CPU has units for it, else fp32
     target = open_target("SmolLM2.gguf", "int4")                 Q4_1 as it is stored, nothing quantised again
+    model = prepare(weights, "bf16")                             from Weights (export/weights.py): our names -> tensors
 
 Lossless decoding means: the same text as this model alone, in this format.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,54 +20,74 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.errors import UsageError, WeightsError
-from tenfold.export.gguf import GGUFFile, open_gguf
-from tenfold.export.weights import load
+from tenfold.export.weights import Weights, load
+from tenfold.language.gguf_weights import GGUFLlama, open_llama, parameter
 from tenfold.language.llama import Llama
-from tenfold.language.weights import GGUF_STEMS, gguf_rows
 from tenfold.nn.formats import Format, Int4Linear, pack, unpack_q4_1
 from tenfold.nn.linear import bf16_refusal
+from tenfold.nn.outline import outline
 
 FORMATS = ("auto", "fp32", "bf16", "int8", "int4")
+DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LINEAR = ("attention.qkv", "attention.out", "ffn.gate_up", "ffn.down")  # of a block
 FormatChoice = Literal["auto", "fp32", "bf16", "int8", "int4"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """`model` decodes, in `form`; `source` is the model as its file holds it, by which a drafter knows its target."""
+    """`model` decodes, in `form`; `source` is what its file holds, by which a drafter knows its target. Of a GGUF file a
+    tensor of `source` is read when it is asked for."""
 
     model: Llama
     form: Format
-    source: Llama
+    source: Weights
 
 
 def open_target(path: str | Path, form: FormatChoice = "auto") -> Target:
     """The model in a file or folder, ready for decoding. Raises UsageError where the format cannot be had, WeightsError
-    where the file cannot be read or is no Llama."""
+    where the file cannot be read or is no Llama.
+
+    A GGUF file goes from its own format to `form` tensor by tensor: at its highest the memory is the prepared model and one
+    tensor more."""
     if form not in FORMATS:
         raise UsageError(f"weights in {form!r}: allowed are {', '.join(FORMATS)}.")
-    source = load(path)
-    if not isinstance(source, Llama):
-        raise WeightsError(f"{path} is a {type(source).__name__}, not a language model.")
     chosen: Format = ("bf16" if bf16_refusal() is None else "fp32") if form == "auto" else form
-    packed = open_gguf(Path(path)) if chosen == "int4" and Path(path).suffix == ".gguf" else None
-    return Target(prepare(source, chosen, packed), chosen, source)
+    if Path(path).suffix == ".gguf" and Path(path).is_file():
+        held = open_llama(Path(path))
+        source = Weights(held.config, held)
+    else:
+        loaded = load(path)
+        if not isinstance(loaded, Llama):
+            raise WeightsError(f"{path} is a {type(loaded).__name__}, not a language model.")
+        source = Weights(loaded.config, loaded.state_dict())
+    target = Target(prepare(source, chosen), chosen, source)
+    _give_back()
+    return target
 
 
-def prepare(model: Llama, form: Format, source: GGUFFile | None = None) -> Llama:
-    """A model that shares what it can with `model`. int4 takes the packed rows of `source`, the file that it came from."""
-    with torch.device("meta"):
-        ready = Llama(model.config)
-    dtype = torch.float32 if form == "fp32" else torch.bfloat16
-    ready.load_state_dict({name: tensor.detach().to(dtype) for name, tensor in _outside(model).items()}, False, True)
-    for number, (block, into) in enumerate(zip(model.blocks, ready.blocks, strict=True)):
-        for stem in GGUF_STEMS:
-            layer = block.get_submodule(stem)
-            if not stem.startswith("norm"):
-                made = _int4(source, model, number, stem, layer) if form == "int4" else pack(*_parts(layer), form)
-                into.set_submodule(stem, made, strict=True)
+def prepare(source: Weights, form: Format) -> Llama:
+    """A model that shares what it can with `source`, of which every parameter is asked for once. int4 takes rows that a GGUF
+    file holds in Q4_1."""
+    config, state = source.config, source.state
+    with outline():
+        ready = Llama(config)
+    dtype = DTYPE.get(form, torch.bfloat16)
+    embedding = parameter(state, "embedding.weight", dtype)
+    norms = {name: parameter(state, name, dtype) for name in state if "norm" in name}
+    ready.load_state_dict({"embedding.weight": embedding, **norms}, strict=False, assign=True)
+    for number, into in enumerate(ready.blocks):
+        for stem in LINEAR:
+            name = f"blocks.{number}.{stem}"
+            bias = state.get(f"{name}.bias")
+            made = _int4(state, name, bias) if form == "int4" else pack(state[f"{name}.weight"], bias, form)
+            into.set_submodule(stem, made, strict=True)
     # The output projection in 8 bits is slower than in bf16 at every width, so int4 and int8 leave it there.
-    head = (model.embedding if model.head is None else model.head).get_parameter("weight")
-    ready.head = pack(head.detach(), None, "fp32" if form == "fp32" or bf16_refusal() else "bf16")
+    wide: Format = "fp32" if form == "fp32" or bf16_refusal() else "bf16"
+    if config.tied and dtype == DTYPE[wide]:
+        head = embedding
+    else:
+        head = parameter(state, "embedding.weight" if config.tied else "head.weight", DTYPE[wide])
+    ready.head = pack(head, None, wide)
     return ready.eval().requires_grad_(False)
 
 
@@ -82,10 +105,10 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(getattr(module, "bytes", 0) for module in model.modules())
 
 
-def _outside(model: Llama) -> dict[str, Tensor]:
-    """Everything that is not a linear map."""
-    state = model.state_dict()
-    return {name: state[name] for name in state if "norm" in name or name.startswith("embedding")}
+def _give_back() -> None:
+    """Hands memory that was freed on the way back to the system; glibc keeps what packing has used: 130 MB for int4."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _parts(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -93,17 +116,12 @@ def _parts(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
 
 
-def _int4(source: GGUFFile | None, model: Llama, number: int, stem: str, layer: nn.Module) -> nn.Module:
-    names = [f"blk.{number}.{name}.weight" for name in GGUF_STEMS[stem]]
-    kinds = {source.format_of(name) if source else "no GGUF" for name in names}
-    if source is None or kinds != {"Q4_1"} or getattr(layer, "bias", None) is not None:
+def _int4(state: Mapping[str, Tensor], name: str, bias: Tensor | None) -> nn.Module:
+    kinds = state.formats(f"{name}.weight") if isinstance(state, GGUFLlama) else {f"{name}.weight": "no GGUF"}
+    if set(kinds.values()) != {"Q4_1"} or bias is not None:
         raise UsageError(
-            f"weights in int4: {', '.join(names)} would have to be stored in Q4_1 without a bias, and are {', '.join(kinds)}. "
-            "Allowed here: auto, fp32, bf16, int8."
+            f"weights in int4: {', '.join(kinds)} would have to be stored in Q4_1 without a bias, and are "
+            f"{', '.join(sorted(set(kinds.values())))}. Allowed here: auto, fp32, bf16, int8."
         )
-    rows = []
-    for name in names:
-        blocks = source.blocks(name)
-        heads = {"attn_q": model.config.heads, "attn_k": model.config.kv_heads}.get(name.split(".")[-2])
-        rows.append(blocks[gguf_rows(heads, model.config.width)] if heads else blocks)
-    return Int4Linear(*unpack_q4_1(torch.cat(rows)))
+    assert isinstance(state, GGUFLlama)
+    return Int4Linear(*unpack_q4_1(state.blocks(f"{name}.weight")))

@@ -1,7 +1,6 @@
-"""Llama weights: the Hugging Face layout both ways, bit for bit; GGUF in.
+"""Llama weights: the Hugging Face layout both ways, bit for bit.
 
     model = tenfold.load("SmolLM2-135M/")          model.safetensors (or shards) + config.json
-    model = tenfold.load("SmolLM2-135M-Instruct.Q4_1.gguf")                    dequantised to fp32
     tenfold convert OWN.safetensors FOLDER --to hf
 
 Sizes are read from config.json, because the tensors alone do not tell heads, RoPE base or scaling; the tensors are then
@@ -11,6 +10,7 @@ checked against it. An absent `rope_theta` means 10,000, as in the released code
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from tenfold.data.tensors import write_safetensors
-from tenfold.errors import TenfoldError, UsageError, WeightsError
-from tenfold.export.gguf import field
+from tenfold.errors import TenfoldError, WeightsError
 from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import Source
 from tenfold.export.weights import Family, Layout, Weights
 from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.nn.outline import outline
 from tenfold.nn.rope import RopeScaling
 
 _BLOCK = "model.layers.{}."
@@ -71,7 +71,7 @@ def links(
     stems: dict[str, tuple[str, ...]] = _STEMS,
     outside: dict[str, str] = _OUTSIDE,
 ) -> list[Link]:
-    with torch.device("meta"):
+    with outline():
         shapes = {name: tuple(t.shape) for name, t in Llama(config).state_dict().items()}
     heads, groups = config.heads * config.width, config.kv_heads * config.width
     rows = {"attention.qkv": (heads, groups, groups), "ffn.gate_up": (config.hidden, config.hidden)}
@@ -122,7 +122,7 @@ def config_of(source: Source) -> LlamaConfig:
         raise WeightsError(f"{source.path}: its config.json cannot be used ({error!s}).") from error
 
 
-def hf_config(config: LlamaConfig, state: dict[str, Tensor]) -> dict[str, Any]:
+def hf_config(config: LlamaConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """config.json as transformers reads it, old versions and new."""
     scaling = config.rope_scaling
     rope: dict[str, Any] = {"rope_type": "default" if scaling.kind == "none" else scaling.kind}
@@ -174,87 +174,9 @@ def _scaling(rope: dict[str, Any], path: Path) -> RopeScaling:
     raise WeightsError(f"{path}: RoPE scaling {kind!r} is not known; known are default, linear, llama3.")
 
 
-# GGUF's names of our Linear maps; q and k have their rows in another order there.
-GGUF_STEMS = {
-    "norm1": ("attn_norm",),
-    "norm2": ("ffn_norm",),
-    "attention.qkv": ("attn_q", "attn_k", "attn_v"),
-    "attention.out": ("attn_output",),
-    "ffn.gate_up": ("ffn_gate", "ffn_up"),
-    "ffn.down": ("ffn_down",),
-}
-_GGUF_OUTSIDE = {"embedding": "token_embd", "norm": "output_norm", "head": "output"}
-
-
-def recognises_gguf(source: Source) -> bool:
-    return source.gguf.get("general.architecture") == "llama"
-
-
-def read_gguf(source: Source) -> Weights:
-    config = gguf_config(source.gguf, "output.weight" not in source.tensors, source.path)
-    tensors = source.tensors
-    rows, groups = config.heads * config.width, config.kv_heads * config.width
-    claimed = {  # before a model of the claimed size is laid out
-        "token_embd": (config.vocabulary, config.dim),
-        f"blk.{config.depth - 1}.ffn_down": (config.dim, config.hidden),
-        f"blk.{config.depth - 1}.attn_q": (rows, config.dim),
-        f"blk.{config.depth - 1}.attn_k": (groups, config.dim),
-    }
-    for name, shape in claimed.items():
-        found = tensors.get(f"{name}.weight")
-        if found is None or tuple(found.shape) != shape:
-            has = "no such tensor" if found is None else f"it is {tuple(found.shape)}"
-            raise WeightsError(f"{source.path}: its fields say that {name}.weight is {shape}; {has}.")
-    tensors.pop("rope_freqs.weight", None)  # computed from the configuration
-    table = links(config, "blk.{}.", GGUF_STEMS, _GGUF_OUTSIDE)
-    for name, tensor in tensors.items():
-        heads = {"attn_q": config.heads, "attn_k": config.kv_heads}.get(name.split(".")[-2])
-        if heads and len(tensor) == heads * config.width:
-            tensors[name] = tensor[gguf_rows(heads, config.width)]
-    return Weights(config, read_links(table, tensors, source.path, free=True))
-
-
-def gguf_rows(heads: int, width: int) -> Tensor:
-    """Where our row i of q or k stands in GGUF, which puts the two halves of a head's rotary pairs side by side."""
-    return torch.arange(heads * width).view(heads, width // 2, 2).transpose(1, 2).flatten()
-
-
-def gguf_config(values: dict[str, Any], tied: bool, path: Path) -> LlamaConfig:
-    """Raises WeightsError for a field that is missing or says that this is not a plain Llama."""
-    where = f"{path}"
-    heads = field(values, "llama.attention.head_count", int, where)
-    scaling = values.get("llama.rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
-        raise WeightsError(f"{path}: RoPE scaling {scaling!r} is not known in GGUF; known are none, linear.")
-    factor = float(values.get("llama.rope.scaling.factor", 1.0))
-    # The exporter rounds to fp32: 1e-5 comes back as 9.99999974e-06.
-    eps = float(f"{field(values, 'llama.attention.layer_norm_rms_epsilon', float, where):.6g}")
-    try:
-        return LlamaConfig(
-            vocabulary=len(field(values, "tokenizer.ggml.tokens", list, where)),
-            dim=field(values, "llama.embedding_length", int, where),
-            hidden=field(values, "llama.feed_forward_length", int, where),
-            depth=field(values, "llama.block_count", int, where),
-            heads=heads,
-            kv_heads=values.get("llama.attention.head_count_kv", heads),
-            head_dim=values.get("llama.attention.key_length") or values.get("llama.rope.dimension_count"),
-            norm_eps=eps,
-            rope_theta=float(values.get("llama.rope.freq_base", 10000.0)),
-            rope_scaling=RopeScaling("linear", factor) if scaling == "linear" else RopeScaling(),
-            context=field(values, "llama.context_length", int, where),
-            tied=tied,
-        )
-    except UsageError as error:
-        raise WeightsError(f"{path}: its fields cannot be used ({error}).") from error
-
-
-def no_gguf(weights: Weights, path: Path) -> None:
-    raise UsageError("GGUF is read, not written. Allowed: own, hf.")
-
-
 FAMILY = Family(
     "llama",
     LlamaConfig,
     Llama,
-    (Layout("hf", recognises, read, write), Layout("gguf", recognises_gguf, read_gguf, no_gguf)),
+    (Layout("hf", recognises, read, write),),
 )

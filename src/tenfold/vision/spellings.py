@@ -7,6 +7,7 @@ nothing when the layout has no place for it. `SPELLINGS` is in the order in whic
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -47,7 +48,7 @@ class Spelling:
         names = list(self.normalized(source.tensors))
         return any(re.search(self.signature, n) for n in names) and not any(re.search(self.without, n) for n in names)
 
-    def normalized(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def normalized(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         result = {}
         for name, tensor in tensors.items():
             if re.search(self.ignored, name):
