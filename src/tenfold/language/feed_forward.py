@@ -48,8 +48,8 @@ def feed_forward(config: LlamaConfig) -> tuple[MemoryTable | ExpertTable | None,
 
 def initialise_by_width(model: Llama) -> None:
     """Matrices of deviation (inputs)^-1/2 and an embedding of d^-1/2, as in the released memory-layer code. Llama's 0.02
-    suits widths near 2,500; in a narrow model the embedding then drowns in what a memory layer adds, and every token reads
-    the same slots (docs/LOG.md)."""
+    suits widths near 2,500; narrow models learn more slowly from it, and in one with memory layers the embedding drowns in
+    what they add, so that every token reads the same slots (docs/LOG.md)."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)

@@ -129,6 +129,9 @@ def _load(compiler: str, source: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(built))
     for name in COUNTS[source.name]:
         getattr(loaded, name).restype = ctypes.c_int64
+    address, size = ctypes.c_void_p, ctypes.c_int64
+    for name in ("nonzero_bag_f32", "nonzero_bag_bf16"):
+        getattr(loaded, name).argtypes = [address, size, size, address, size, address, ctypes.c_int]
     return loaded
 
 
