@@ -33,6 +33,10 @@ COUNTS = {  # functions that return a number, by source
     "bag.cpp": ("bag_f32", "bag_bf16", "dots_f32", "dots_bf16", "group_rows"),
     "decode.cpp": ("decode_supported",),
 }
+_P, _N = ctypes.c_void_p, ctypes.c_int64
+ARGUMENTS = {  # of functions that are called with plain numbers, by source
+    "bag.cpp": {n: [_P, _N, _N, _P, _N, _P, ctypes.c_int] for n in ("nonzero_bag_f32", "nonzero_bag_bf16")},
+}
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
 LARGE_PAGE = 2 << 20  # bytes
 MADV_HUGEPAGE = 14  # of Linux's mman.h
@@ -129,9 +133,8 @@ def _load(compiler: str, source: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(built))
     for name in COUNTS[source.name]:
         getattr(loaded, name).restype = ctypes.c_int64
-    address, size = ctypes.c_void_p, ctypes.c_int64
-    for name in ("nonzero_bag_f32", "nonzero_bag_bf16"):
-        getattr(loaded, name).argtypes = [address, size, size, address, size, address, ctypes.c_int]
+    for name, kinds in ARGUMENTS.get(source.name, {}).items():
+        getattr(loaded, name).argtypes = kinds
     return loaded
 
 
