@@ -179,6 +179,7 @@ class Bench:
     """
 
     name: tyro.conf.Positional[str] = "all"  # trainer | ffn | ffn-quality | memory | vit | ... | all
+    peers: str = ""  # speculative: hf,prompt-lookup,openvino (default: all that are installed)
     save: Path | None = None  # folder of benchmark pages
     json: bool = False  # print as JSON
 
@@ -191,7 +192,8 @@ def bench(options: Bench) -> None:
         BENCHES.entry(name)
     for name in names:
         print(f"measuring {name} ...", file=sys.stderr)
-        result = BENCHES.load(name)()
+        peers = tuple(options.peers.split(",")) if options.peers else ()
+        result = BENCHES.load(name)(peers=peers) if name == "speculative" and peers else BENCHES.load(name)()
         print(json.dumps(result, indent=2) if options.json else present(name, result))
         if options.save:
             print(f"added to {save(options.save, name, result)}", file=sys.stderr)
