@@ -20,6 +20,12 @@ BENCHES.add("dedup", "tenfold.bench.dedup:run", "exact nearest neighbours beside
 BENCHES.add("pretrain", "tenfold.bench.pretrain:run", "pretraining step beside a bare loop and its matrix products")
 BENCHES.add("vit", "tenfold.bench.vit:run", "ViT-S/16 forward beside transformers")
 BENCHES.add("speculative", "tenfold.bench.speculative:run", "SmolLM2 with and without a drafter beside transformers")
+BENCHES.add(
+    "speculative-trees", "tenfold.bench.speculative_trees:run", "what the tree search predicts beside what is measured"
+)
+BENCHES.add(
+    "speculative-batches", "tenfold.bench.speculative_batches:run", "default trees beside plain decoding, batch 1 to 64"
+)
 BENCHES.add("memory", "tenfold.bench.memory:run", "the table of a memory layer beside embedding_bag and dense AdamW")
 BENCHES.add(
     "memory-recall", "tenfold.bench.memory_recall:run", "facts recalled with memory layers and without, equal MACs"

@@ -94,7 +94,7 @@ def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH) -> dict[st
             else:
                 sides["OpenVINO GenAI"], version = _openvino(llms["alone"])
                 notes.append(f"OpenVINO GenAI {version}.")
-        prompts = _prompts(llms["alone"], each)
+        prompts = benchmark_prompts(llms["alone"], each)
         found = {name: measure(some, sides, rounds) for name, some in prompts.items()}
     finally:
         torch.set_num_threads(threads)
@@ -144,7 +144,8 @@ def marks(name: str, found: dict[str, Measured]) -> list[str]:
     return sentences
 
 
-def _prompts(llm: LLM, each: int) -> dict[str, list[list[int]]]:
+def benchmark_prompts(llm: LLM, each: int) -> dict[str, list[list[int]]]:
+    """The ids of the first prompts of every set."""
     folder = Path(os.environ.get("TENFOLD_TEST_DATA", "")) / "text" / "prompts"
     texts = OWN
     if folder.is_dir():
