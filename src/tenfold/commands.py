@@ -20,6 +20,12 @@ BENCHES.add("dedup", "tenfold.bench.dedup:run", "exact nearest neighbours beside
 BENCHES.add("pretrain", "tenfold.bench.pretrain:run", "pretraining step beside a bare loop and its matrix products")
 BENCHES.add("vit", "tenfold.bench.vit:run", "ViT-S/16 forward beside transformers")
 BENCHES.add("speculative", "tenfold.bench.speculative:run", "SmolLM2 with and without a drafter beside transformers")
+BENCHES.add(
+    "speculative-trees", "tenfold.bench.speculative_trees:run", "what the tree search predicts beside what is measured"
+)
+BENCHES.add(
+    "speculative-batches", "tenfold.bench.speculative_batches:run", "default trees beside plain decoding, batch 1 to 64"
+)
 BENCHES.add("memory", "tenfold.bench.memory:run", "the table of a memory layer beside embedding_bag and dense AdamW")
 BENCHES.add(
     "memory-recall", "tenfold.bench.memory_recall:run", "facts recalled with memory layers and without, equal MACs"
@@ -120,6 +126,7 @@ class Bench:
     """
 
     name: tyro.conf.Positional[str] = "all"  # trainer | ffn | ffn-quality | memory | vit | ... | all
+    peers: str = ""  # speculative: hf,prompt-lookup,openvino (default: all that are installed)
     save: Path | None = None  # folder of benchmark pages
     json: bool = False  # print as JSON
 
@@ -132,7 +139,8 @@ def bench(options: Bench) -> None:
         BENCHES.entry(name)
     for name in names:
         print(f"measuring {name} ...", file=sys.stderr)
-        result = BENCHES.load(name)()
+        peers = tuple(options.peers.split(",")) if options.peers else ()
+        result = BENCHES.load(name)(peers=peers) if name == "speculative" and peers else BENCHES.load(name)()
         print(json.dumps(result, indent=2) if options.json else present(name, result))
         if options.save:
             print(f"added to {save(options.save, name, result)}", file=sys.stderr)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(decode.refusal() is not None, reason=str(decode.
 VOCABULARY = 77
 
 
-def model(int4: bool = False) -> tuple[Llama, Llama]:
+def model(form: str = "bf16") -> tuple[Llama, Llama]:
     """(packed, the same weights in fp32); its sizes are no multiples of a tile."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -30,8 +30,8 @@ def model(int4: bool = False) -> tuple[Llama, Llama]:
         parameter.copy_(parameter.bfloat16())
     packed = Llama(config)
     packed.load_state_dict(exact.state_dict())
-    if not int4:
-        return pack_linears(packed, "bf16"), exact  # type: ignore[return-value]
+    if form != "int4":
+        return pack_linears(packed, form), exact  # type: ignore[return-value, arg-type]
     for block, other in zip(packed.blocks, exact.blocks):
         for stem in ("attention.qkv", "attention.out", "ffn.gate_up", "ffn.down"):
             outputs, inputs = block.get_submodule(stem).weight.shape
@@ -66,10 +66,10 @@ def in_text(forward: Passes, tokens: list[int], cuts: list[int]) -> Tensor:
     return torch.cat(logits)
 
 
-@pytest.mark.parametrize("int4", [False, True])
+@pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
 @torch.inference_mode()
-def test_a_pass_gives_the_logits_of_the_exact_modules_up_to_rounding(int4: bool) -> None:
-    packed, exact = model(int4)
+def test_a_pass_gives_the_logits_of_the_exact_modules_up_to_rounding(form: str) -> None:
+    packed, exact = model(form)
     forward = Passes(packed)
     assert forward.stack is not None
     tokens = torch.randint(VOCABULARY, (1, 21))
@@ -78,15 +78,16 @@ def test_a_pass_gives_the_logits_of_the_exact_modules_up_to_rounding(int4: bool)
     expected = exact(tokens, aux_layers=(1, 2))
     for mine, theirs in ((out.logits, expected.logits), (out.aux, expected.aux), (out.hidden, expected.hidden)):
         assert mine is not None
-        # Another model's logits would be off by 1.4 of their norm.
-        assert (mine.float() - theirs).norm() <= 0.04 * theirs.norm()
+        # This model amplifies rounding more than a trained one: another model's logits would be off by 1.4 of their norm.
+        most = {"bf16": 0.04, "int8": 0.15, "int4": 0.08}[form]
+        assert (mine.float() - theirs).norm() <= most * theirs.norm()
     assert torch.equal(first_largest(out.logits), out.logits.argmax(-1))
 
 
-@pytest.mark.parametrize("int4", [False, True])
+@pytest.mark.parametrize("form", ["bf16", "int8", "int4"])
 @torch.inference_mode()
-def test_a_row_has_the_same_bits_in_chunks_batches_trees_and_with_threads(int4: bool) -> None:
-    forward = Passes(model(int4)[0])
+def test_a_row_has_the_same_bits_in_chunks_batches_trees_and_with_threads(form: str) -> None:
+    forward = Passes(model(form)[0])
     torch.manual_seed(1)
     tokens = torch.randint(VOCABULARY, (26,)).tolist()
     alone = in_text(forward, tokens, [1] * 26)

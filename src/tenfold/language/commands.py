@@ -47,6 +47,7 @@ class Generate:
     schema: Path | None = None  # JSON schema that the answer has to follow
     regex: str | None = None  # regular expression that the answer has to follow
     batch: int = 8  # prompts computed together
+    dispatch: Path | None = None  # table of `tenfold language tree`: which tree for which batch
     json: bool = False  # print as JSON, one line per prompt
 
 
@@ -128,9 +129,17 @@ def _open(options: Generate | Chat) -> LLM:
     from tenfold.language.engine import LLM
 
     llm = LLM(options.model, drafter=options.drafter, weights=options.weights, max_batch=options.batch)
+    _dispatch(llm, options.dispatch if isinstance(options, Generate) else None)
     for note in llm.notes:
         print(note, file=sys.stderr)
     return llm
+
+
+def _dispatch(llm: LLM, table: Path | None) -> None:
+    if table is not None:
+        from tenfold.language.tree_search import dispatch
+
+        dispatch(llm, table)
 
 
 def _params(options: Generate | Chat) -> SamplingParams:
@@ -211,6 +220,7 @@ class ServeLanguage:
     host: str = "127.0.0.1"
     port: int = 8000  # 0 takes a free one
     batch: int = 8  # requests decoded together
+    dispatch: Path | None = None  # table of `tenfold language tree`: which tree for which batch
     waiting: int = 64  # requests that may wait; more are refused with 429
     cache_tokens: int = 16384  # room for keys and values of all requests together
     drain: float = 8.0  # seconds
@@ -230,6 +240,7 @@ def serve_language(options: ServeLanguage) -> int:
         max_batch=options.batch,
         cache_tokens=options.cache_tokens,
     )
+    _dispatch(llm, options.dispatch)
     for note in llm.notes:
         print(note, file=sys.stderr)
     name = options.model if not Path(options.model).exists() else Path(options.model).stem

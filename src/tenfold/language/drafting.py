@@ -40,6 +40,7 @@ class TreeDrafter:
 
     features: Features
     aux_layers: tuple[int, ...]
+    free_rows = 8  # rows of the target's pass that cost little more than one (language/speculation.py)
 
     def __init__(self, network: EagleDrafter, target: Llama) -> None:
         self.network, self.target = network.eval().requires_grad_(False), target

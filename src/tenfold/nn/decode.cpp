@@ -5,9 +5,12 @@
 // pair after the other, attention through the visible keys in the order of the text. So a row has the same bits alone, in a
 // batch, in a chunk of a prompt and as a node of a tree of guesses, and with any number of threads.
 //
-//   weights  bf16, 64 outputs side by side: [outputs / 64][inputs / 2][64][2], read once from front to back
-//            int4, groups of 32 inputs: [outputs / 64][inputs / 32][4 tiles][4][32 words of 4 codes], (scale, offset) apart
-//   rows     fp32 between the layers, bf16 into every product; sums in fp32
+//   weights  64 outputs side by side, read once from front to back
+//            bf16: [outputs / 64][inputs / 2][64][2]
+//            int4: [outputs / 64][inputs / 32][4 tiles][4][16][4] bytes of two codes, with (scale, offset) of every 32 inputs
+//            int8: [outputs / 64][inputs / 32][4 tiles][8][16][4] codes + 128, with a scale of every 32 inputs
+//   rows     fp32 between the layers, bf16 into every product; for int4 and int8 rounded once more, to 8 bits with a scale
+//            for every 32 of them (as llama.cpp does); sums in fp32
 //
 //   M rows   B requests   H heads   G key/value heads   D head width   T keys   L lanes: 16 queries that attend together
 
@@ -19,7 +22,8 @@
 #include <thread>
 #include <vector>
 
-#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
+    defined(__AVX512DQ__)
 #define TENFOLD_DECODES 1
 #include <immintrin.h>
 #else
@@ -30,8 +34,8 @@ extern "C" {
 
 struct Linear {
     const void* weight;   // null: there is no such product
-    const float* groups;  // int4: (scale, offset) of every group, [outputs / 64][inputs / 32][2][64]
-    int64_t outputs, inputs, kind;  // kind 0: bf16, 1: int4
+    const uint16_t* groups;  // fp16, [outputs / 64][inputs / 32][2][64] scales and offsets (int4) or [..][1][64] (int8)
+    int64_t outputs, inputs, kind;  // kind 0: bf16, 1: int4, 2: int8
 };
 
 struct Layer {
@@ -163,46 +167,77 @@ void product(const uint16_t* a, int64_t stride, const uint16_t* w, int64_t pairs
         for (int t = 0; t < TILES; t++) finish(y + r * width + t * LANES, sum[r][t], left - t * LANES, add);
 }
 
-// The same with 4-bit weights: a group's codes are multiplied as whole numbers, then scaled, and the offset is multiplied
-// with the sum of the group's inputs.
-template <int R>
-void product4(const uint16_t* a, const float* sums, int64_t stride, const uint16_t* w, const float* scales, int64_t groups,
-              float* y, int64_t width, int64_t left, bool add, const char* ahead, int64_t lines) {
+// Rows in 8 bits: x = scale * code, a scale for every 32; sums of the codes beside them.
+struct Codes {
+    const int8_t* codes;
+    const float* scales;
+    const int32_t* sums;
+};
+
+// The same with 4- or 8-bit weights: a group's codes are multiplied as whole numbers, then scaled. For int4 the offset is
+// multiplied with the sum of the group's inputs; for int8 the 128 that makes its codes positive is taken off again.
+template <int R, int KIND>
+void product8(Codes x, int64_t stride, const uint8_t* w, const uint16_t* scales, int64_t groups, float* y, int64_t width,
+              int64_t left, bool add, const char* ahead, int64_t lines) {
     alignas(64) float total[R][OUTPUTS] = {};
-    // bf16 of 0 .. 15, twice: the permutation looks at five bits of an index, of which the fifth is the next code's.
-    alignas(64) static const uint16_t numbers[32] = {
-        0, 0x3F80, 0x4000, 0x4040, 0x4080, 0x40A0, 0x40C0, 0x40E0, 0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170,
-        0, 0x3F80, 0x4000, 0x4040, 0x4080, 0x40A0, 0x40C0, 0x40E0, 0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170};
-    const __m512i table = _mm512_load_si512(numbers);
     const int64_t each = (lines + groups - 1) / groups;
+    const __m512i low = _mm512_set1_epi8(15);
+    const auto quad = [&](int r, int64_t at) {
+        int32_t four;
+        std::memcpy(&four, x.codes + r * stride + at, 4);
+        return _mm512_set1_epi32(four);
+    };
     for (int64_t g = 0; g < groups; g++) {
         for (int64_t i = 0; i < each; i++) _mm_prefetch(ahead + (g * each + i) * 64, _MM_HINT_T1);
-        __m512 sum[R][TILES];
+        __m512i sum[R][TILES];
         for (int r = 0; r < R; r++)
-            for (int t = 0; t < TILES; t++) sum[r][t] = _mm512_setzero_ps();
-        for (int q = 0; q < 4; q++) {  // 8 inputs each: 4 codes of a word are 4 pairs
-            __m512i word[TILES];
-            for (int t = 0; t < TILES; t++) word[t] = _mm512_loadu_si512(w + ((g * TILES + t) * 4 + q) * 32);
-            for (int j = 0; j < 4; j++) {
+            for (int t = 0; t < TILES; t++) sum[r][t] = _mm512_setzero_si512();
+        if (KIND == 1) {
+            for (int q = 0; q < 4; q++) {
+                const uint8_t* at = w + (g * TILES * 4 + q) * 64;
                 __m512i weight[TILES];
-                for (int t = 0; t < TILES; t++) {
-                    weight[t] = _mm512_permutexvar_epi16(word[t], table);
-                    word[t] = _mm512_srli_epi16(word[t], 4);
-                }
+                for (int t = 0; t < TILES; t++) weight[t] = _mm512_and_si512(_mm512_loadu_si512(at + t * 256), low);
                 for (int r = 0; r < R; r++) {
-                    const __m512i x = pair(a + r * stride + g * GROUP + q * 8 + j * 2);
-                    for (int t = 0; t < TILES; t++) sum[r][t] = dot_pairs(sum[r][t], x, weight[t]);
+                    const __m512i four = quad(r, g * GROUP + q * 8);
+                    for (int t = 0; t < TILES; t++) sum[r][t] = _mm512_dpbusd_epi32(sum[r][t], weight[t], four);
+                }
+                for (int t = 0; t < TILES; t++)
+                    weight[t] = _mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(at + t * 256), 4), low);
+                for (int r = 0; r < R; r++) {
+                    const __m512i four = quad(r, g * GROUP + q * 8 + 4);
+                    for (int t = 0; t < TILES; t++) sum[r][t] = _mm512_dpbusd_epi32(sum[r][t], weight[t], four);
+                }
+            }
+        } else {
+            for (int q = 0; q < 8; q++) {
+                const uint8_t* at = w + (g * TILES * 8 + q) * 64;
+                __m512i weight[TILES];
+                for (int t = 0; t < TILES; t++) weight[t] = _mm512_loadu_si512(at + t * 512);
+                for (int r = 0; r < R; r++) {
+                    const __m512i four = quad(r, g * GROUP + q * 4);
+                    for (int t = 0; t < TILES; t++) sum[r][t] = _mm512_dpbusd_epi32(sum[r][t], weight[t], four);
                 }
             }
         }
+        const uint16_t* group = scales + g * (KIND == 1 ? 2 : 1) * OUTPUTS;
         for (int t = 0; t < TILES; t++) {
-            const __m512 scale = _mm512_loadu_ps(scales + g * 2 * OUTPUTS + t * LANES);
-            const __m512 offset = _mm512_loadu_ps(scales + g * 2 * OUTPUTS + OUTPUTS + t * LANES);
+            const auto half = [&](const uint16_t* at) {
+                return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+            };
+            const __m512 scale = half(group + t * LANES);
+            const __m512 offset = KIND == 1 ? half(group + OUTPUTS + t * LANES) : scale;
             for (int r = 0; r < R; r++) {
-                __m512 so_far = _mm512_load_ps(total[r] + t * LANES);
-                so_far = _mm512_fmadd_ps(scale, sum[r][t], so_far);
-                so_far = _mm512_fmadd_ps(offset, _mm512_set1_ps(sums[r * groups + g]), so_far);
-                _mm512_store_ps(total[r] + t * LANES, so_far);
+                const int32_t codes = x.sums[r * groups + g];
+                const __m512 own = _mm512_set1_ps(x.scales[r * groups + g]);
+                __m512 part;
+                if (KIND == 1) {
+                    part = _mm512_mul_ps(offset, _mm512_set1_ps(float(codes)));
+                    part = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum[r][t]), part);
+                } else {
+                    part = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[r][t], _mm512_set1_epi32(128 * codes)));
+                    part = _mm512_mul_ps(scale, part);
+                }
+                _mm512_store_ps(total[r] + t * LANES, _mm512_fmadd_ps(own, part, _mm512_load_ps(total[r] + t * LANES)));
             }
         }
     }
@@ -211,27 +246,36 @@ void product4(const uint16_t* a, const float* sums, int64_t stride, const uint16
             finish(y + r * width + t * LANES, _mm512_load_ps(total[r] + t * LANES), left - t * LANES, add);
 }
 
-// y (M, outputs) = or += a W^T for this thread's share of the outputs. sums (M, inputs / 32) of `a` for int4.
-void multiply(const Linear& f, const uint16_t* a, const float* sums, int64_t rows, float* y, bool add, Share share) {
+// Rows of a product: bf16, and for 4- and 8-bit weights their codes.
+struct Rows {
+    const uint16_t* a;
+    Codes codes;
+};
+
+// y (M, outputs) = or += a W^T for this thread's share of the outputs.
+void multiply(const Linear& f, Rows in, int64_t rows, float* y, bool add, Share share) {
     constexpr int64_t MOST = 6;
     const int64_t blocks = (f.outputs + OUTPUTS - 1) / OUTPUTS, pairs = f.inputs / 2, groups = f.inputs / GROUP;
-    const int64_t bytes = f.kind == 0 ? pairs * OUTPUTS * 4 : f.inputs * OUTPUTS / 2;
+    const int64_t bytes = f.inputs * OUTPUTS * (f.kind == 0 ? 4 : f.kind == 2 ? 2 : 1) / 2;
     const int64_t parts = (rows + MOST - 1) / MOST, last = share.last(blocks);
     for (int64_t o = share.first(blocks); o < last; o++) {
         const char* w = static_cast<const char*>(f.weight) + o * bytes;
         const int64_t left = f.outputs - o * OUTPUTS, lines = o + 1 < last ? bytes / 64 / parts : 0;
         for (int64_t part = 0; part < parts; part++) {
             const int64_t at = rows * part / parts, n = rows * (part + 1) / parts - at;
-            const uint16_t* x = a + at * f.inputs;
+            const uint16_t* x = in.a + at * f.inputs;
+            const Codes c{in.codes.codes + at * f.inputs, in.codes.scales + at * groups, in.codes.sums + at * groups};
             const auto* words = reinterpret_cast<const uint16_t*>(w);
+            const auto* codes = reinterpret_cast<const uint8_t*>(w);
             float* to = y + at * f.outputs + o * OUTPUTS;
             const char* ahead = w + bytes + part * lines * 64;
-            const float* scales = f.groups + o * groups * 2 * OUTPUTS;
-            const float* s = sums + at * groups;
-#define TENFOLD_CASE(R)                                                                                             \
-    case R:                                                                                                         \
-        if (f.kind == 0) product<R>(x, f.inputs, words, pairs, to, f.outputs, left, add, ahead, lines);             \
-        else product4<R>(x, s, f.inputs, words, scales, groups, to, f.outputs, left, add, ahead, lines);            \
+            const uint16_t* scales = f.groups + o * groups * (f.kind == 1 ? 2 : 1) * OUTPUTS;
+#define TENFOLD_CASE(R)                                                                                                   \
+    case R:                                                                                                               \
+        if (f.kind == 0) product<R>(x, f.inputs, words, pairs, to, f.outputs, left, add, ahead, lines);                   \
+        else if (f.kind == 1)                                                                                             \
+            product8<R, 1>(c, f.inputs, codes, scales, groups, to, f.outputs, left, add, ahead, lines);                   \
+        else product8<R, 2>(c, f.inputs, codes, scales, groups, to, f.outputs, left, add, ahead, lines);                  \
         break;
             switch (n) {
                 TENFOLD_CASE(1)
@@ -246,10 +290,18 @@ void multiply(const Linear& f, const uint16_t* a, const float* sums, int64_t row
     }
 }
 
-// Sums of 32 inputs each, for int4.
-void add_up(const uint16_t* row, int64_t inputs, float* sums) {
-    for (int64_t g = 0; g < inputs / GROUP; g++)
-        sums[g] = _mm512_reduce_add_ps(_mm512_add_ps(widen_at(row + g * GROUP), widen_at(row + g * GROUP + LANES)));
+void to_codes(const uint16_t* row, int64_t inputs, int8_t* codes, float* scales, int32_t* sums) {
+    for (int64_t g = 0; g < inputs / GROUP; g++) {
+        const __m512 a = widen_at(row + g * GROUP), b = widen_at(row + g * GROUP + LANES);
+        const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+        const __m512 inverse = _mm512_set1_ps(most > 0 ? 127.0f / most : 0.0f);
+        const __m512i i = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), j = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
+        auto* to = reinterpret_cast<__m128i*>(codes + g * GROUP);
+        _mm_storeu_si128(to, _mm512_cvtsepi32_epi8(i));
+        _mm_storeu_si128(to + 1, _mm512_cvtsepi32_epi8(j));
+        scales[g] = most / 127.0f;
+        sums[g] = _mm512_reduce_add_epi32(_mm512_add_epi32(i, j));
+    }
 }
 
 // RMSNorm: to = x / rms(x) * weight. dim is a multiple of 16.
@@ -411,9 +463,18 @@ void attend(const Queries& q, const uint16_t* keys, const uint16_t* values, cons
 // Memory of a pass, shared by its threads; `attention` is each thread's own.
 struct Room {
     std::vector<uint16_t> a, y, h;
-    std::vector<float> qkv, both, sums;
+    std::vector<float> qkv, both, scales;
+    std::vector<int8_t> codes;
+    std::vector<int32_t> sums;
     std::vector<int64_t> row_start, place_start, unit_start;
     int64_t scratch, bits;
+
+    void encode(const Linear& f, const uint16_t* a, int64_t row) {
+        if (f.kind == 0) return;
+        const int64_t at = row * (f.inputs / GROUP);
+        to_codes(a + row * f.inputs, f.inputs, codes.data() + row * f.inputs, scales.data() + at, sums.data() + at);
+    }
+    Rows rows(const uint16_t* a) const { return {a, {codes.data(), scales.data(), sums.data()}}; }
 };
 
 struct Aligned {
@@ -429,9 +490,6 @@ void work(const Pass& p, Room& room, Meeting& meeting, Share share) {
     const int64_t qkv = (p.heads + 2 * p.groups) * p.width, from = share.first(m), to = share.last(m);
     Aligned scratch(room.scratch);
     std::vector<uint16_t> bits(static_cast<size_t>(room.bits));
-    const auto sums = [&](const Linear& f, const uint16_t* a, int64_t row) {
-        if (f.kind == 1) add_up(a + row * f.inputs, f.inputs, room.sums.data() + row * (f.inputs / GROUP));
-    };
     for (int64_t l = 0; l < p.depth; l++) {
         const Layer& layer = p.layers[l];
         const int64_t hidden = layer.down.inputs, pool = l * p.groups * p.slots * p.width;
@@ -444,10 +502,10 @@ void work(const Pass& p, Room& room, Meeting& meeting, Share share) {
                 a += p.dim;
             }
             normalise(p.x + r * p.dim, layer.norm1, p.dim, p.eps, a);
-            sums(layer.qkv, room.a.data(), r);
+            room.encode(layer.qkv, room.a.data(), r);
         }
         meeting.wait();
-        multiply(layer.qkv, room.a.data(), room.sums.data(), m, room.qkv.data(), false, share);
+        multiply(layer.qkv, room.rows(room.a.data()), m, room.qkv.data(), false, share);
         meeting.wait();
         for (int64_t b = 0; b < p.requests; b++) {
             const int64_t start = room.row_start[b], n = p.counts[b];
@@ -481,23 +539,23 @@ void work(const Pass& p, Room& room, Meeting& meeting, Share share) {
                    room.y.data() + room.row_start[b] * inner, inner);
         }
         meeting.wait();
-        for (int64_t r = from; r < to; r++) sums(layer.out, room.y.data(), r);
-        if (layer.out.kind == 1) meeting.wait();
-        multiply(layer.out, room.y.data(), room.sums.data(), m, p.x, true, share);
+        for (int64_t r = from; r < to; r++) room.encode(layer.out, room.y.data(), r);
+        if (layer.out.kind != 0) meeting.wait();
+        multiply(layer.out, room.rows(room.y.data()), m, p.x, true, share);
         meeting.wait();
         for (int64_t r = from; r < to; r++) {
             normalise(p.x + r * p.dim, layer.norm2, p.dim, p.eps, room.a.data() + r * p.dim);
-            sums(layer.first, room.a.data(), r);
+            room.encode(layer.first, room.a.data(), r);
         }
         meeting.wait();
-        multiply(layer.first, room.a.data(), room.sums.data(), m, room.both.data(), false, share);
+        multiply(layer.first, room.rows(room.a.data()), m, room.both.data(), false, share);
         meeting.wait();
         for (int64_t r = from; r < to; r++) {
             gated(room.both.data() + r * 2 * hidden, hidden, room.h.data() + r * hidden);
-            sums(layer.down, room.h.data(), r);
+            room.encode(layer.down, room.h.data(), r);
         }
         meeting.wait();
-        multiply(layer.down, room.h.data(), room.sums.data(), m, p.x, true, share);
+        multiply(layer.down, room.rows(room.h.data()), m, p.x, true, share);
         meeting.wait();
     }
     if (!p.norm) return;
@@ -506,10 +564,10 @@ void work(const Pass& p, Room& room, Meeting& meeting, Share share) {
     if (!p.head.weight || p.read_count == 0) return;
     for (int64_t i = share.first(p.read_count); i < share.last(p.read_count); i++) {
         std::memcpy(room.a.data() + i * p.dim, p.hidden + p.read[i] * p.dim, size_t(p.dim) * 2);
-        sums(p.head, room.a.data(), i);
+        room.encode(p.head, room.a.data(), i);
     }
     meeting.wait();
-    multiply(p.head, room.a.data(), room.sums.data(), p.read_count, p.logits, false, share);
+    multiply(p.head, room.rows(room.a.data()), p.read_count, p.logits, false, share);
 }
 
 template <class F>
@@ -540,7 +598,8 @@ void decode_pass(const Pass* pass) {
     room.h.resize(size_t(m * hidden));
     room.qkv.resize(size_t(m * (p.heads + 2 * p.groups) * p.width));
     room.both.resize(size_t(m * 2 * hidden));
-    room.sums.resize(size_t(m * (std::max({widest, hidden, p.heads * p.width}) / GROUP + 1)));
+    const int64_t most = m * std::max({widest, hidden, p.heads * p.width});
+    room.codes.resize(size_t(most)), room.scales.resize(size_t(most / GROUP + m)), room.sums.resize(size_t(most / GROUP + m));
     room.row_start.assign(1, 0), room.place_start.assign(1, 0), room.unit_start.assign(1, 0);
     for (int64_t b = 0; b < p.requests; b++) {
         room.row_start.push_back(room.row_start[b] + p.counts[b]);
@@ -555,10 +614,13 @@ void decode_pass(const Pass* pass) {
 
 // y (M, outputs) = x W^T with x in bf16; y in fp32.
 void decode_linear(const Linear* f, const uint16_t* x, int64_t rows, float* y, int64_t threads) {
-    std::vector<float> sums(f->kind == 1 ? size_t(rows * (f->inputs / GROUP)) : 0);
-    if (f->kind == 1)
-        for (int64_t r = 0; r < rows; r++) add_up(x + r * f->inputs, f->inputs, sums.data() + r * (f->inputs / GROUP));
-    with_threads(threads, [&](Meeting&, Share share) { multiply(*f, x, sums.data(), rows, y, false, share); });
+    Room room;
+    if (f->kind != 0) {
+        room.codes.resize(size_t(rows * f->inputs));
+        room.scales.resize(size_t(rows * (f->inputs / GROUP))), room.sums.resize(room.scales.size());
+        for (int64_t r = 0; r < rows; r++) room.encode(*f, x, r);
+    }
+    with_threads(threads, [&](Meeting&, Share share) { multiply(*f, room.rows(x), rows, y, false, share); });
 }
 
 // The first largest entry of every row.

@@ -14,17 +14,18 @@ asked for while the rows before are still being multiplied, and every sum has on
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int, Int16, UInt8
+from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor
 
 from tenfold.nn.native import build
 
 SOURCE = Path(__file__).with_name("decode.cpp")
-BF16, INT4 = 0, 1
+BF16, INT4, INT8 = 0, 1, 2
 LANES, OUTPUTS, GROUP = 16, 64, 32
 
 _P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -60,7 +61,7 @@ class Pass(ctypes.Structure):
 def _library() -> tuple[ctypes.CDLL | None, str]:
     native, reason = build(SOURCE)
     if native is not None and not native.decode_supported():
-        return None, "this CPU, or its compiler, has no AVX512_BF16"
+        return None, "this CPU, or its compiler, has no AVX512_BF16 and AVX512_VNNI"
     return native, reason
 
 
@@ -85,19 +86,37 @@ def tiles(weight: Float[Tensor, "o i"]) -> Float[Tensor, "blocks half 64 2"]:
 
 def tiles4(
     codes: UInt8[Tensor, "o i"], scale: Float[Tensor, "o g"], offset: Float[Tensor, "o g"]
-) -> tuple[Int16[Tensor, "blocks g 4 4 32"], Float[Tensor, "blocks g 2 64"]]:
-    """4-bit weights: a word holds one place of four pairs of inputs that follow each other."""
+) -> tuple[UInt8[Tensor, "blocks g 4 4 64"], Float[Tensor, "blocks g 2 64"]]:
+    """4-bit weights w = scale q + offset: a byte holds an input and the one four places on. Scales and offsets in fp16."""
+    parts = _quads(codes)  # ..., quad, (lane, input)
+    bytes_ = parts[..., 0::2, :] | parts[..., 1::2, :] << 4
+    return bytes_.contiguous(), _by_block([scale, offset])
+
+
+def tiles8(
+    codes: Int8[Tensor, "o i"], scale: Float[Tensor, "o g"]
+) -> tuple[UInt8[Tensor, "blocks g 4 8 64"], Float[Tensor, "blocks g 1 64"]]:
+    """8-bit weights w = scale q, a scale for every 32 inputs in fp16; the codes are kept with 128 added."""
+    return _quads((codes.int() + 128).to(torch.uint8)).contiguous(), _by_block([scale])
+
+
+def _quads(codes: UInt8[Tensor, "o i"]) -> UInt8[Tensor, "blocks g 4 8 64"]:
+    """16 outputs side by side, four inputs of each."""
     outputs, inputs = codes.shape
-    blocks, groups = -(-outputs // OUTPUTS), inputs // GROUP
-    whole = torch.zeros(blocks * OUTPUTS, inputs, dtype=torch.int32)
+    blocks = -(-outputs // OUTPUTS)
+    whole = codes.new_zeros(blocks * OUTPUTS, inputs)
     whole[:outputs] = codes
-    # blocks, tile, lane, group, eight, pair, of the pair -> blocks, group, tile, eight, pair, (lane, of the pair)
-    parts = whole.view(blocks, 4, LANES, groups, 4, 4, 2).permute(0, 3, 1, 4, 5, 2, 6).flatten(-2)
-    words = sum(parts[..., pair, :] << 4 * pair for pair in range(4))
-    assert isinstance(words, Tensor)
-    numbers = torch.zeros(2, blocks * OUTPUTS, groups)
-    numbers[0, :outputs], numbers[1, :outputs] = scale, offset
-    return words.to(torch.int16), numbers.view(2, blocks, OUTPUTS, groups).permute(1, 3, 0, 2).contiguous()
+    # block, tile, lane, group, quad, input -> block, group, tile, quad, (lane, input)
+    return whole.view(blocks, 4, LANES, inputs // GROUP, 8, 4).permute(0, 3, 1, 4, 2, 5).flatten(-2)
+
+
+def _by_block(numbers: Sequence[Float[Tensor, "o g"]]) -> Float[Tensor, "blocks g kinds 64"]:
+    outputs, groups = numbers[0].shape
+    blocks = -(-outputs // OUTPUTS)
+    whole = torch.zeros(len(numbers), blocks * OUTPUTS, groups, dtype=torch.float16)
+    for kind, values in enumerate(numbers):
+        whole[kind, :outputs] = values
+    return whole.view(len(numbers), blocks, OUTPUTS, groups).permute(1, 3, 0, 2).contiguous()
 
 
 def linear(weight: Linear, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:

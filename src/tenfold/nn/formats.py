@@ -5,8 +5,9 @@
 
     fp32   as it is
     bf16   half the bytes, reordered once for the CPU's bf16 units: in tiles for decode.cpp, or in oneDNN's own order
-    int8   one scale per output, weight-only: a quarter of fp32, but its cost grows with the number of rows
-    int4   groups of 32 with a scale and an offset, as GGUF's Q4_1 stores them: taken over without quantising again
+    int8   a quarter of fp32; with decode.cpp groups of 32 with a scale, and inputs rounded alike
+    int4   groups of 32 with a scale and an offset, as GGUF's Q4_1 stores them: taken over without quantising again; with
+           decode.cpp inputs are rounded to 8 bits, a scale for every 32
 
 M rows   i inputs   o outputs   g groups of 32 inputs
 """
@@ -83,20 +84,36 @@ class ReorderedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """Weights in 8 bits with one scale per output, rounded to the nearest; inputs and outputs in bf16."""
+    """Weights in 8 bits, rounded to the nearest, with one scale for every 32 of an output (decode.cpp, which rounds inputs to
+    8 bits alike), or for all of an output (torch's kernel); inputs and outputs in bf16."""
 
     def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None) -> None:
         super().__init__()
         wide = weight.float()
-        scale = wide.abs().amax(1).clamp_min(1e-12) / 127
-        self.weight = (wide / scale[:, None]).round().to(torch.int8)
-        self.scale = scale.bfloat16()
+        self.outputs, self.inputs = weight.shape
+        self.tiled = decode.refusal() is None and self.inputs % GROUP == 0
+        groups = wide.unflatten(1, (-1, GROUP if self.tiled else self.inputs))
+        scale = groups.abs().amax(-1).clamp_min(1e-6) / 127
+        scale = scale.half().float() if self.tiled else scale
+        codes = (groups / scale[..., None]).round().clamp(-127, 127).flatten(1).to(torch.int8)
+        if self.tiled:
+            self.weight, self.scale = decode.tiles8(codes, scale)
+        else:
+            self.weight, self.scale = codes, scale[:, 0].bfloat16()
         self.bias = None if bias is None else bias.bfloat16()
-        self.bytes = weight.numel()
+        self.bytes = weight.numel() + (scale.numel() * 2 if self.tiled else 0)
+
+    @property
+    def native(self) -> decode.Linear:
+        pointers = self.weight.data_ptr(), self.scale.data_ptr()
+        return decode.Linear(*pointers, self.outputs, self.inputs, decode.INT8)
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        y = torch.ops.aten._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale)
-        y = y.unflatten(0, x.shape[:-1])
+        if self.tiled:
+            y = decode.linear(self.native, x).to(torch.bfloat16)
+        else:
+            y = torch.ops.aten._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale)
+            y = y.unflatten(0, x.shape[:-1])
         return y if self.bias is None else y + self.bias
 
 

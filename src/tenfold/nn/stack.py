@@ -22,7 +22,7 @@ from tenfold.nn import decode
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block
 from tenfold.nn.ffn import SwiGLUFFN
-from tenfold.nn.formats import Int4Linear, TiledLinear
+from tenfold.nn.formats import Int4Linear, Int8Linear, TiledLinear
 from tenfold.nn.norm import RMSNorm
 from tenfold.nn.pages import PagedStep
 from tenfold.nn.rope import Rotation
@@ -92,7 +92,7 @@ class Stack:
         return weight.data_ptr()
 
     def _linear(self, layer: nn.Module) -> decode.Linear:
-        assert isinstance(layer, TiledLinear | Int4Linear)
+        assert isinstance(layer, TiledLinear | Int8Linear | Int4Linear)
         self._kept.append(layer)
         return layer.native
 
@@ -152,11 +152,12 @@ def refusal(
         norms += [parts.norm1, parts.norm2, *([] if parts.side is None else [parts.side])]
         maps += [parts.qkv, parts.out, parts.first, parts.down]
     for layer in maps:
-        if not isinstance(layer, TiledLinear | Int4Linear) or layer.bias is not None:
+        packed = isinstance(layer, TiledLinear) or (isinstance(layer, Int8Linear | Int4Linear) and layer.tiled)
+        if not packed or getattr(layer, "bias", None) is not None:
             return f"{type(layer).__name__} is no tiled weight, or it has a bias"
     if not all(isinstance(n, RMSNorm) and n.eps == getattr(norm, "eps", None) for n in norms):
         return "its norms are no RMSNorm of one epsilon"
-    sizes = {layer.inputs for layer in maps if isinstance(layer, TiledLinear | Int4Linear)}
+    sizes = {layer.inputs for layer in maps if isinstance(layer, TiledLinear | Int8Linear | Int4Linear)}
     if attention.width % 32 or attention.width > 256 or any(size % 32 for size in sizes):
         return "a width is no multiple of 32, or heads are wider than 256"
     return None
