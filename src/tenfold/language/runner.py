@@ -89,6 +89,7 @@ class Runner:
             for row in range(start + (-start - 1) % size, start + count, size):
                 request.page_features[row // size] = features[at + row - start].clone()
             at += count
+            request.last_feature = features[at - 1].clone()
 
     @torch.inference_mode()
     def decode(self, requests: list[Request], tree: Tree, rule: Rule) -> Step:
