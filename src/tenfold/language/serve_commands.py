@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +13,8 @@ from tenfold.errors import UsageError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+    from tenfold.serve.limits import Limits
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class ServeLanguage:
     role: Literal["both", "prefill", "decode"] = "both"  # what this process does of a request
     prefill_url: str | None = None  # for --role decode: where prompts are computed
     prefill_timeout: float = 30.0  # seconds for a prompt over there; then it is computed here
+    replicas: int = 1  # processes with the whole model, behind one address; more than one needs the extra [cluster]
     token_file: Path | None = None  # the secret of the two processes, instead of TENFOLD_HANDOVER_TOKEN
 
 
@@ -48,28 +52,39 @@ def serve_language(options: ServeLanguage) -> int:
     from tenfold.serve.protocol import serve
 
     check(options)
-    return serve(make_app(options), options.host, options.port)
+    if options.replicas == 1:
+        return serve(make_app(options), options.host, options.port)
+
+    from tenfold.language.engine import locate
+    from tenfold.serve.replicas import replicated
+
+    located = replace(options, model=str(locate(options.model).resolve()))  # fetched once, not by every replica
+    limits = limits_of(options, options.replicas)
+    build = partial(make_app, located, model_name(options))
+    with replicated("tenfold language", build, options.replicas, limits) as app:
+        return serve(app, options.host, options.port)
 
 
 def check(options: ServeLanguage) -> None:
     """Raises UsageError for flags that do not go together, before a model is loaded."""
     if (options.role == "decode") != (options.prefill_url is not None):
         raise UsageError("--role decode and --prefill-url belong together: give both, or neither.")
+    if options.replicas < 1:
+        raise UsageError(f"--replicas {options.replicas}: allowed are whole numbers >= 1.")
     if options.prefill_timeout <= 0:
         raise UsageError(f"--prefill-timeout {options.prefill_timeout}: allowed is a time in seconds above 0.")
     if options.role != "both":
         token_of(options)
 
 
-def make_app(options: ServeLanguage) -> FastAPI:
-    """The application of this role, with its model loaded."""
+def make_app(options: ServeLanguage, name: str | None = None) -> FastAPI:
+    """The application of this role, with its model loaded. name: what clients call it."""
     from tenfold.language.engine import LLM
     from tenfold.language.handover_client import Prefill
     from tenfold.language.handover_server import make_prefill_app
     from tenfold.language.server import make_language_app
-    from tenfold.serve.limits import Limits
 
-    limits = Limits(running=2 * options.batch, waiting=options.waiting, drain=options.drain)
+    limits = limits_of(options)
     llm = LLM(
         options.model,
         drafter=options.drafter,
@@ -84,8 +99,18 @@ def make_app(options: ServeLanguage) -> FastAPI:
     prefill = None
     if options.prefill_url is not None:
         prefill = Prefill(options.prefill_url, token_of(options), options.prefill_timeout)
-    name = options.model if not Path(options.model).exists() else Path(options.model).stem
-    return make_language_app(llm, name, limits, prefill)
+    return make_language_app(llm, name or model_name(options), limits, prefill)
+
+
+def model_name(options: ServeLanguage) -> str:
+    """What clients call the model: its name, or the file's."""
+    return options.model if not Path(options.model).exists() else Path(options.model).stem
+
+
+def limits_of(options: ServeLanguage, replicas: int = 1) -> Limits:
+    from tenfold.serve.limits import Limits
+
+    return Limits(running=2 * options.batch * replicas, waiting=options.waiting, drain=options.drain)
 
 
 def token_of(options: ServeLanguage) -> str:
