@@ -39,7 +39,11 @@ for _name, _target, _summary in [
         "which of your words fits each photograph, and where",
     ),
     ("vision curate", "tenfold.vision.commands:curate", "a training set from a pool: no copies, no leaks, in balance"),
-    ("serve language", "tenfold.language.commands:serve_language", "an OpenAI-compatible server with speculation"),
+    (
+        "serve language",
+        "tenfold.language.serve_commands:serve_language",
+        "an OpenAI-compatible server with speculation",
+    ),
     (
         "language memory",
         "tenfold.language.memory_commands:memory",

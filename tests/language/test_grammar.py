@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 from language.engine_models import NoisyTarget, tiny_llama
 from language.test_tokenizer import bytes_tokenizer
 from tenfold.errors import UsageError
+from tenfold.language.draft import Draft
 from tenfold.language.engine import LLMEngine
-from tenfold.language.grammar import Grammars
+from tenfold.language.grammar import Grammars, lead
+from tenfold.language.ngram import NgramDrafter
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.speculation import Speculation
 from tenfold.language.tree import Tree
@@ -110,6 +113,38 @@ def test_every_answer_is_valid_under_its_schema_with_and_without_speculation(sch
     for ids in [*greedy, *answers(grammar, True, 1.0)]:
         assert ids[-1] == 0  # the model itself would never stop here
         jsonschema.validate(json.loads(TOKENIZER.decode(ids)), schema)
+
+
+@pytest.mark.parametrize("kind", ["look-up", "tree"])
+def test_what_a_grammar_forces_is_guessed_and_saves_passes(kind: str) -> None:
+    model, grammar = tiny_llama(VOCABULARY), GRAMMARS.json_schema(PERSON)
+    drafter = NgramDrafter() if kind == "look-up" else NoisyTarget(model, 3.0)
+    tree = Tree.chain(6) if kind == "look-up" else Tree.from_paths([[0], [1], [0, 0], [1, 0], [1, 1], [1, 0, 0]])
+    texts, calls = [], []
+    for one, plan in ((None, None), (drafter, Speculation(planner=lambda n, s: (tree, "A")))):
+        engine = LLMEngine(model, TOKENIZER, one, plan)
+        engine.add_request("a", [1, 7], SamplingParams(max_tokens=60, grammar=grammar))
+        ids = []
+        while engine.busy:
+            for delta in engine.step():
+                ids += delta.token_ids
+                calls += [delta.stats.calls] if delta.stats else []
+        texts.append(TOKENIZER.decode(ids))
+    assert texts[0] == texts[1]
+    assert texts[0].startswith('{"name": "')
+    assert calls[1] <= calls[0] - 10  # {"name": " and ", "age":  are 19 tokens of this vocabulary
+
+
+def test_forced_tokens_never_take_the_place_of_a_draw() -> None:
+    """A node drawn from q must stay what was drawn, or its siblings would be checked against another law."""
+    state = GRAMMARS.json_schema(PERSON).matcher()
+    tree = Tree.from_paths([[0], [1], [0, 0], [1, 0]])
+    drawn = Draft(torch.full((1, 4), 5), torch.ones(1, 3, VOCABULARY) / VOCABULARY)
+    assert lead([state], drawn, tree) is drawn
+    mixed = replace(drawn, point=torch.tensor([[False, True, False, True]]))
+    assert lead([state], mixed, tree).tokens.tolist() == [[5, *follow('{"')[:1], 5, *follow('{"')[1:]]]
+    assert drawn.tokens.tolist() == [[5] * 4]
+    assert lead([None], Draft(torch.full((1, 4), 5)), tree).tokens.tolist() == [[5] * 4]
 
 
 def test_regular_expressions_and_grammars_bind_too() -> None:

@@ -1,4 +1,5 @@
-"""Ray as the engine of `map_shards` past one machine. The only file that imports ray; tenfold writes no cluster of its own.
+"""Ray as the engine of `map_shards` past one machine. Beside serve/replicas.py the only file that
+imports ray; tenfold writes no cluster of its own.
 
 Connects to the cluster that RAY_ADDRESS names, or uses the one that this process has joined already, or starts one on this
 machine for the length of the call. `out` must be on storage that every node sees, and tenfold must be installed on each.
@@ -35,8 +36,8 @@ class RayWorkers:
         self._ray, self._limit = ray, workers
         self._ours = not ray.is_initialized()
         if self._ours:
-            _join(ray, workers * threads)
-        environment = {"env_vars": {**thread_environment(threads), "PYTHONPATH": _own_folders()}}
+            join(ray, workers * threads)
+        environment = {"env_vars": {**thread_environment(threads), "PYTHONPATH": own_folders()}}
         # Retries are counted by map_shards, for every executor alike.
         self._task = ray.remote(attempt).options(num_cpus=threads, max_retries=0, runtime_env=environment)
         self._function, self._threads = ray.put(function), threads
@@ -84,14 +85,16 @@ class RayWorkers:
             return Outcome(job.name, "failed", f"its worker died: {str(error).splitlines()[0]}")
 
 
-def _own_folders() -> str:
+def own_folders() -> str:
     """The folders on this process's module path besides the interpreter's: where the caller's function is found. A
     spawned process gets them by itself, a Ray worker does not; a node without such a folder passes over it."""
     installed = (sys.prefix, sys.base_prefix)
     return os.pathsep.join(os.path.abspath(p) for p in sys.path if not p.startswith(installed))  # noqa: PTH100 ("" is here)
 
 
-def _join(ray: Any, cpus: int) -> None:
+def join(ray: Any, cpus: int) -> None:
+    """Joins the cluster at RAY_ADDRESS, or starts one with so many CPUs on this machine. Raises UsageError when nobody
+    answers at the address."""
     address = os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if not address:

@@ -22,11 +22,12 @@ from pathlib import Path
 
 from tenfold.errors import UsageError, nearest
 from tenfold.language.draft import Drafter
+from tenfold.language.drafter_weights import fingerprint
 from tenfold.language.grammar import Grammars
 from tenfold.language.llama import Llama
 from tenfold.language.prefix import PrefixCache
 from tenfold.language.prepare import FormatChoice, open_target, weight_bytes
-from tenfold.language.request import Delta, FinishReason, Logprob, Request, Stats
+from tenfold.language.request import Delta, FinishReason, Logprob, Page, Request, Stats
 from tenfold.language.runner import Runner
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.scheduler import Scheduler
@@ -72,10 +73,9 @@ class LLMEngine:
         self.scheduler = Scheduler(self.runner, PrefixCache(self.runner, prefix_tokens), max_batch, chunk)
         self._names: set[str] = set()
 
-    def add_request(self, name: str, prompt: Sequence[int], params: SamplingParams) -> None:
-        """Raises UsageError for a prompt that is empty, too long or not of this vocabulary, or a name in use."""
-        if name in self._names:
-            raise UsageError(f"request {name!r}: this name is in use.")
+    def check(self, prompt: Sequence[int]) -> int:
+        """The room for a prompt and its answer. Raises UsageError for a prompt that is empty, too long or not of this
+        vocabulary. Any thread may call it."""
         vocabulary = self.runner.model.config.vocabulary
         if not prompt:
             raise UsageError("the prompt is empty: at least one token is needed.")
@@ -86,12 +86,29 @@ class LLMEngine:
         room = min(self.context, self.runner.pages.count * self.runner.pages.size - largest)
         if len(prompt) >= room:
             raise UsageError(f"a prompt of {len(prompt)} tokens does not fit: at most {room - 1} can be taken here.")
+        return room
+
+    def add_request(
+        self,
+        name: str,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        pages: Mapping[bytes, Page] | None = None,
+        prefill_only: bool = False,
+    ) -> None:
+        """pages: rows of the prompt that another process has computed; what is not among them is computed here.
+        prefill_only: the prompt is computed and its pages come back in the one Delta, without an answer.
+        Raises UsageError for a prompt that `check` refuses, or a name in use."""
+        if name in self._names:
+            raise UsageError(f"request {name!r}: this name is in use.")
+        room = self.check(prompt)
         params = replace(params, max_tokens=min(params.max_tokens, room - len(prompt)))
         seed = secrets.randbits(63) if params.seed is None else params.seed
         stops = self.tokenizer.stop_ids if self.tokenizer else frozenset()
         request = Request(name, list(prompt), params, seed, self.tokenizer, stops)
         if params.grammar is not None:
             request.grammar = params.grammar.matcher()
+        request.handed, request.prefill_only = pages or {}, prefill_only
         self._names.add(name)
         self.scheduler.add(request)
 
@@ -118,16 +135,17 @@ class LLMEngine:
             for request, _ in parts:
                 if request.ready:
                     scheduler.prefixes.add(request)
+        handed = self._prefilled()
         ready = [r for r in scheduler.running if r.ready]
         if not ready:
-            return []
+            return handed
         sampled = any(r.params.temperature > 0 for r in ready)
         tree, rule = self.speculation.plan(len(ready), sampled, runner.drafter)
         ready = scheduler.decodable(tree.nodes)
         if not ready:
-            return []
+            return handed
         step = runner.decode(ready, tree, rule)
-        deltas, alive = [], []
+        deltas, alive = handed, []
         for b, request in enumerate(ready):
             deltas.append(request.take(step.emitted[b], step.logprobs[b]))
             if request.finish_reason is None:
@@ -137,6 +155,17 @@ class LLMEngine:
             if request.finish_reason is not None:
                 scheduler.remove(request.id)
                 self._names.discard(request.id)
+        return deltas
+
+    def _prefilled(self) -> list[Delta]:
+        """Ends the requests that wanted no more than their pages."""
+        deltas = []
+        for request in [r for r in self.scheduler.running if r.prefill_only and r.ready]:
+            request.finish_reason = "prefilled"
+            pages = self.scheduler.prefixes.export(request)
+            deltas.append(replace(request.end(), pages=pages))
+            self.scheduler.remove(request.id)
+            self._names.discard(request.id)
         return deltas
 
 
@@ -160,6 +189,7 @@ class LLM:
         path = locate(model)
         target = open_target(path, weights)
         self.model, self.format = target.model, target.form
+        self.fingerprint = fingerprint(target.source)  # of the weights in the file, whatever the format
         self.tokenizer = load_tokenizer(path)
         self.weight_bytes = weight_bytes(self.model)
         self.drafter, note = choose_drafter(drafter, target)

@@ -4,8 +4,10 @@
     params = SamplingParams(grammar=grammars.json_schema({"type": "object", ...}))
     state = params.grammar.matcher();  state.allowed(tree, draft_tokens) -> (N, V);  state.advance(token)
 
-One call of xgrammar walks the whole tree. The mask comes before the softmax of verification, so the answer has exactly the
-law of constrained sampling without speculation. xgrammar: arXiv 2411.15100.
+Where a grammar leaves one continuation alone (names of fields, punctuation), its tokens take the place of the draft's last
+branch: they are checked like any guess, so nothing but the number of passes changes. One call of xgrammar walks the whole tree.
+The mask comes before the softmax of verification, so the answer has exactly the law of constrained sampling without
+speculation. xgrammar: arXiv 2411.15100.
 
     N root and nodes   n nodes   V vocabulary
 """
@@ -14,6 +16,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +26,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tenfold.errors import MissingExtra, UsageError
+from tenfold.language.draft import Draft
 from tenfold.language.tokenizer import Tokenizer
 from tenfold.language.tree import Tree
 
@@ -55,7 +60,7 @@ class Grammars:
         if len(text) > LONGEST:
             raise UsageError(f"a {what} of {len(text):,} characters: at most {LONGEST:,} are taken.")
         try:
-            return Grammar(compile_(self._compiler), self.vocabulary)
+            return Grammar(compile_(self._compiler), self.vocabulary, self.tokenizer)
         except (RuntimeError, ValueError, TypeError) as error:  # xgrammar's errors are RuntimeErrors
             reason = (str(error).strip().splitlines() or ["no reason given"])[-1][:300]
             reason = re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", reason)  # its clock, and a place in its source
@@ -77,18 +82,18 @@ class Grammars:
 class Grammar:
     """A compiled grammar; every request gets a matcher of its own."""
 
-    def __init__(self, compiled: Any, vocabulary: int) -> None:
-        self.compiled, self.vocabulary = compiled, vocabulary
+    def __init__(self, compiled: Any, vocabulary: int, tokenizer: Tokenizer) -> None:
+        self.compiled, self.vocabulary, self.tokenizer = compiled, vocabulary, tokenizer
 
     def matcher(self) -> GrammarState:
-        return GrammarState(_xgrammar().GrammarMatcher(self.compiled), self.vocabulary)
+        return GrammarState(_xgrammar().GrammarMatcher(self.compiled), self.vocabulary, self.tokenizer)
 
 
 class GrammarState:
     """How far one answer is. It has taken every emitted token, the root of the next tree among them."""
 
-    def __init__(self, matcher: Any, vocabulary: int) -> None:
-        self._matcher, self._vocabulary = matcher, vocabulary
+    def __init__(self, matcher: Any, vocabulary: int, tokenizer: Tokenizer) -> None:
+        self._matcher, self._vocabulary, self._tokenizer = matcher, vocabulary, tokenizer
 
     @property
     def complete(self) -> bool:
@@ -99,6 +104,11 @@ class GrammarState:
         if not self.complete:
             accepted = self._matcher.accept_token(token)
             assert accepted, f"token {token} was emitted against the grammar"
+
+    def forced(self) -> list[int]:
+        """The tokens of the text that must follow, as the tokenizer would write it; none where there is a choice."""
+        text = "" if self.complete else self._matcher.find_jump_forward_string()
+        return self._tokenizer.encode(text, special=False) if text else []
 
     def allowed(self, tree: Tree, tokens: Int[Tensor, " n"]) -> Bool[Tensor, "N V"]:
         """What may follow the root and every node; a row of a node that the grammar forbids is all False, and no path leads
@@ -111,6 +121,30 @@ class GrammarState:
         self._matcher.traverse_draft_tree(children, siblings, given, bits)
         places = torch.arange(32, dtype=torch.int32)
         return ((bits[:, :, None] >> places) & 1).bool().flatten(1)[:, : self._vocabulary]
+
+
+def lead(grammars: Sequence[GrammarState | None], draft: Draft, tree: Tree) -> Draft:
+    """The draft with what the grammars force on the branch of the root's last child, which must consist of point masses: it is
+    where a looked-up chain stands, and with rule A every node is one."""
+    if tree.nodes == 0:
+        return draft
+    chain = [int(tree.children[0].max())]
+    while (below := int(tree.next_token[chain[-1]])) >= 0:
+        chain.append(below)
+    beside = [n for n in range(1, tree.nodes + 1) if tree.mask[n, chain[0]] and n not in chain]
+    tokens = draft.tokens
+    for b, grammar in enumerate(grammars):
+        forced = grammar.forced()[: len(chain)] if grammar else []
+        exact = draft.q is None or (draft.point is not None and bool(draft.point[b, [n - 1 for n in chain]].all()))
+        if not forced or not exact:
+            continue
+        if tokens is draft.tokens:
+            tokens = tokens.clone()
+        row = torch.full((len(chain),), -1)
+        row[: len(forced)] = torch.tensor(forced)
+        tokens[b, [n - 1 for n in chain]] = row.to(tokens.device)
+        tokens[b, [n - 1 for n in beside]] = -1
+    return draft if tokens is draft.tokens else replace(draft, tokens=tokens)
 
 
 def _links(tree: Tree, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ B requests   N root and nodes
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from tenfold.language.sampling import SamplingParams
 from tenfold.language.tokenizer import Stream, Tokenizer
 from tenfold.nn.pages import PageTable
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "prefilled"]
 
 
 @dataclass
@@ -57,8 +58,19 @@ class Logprob:
 
 
 @dataclass(frozen=True)
+class Page:
+    """Rows of a prompt as they were computed: keys and values (layers, G, rows, D) of the target and of the drafter, and the
+    target's feature (F) of the last row for a drafter that wants one."""
+
+    target: tuple[Tensor, Tensor]
+    drafter: tuple[Tensor, Tensor] | None
+    feature: Tensor | None
+
+
+@dataclass(frozen=True)
 class Delta:
-    """What one step added to one answer. The last one has `finish_reason` and `stats`."""
+    """What one step added to one answer. The last one has `finish_reason` and `stats`; that of a prompt which was only to be
+    computed has its `pages` (language/prefix.py)."""
 
     request_id: str
     text: str
@@ -66,6 +78,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     logprobs: list[Logprob] = field(default_factory=list)
     stats: Stats | None = None
+    pages: Mapping[bytes, Page] | None = None
 
 
 class Request:
@@ -88,6 +101,9 @@ class Request:
         self.table: PageTable | None = None
         self.draft: DraftState | None = None
         self.page_features: dict[int, Tensor] = {}  # of the last row of a page, for the prefix cache
+        self.last_feature: Tensor | None = None  # of the last row of the prompt that was computed here
+        self.handed: Mapping[bytes, Page] = {}  # pages that another process has computed
+        self.prefill_only = False
         self.stats = Stats(prompt_tokens=len(prompt))
         self.grammar: Any = None
         self.finish_reason: FinishReason | None = None

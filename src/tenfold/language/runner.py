@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tenfold.language.draft import Draft, Drafter, DraftState, Rule
+from tenfold.language.grammar import lead
 from tenfold.language.llama import Llama, Output
 from tenfold.language.passes import Passes
 from tenfold.language.request import Logprob, Request
@@ -92,13 +93,14 @@ class Runner:
             for row in range(start + (-start - 1) % size, start + count, size):
                 request.page_features[row // size] = features[at + row - start].clone()
             at += count
+            request.last_feature = features[at - 1].clone()
 
     @torch.inference_mode()
     def decode(self, requests: list[Request], tree: Tree, rule: Rule) -> Step:
         """One pass of the target over the root and the tree of every request; their pages must be there."""
         size, starts = tree.nodes + 1, [r.rows for r in requests]
         laws = Laws.of([r.params for r in requests])
-        draft = self._draft(requests, tree, rule, laws)
+        draft = lead([r.grammar for r in requests], self._draft(requests, tree, rule, laws), tree)
         roots = torch.tensor([[r.tokens[-1]] for r in requests])
         nodes = torch.cat([roots, draft.tokens.clamp_min(0)], dim=1)
         positions = torch.tensor(starts)[:, None] + tree.depth

@@ -47,6 +47,8 @@ class Scheduler:
             self.runner.start(request)
             request.stats.cached_tokens = self.prefixes.reuse(request)
             self.running.append(request)
+            if request.ready:
+                self.prefixes.add(request)
 
     def prompts(self) -> list[tuple[Request, int]]:
         """The next rows to compute of requests whose text is not in the pages yet, within one chunk."""

@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tenfold.errors import MissingExtra, UsageError, unknown_name
 from tenfold.language.engine import LLM
+from tenfold.language.handover import Identity
+from tenfold.language.handover_client import Peer, Prefill
 from tenfold.language.request import Delta, Logprob, Stats
 from tenfold.language.sampling import SamplingParams
-from tenfold.language.service import Service
+from tenfold.language.service import Fetch, Service
 from tenfold.serve.app import make_app
 from tenfold.serve.limits import Limits, error_body
 from tenfold.serve.metrics import Metrics
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
 PROMPTS, CHOICES = 64, 16  # of one request at most
 
 
-def make_language_app(llm: LLM, name: str, limits: Limits | None = None) -> "FastAPI":
-    """Raises MissingExtra without the serve extra."""
+def make_language_app(llm: LLM, name: str, limits: Limits | None = None, prefill: Prefill | None = None) -> "FastAPI":
+    """prefill: another process computes the prompts. Raises MissingExtra without the serve extra."""
     try:
         from fastapi import APIRouter
         from fastapi.responses import JSONResponse, StreamingResponse
@@ -91,7 +93,7 @@ def make_language_app(llm: LLM, name: str, limits: Limits | None = None) -> "Fas
         return service.running()
 
     app = make_app("tenfold language", limits, lifespan)
-    service = Service(llm.engine, _counters(app.state.metrics))
+    service = Service(llm.engine, _counters(app.state.metrics), prefill and _fetch(prefill, llm, app.state.metrics))
     router = APIRouter()
     tokenizer = llm.tokenizer
 
@@ -312,6 +314,12 @@ def _speculation(stats: Stats) -> dict[str, Any]:
         "accepted_per_position": stats.accepted,
         "tokens_per_call": round(stats.tokens_per_call, 4),
     }
+
+
+def _fetch(prefill: Prefill, llm: LLM, metrics: Metrics) -> Fetch:
+    """What gets the pages of a prompt, and counts what became of them."""
+    prompts = metrics.counter("handover_prompts", "prompts by what became of their pages", ("result",))
+    return Peer(prefill, Identity.of(llm), llm.engine.runner, lambda result: prompts.labels(result).inc()).pages
 
 
 def _counters(metrics: Metrics) -> Any:

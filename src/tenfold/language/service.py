@@ -15,15 +15,16 @@ import itertools
 import queue
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from tenfold.errors import TenfoldError
 from tenfold.language.engine import LLMEngine
-from tenfold.language.request import Delta, Stats
+from tenfold.language.request import Delta, Page, Stats
 from tenfold.language.sampling import SamplingParams
 
+Fetch = Callable[[list[int]], Awaitable[Mapping[bytes, Page]]]
 IDLE = 0.5  # seconds between looks at whether to stop
 
 
@@ -32,15 +33,20 @@ class _Ask:
     name: str
     prompt: list[int]
     params: SamplingParams
+    pages: Mapping[bytes, Page]
+    prefill_only: bool
     loop: asyncio.AbstractEventLoop
     answer: asyncio.Queue[Delta | Exception]
 
 
 class Service:
-    """`done` is called in the engine's thread with the cost of every finished answer."""
+    """`done` is called in the engine's thread with the cost of every finished answer. `fetch` gives the pages of a prompt that
+    another process has computed, as far as it has."""
 
-    def __init__(self, engine: LLMEngine, done: Callable[[Stats], None] | None = None) -> None:
-        self.engine, self._done = engine, done
+    def __init__(
+        self, engine: LLMEngine, done: Callable[[Stats], None] | None = None, fetch: Fetch | None = None
+    ) -> None:
+        self.engine, self._done, self._fetch = engine, done, fetch
         self._inbox: queue.SimpleQueue[_Ask | str] = queue.SimpleQueue()
         self._names = (f"request-{i}" for i in itertools.count())
         self._asked: dict[str, _Ask] = {}
@@ -58,7 +64,23 @@ class Service:
 
     async def answer(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Delta]:
         """Deltas up to the one with a finish reason. Raises UsageError for a request that the engine refuses."""
-        ask = _Ask(next(self._names), prompt, params, asyncio.get_running_loop(), asyncio.Queue())
+        self.engine.check(prompt)
+        pages = await self._fetch(prompt) if self._fetch else {}
+        async with aclosing(self._ask(prompt, params, pages)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def prefill(self, prompt: list[int]) -> Mapping[bytes, Page]:
+        """The pages of a prompt, computed here for another process. Raises UsageError like `answer`."""
+        found = [delta async for delta in self._ask(prompt, SamplingParams(max_tokens=1), {}, prefill_only=True)]
+        assert found[-1].pages is not None
+        return found[-1].pages
+
+    async def _ask(
+        self, prompt: list[int], params: SamplingParams, pages: Mapping[bytes, Page], prefill_only: bool = False
+    ) -> AsyncGenerator[Delta, None]:
+        loop = asyncio.get_running_loop()
+        ask = _Ask(next(self._names), prompt, params, pages, prefill_only, loop, asyncio.Queue())
         self._inbox.put(ask)
         finished = False
         try:
@@ -105,7 +127,7 @@ class Service:
                 continue
             self._asked[item.name] = item
             try:
-                self.engine.add_request(item.name, item.prompt, item.params)
+                self.engine.add_request(item.name, item.prompt, item.params, item.pages, item.prefill_only)
             except TenfoldError as error:
                 self._tell(item.name, error)
 
