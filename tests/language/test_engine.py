@@ -115,6 +115,19 @@ def test_an_answer_depends_on_its_request_alone(data: st.DataObject) -> None:
     assert engine.runner.pages.free == engine.runner.pages.count
 
 
+def test_a_seed_is_kept_where_the_tree_follows_the_batch() -> None:
+    target = tiny_target()
+    drafter = TreeDrafter(tiny_drafter(target), target)
+
+    def answers(batch: int) -> dict[str, list[int]]:
+        engine = LLMEngine(target, None, drafter, Speculation(), max_batch=batch, cache_tokens=2000)
+        assert batch == 1 or Speculation().plan(batch, True, drafter) != Speculation().plan(1, True, drafter)
+        params = [SamplingParams(temperature=float(i % 2), max_tokens=12, seed=i) for i in range(6)]
+        return finish(engine, {str(i): (p, params[i]) for i, p in enumerate(prompts(6, 96))})
+
+    assert answers(1) == answers(6)
+
+
 def test_preemption_and_prefix_hits_do_happen_in_such_a_run() -> None:
     model = tiny_llama()
     engine = make_engine(model, "tree", max_batch=4, cache_tokens=56, prefix_tokens=400)

@@ -140,7 +140,9 @@ class LLMEngine:
         if not ready:
             return handed
         sampled = any(r.params.temperature > 0 for r in ready)
-        tree, rule = self.speculation.plan(len(ready), sampled, runner.drafter)
+        # The tree decides which draws are made: with a seed it may not depend on who stands beside the request.
+        seeded = any(r.params.temperature > 0 and r.params.seed is not None for r in ready)
+        tree, rule = self.speculation.plan(1 if seeded else len(ready), sampled, runner.drafter)
         ready = scheduler.decodable(tree.nodes)
         if not ready:
             return handed
