@@ -12,6 +12,7 @@ Prompts: the first of gsm8k and mt_bench in TENFOLD_TEST_DATA, or six of our own
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -217,8 +218,9 @@ def measure(prompts: Sequence[list[int]], sides: dict[str, Side], rounds: int) -
     found = {side: Measured() for side in sides}
     for answer in sides.values():
         answer(prompts[0])
-    for _ in range(rounds):
-        for prompt in prompts:
+    for turn in range(rounds):
+        for number, prompt in enumerate(prompts, 1):
+            print(f"round {turn + 1} of {rounds}, prompt {number} of {len(prompts)} ...", file=sys.stderr)
             for side, answer in sides.items():
                 found[side].answers.append(answer(prompt))
     return found
