@@ -25,6 +25,7 @@ from tenfold.language.dynamic import DynamicTree, TreeBatch, draft_dynamic
 from tenfold.language.llama import Llama, Output
 from tenfold.language.ngram import HybridDrafter, own_part
 from tenfold.language.passes import Passes
+from tenfold.language.penalties import penalise
 from tenfold.language.request import Logprob, Request
 from tenfold.language.sampling import ACCEPT, BONUS, DRAFT, Laws, allow, uniforms
 from tenfold.language.tree import Tree
@@ -109,7 +110,7 @@ class Runner:
         positions = torch.tensor(starts)[:, None] + tree.depth
         store = self.cache.step([_table(r) for r in requests], starts, [size] * len(requests))
         out = self.forward(nodes, positions, store, tree.mask if size > 1 else None, self._aux)
-        logits = out.logits
+        logits = self._penalised(requests, out.logits, draft, tree)
         allowed = self._allowed(requests, tree, draft)
         if allowed is not None:
             logits = allow(logits, allowed)
@@ -199,6 +200,19 @@ class Runner:
             for depth in range(tree.height + 1)
         ]
         return verify_sampled(logits, laws, draft, tree, torch.stack(levels, dim=1), rule)
+
+    def _penalised(self, requests: list[Request], logits: Tensor, draft: Draft, tree: Tree | TreeBatch) -> Tensor:
+        """The logits with what each request takes off for tokens that stand before a node."""
+        if not any(r.params.penalised for r in requests):
+            return logits
+        rows = list(logits.float().unbind())
+        for b, request in enumerate(requests):
+            if request.params.penalised:
+                mask = tree.mask[b, 0] if isinstance(tree, TreeBatch) else tree.mask
+                rows[b] = penalise(
+                    rows[b], request.params, request.tokens, request.prompt_length, draft.tokens[b], mask
+                )
+        return torch.stack(rows)
 
     def _allowed(self, requests: list[Request], tree: Tree | TreeBatch, draft: Draft) -> Bool[Tensor, "B N V"] | None:
         """What the requests' grammars allow after every node; None when there are none."""
