@@ -83,7 +83,8 @@ def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH) -> dict[st
     notes = []
     try:
         llms = {}
-        for end, form in (("", "bf16"), (", int4", "int4")):
+        forms: tuple[tuple[str, Literal["bf16", "int4"]], ...] = (("", "bf16"), (", int4", "int4"))
+        for end, form in forms:
             whole = LLM(MODEL, "auto", weights=form)
             llms[f"alone{end}"] = sharing(whole, None)
             llms[f"look-up{end}"] = sharing(whole, "ngram")
