@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,12 +13,22 @@ import torch
 
 from language.drafting_models import tiny_answers, tiny_drafter, tiny_target
 from tenfold.errors import UsageError, WeightsError
+from tenfold.language.engine import LLM
 from tenfold.language.evaluate import Replayed, look_up_lengths
 from tenfold.language.ngram import HybridDrafter, HybridTree, NgramDrafter
 from tenfold.language.replay import accepted_lengths, token_ranks, tokens_per_call, walk
 from tenfold.language.tree import Tree
-from tenfold.language.tree_picture import node_shares, tree_svg
-from tenfold.language.tree_search import CostTable, Dispatcher, Entry, acceptance, best_paths, interpolate, search
+from tenfold.language.tree_picture import node_shares, speed_svg, tree_svg
+from tenfold.language.tree_search import (
+    CostTable,
+    Dispatcher,
+    Entry,
+    acceptance,
+    best_paths,
+    dispatch,
+    interpolate,
+    search,
+)
 
 
 def drawn_ranks(table: torch.Tensor, rows: int, seed: int = 0) -> torch.Tensor:
@@ -157,3 +168,24 @@ def test_picture_shows_every_node_with_the_share_of_steps_that_accept_it() -> No
     words = [e.text for e in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert sorted(map(str, words)) == ["33 %", "33 %", "33 %", "root"]
     assert len(list(drawn.iter("{http://www.w3.org/2000/svg}path"))) == tree.nodes
+
+
+def test_speed_picture_has_a_dot_for_every_tree_and_its_rows_below() -> None:
+    svg = speed_svg([(1, 60.0, 61.0), (8, 142.5, 150.0), (8, 120.0, 119.0), (17, 117.0, 110.0)])
+    assert svg.count("<circle") == 4
+    for rows in (1, 8, 17):
+        assert f">{rows}</text>" in svg
+
+
+@pytest.mark.slow
+@pytest.mark.samples
+def test_a_dispatch_table_decides_the_trees_of_a_model(smollm2: Path, tmp_path: Path) -> None:
+    llm = LLM(smollm2, "ngram", weights="fp32")
+    entries = [Entry(1, t, "fp32", "A", [[0], [0, 0]], 0, 1.5, 1.0) for t in ("0", ">0")]
+    entries += [Entry(8, t, "fp32", "A", [], 0, 1.0, 1.0) for t in ("0", ">0")]
+    Dispatcher("", "ngram", "here", tuple(entries)).save(tmp_path / "dispatch.json")
+    dispatch(llm, tmp_path / "dispatch.json")
+    assert [llm.engine.speculation.plan(b, False, llm.drafter)[0].nodes for b in (1, 2, 8, 64)] == [2, 0, 0, 0]
+    Dispatcher("", "ngram", "here", tuple(replace(e, weights="bf16") for e in entries)).save(tmp_path / "other.json")
+    with pytest.raises(WeightsError, match="no entry for weights in fp32"):
+        dispatch(llm, tmp_path / "other.json")

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tenfold.language.engine import LLM
+from tenfold.language.ngram import HybridDrafter
 from tenfold.language.sampling import SamplingParams
-from tenfold.language.speculation import Speculation
+from tenfold.language.speculation import SIXTEEN, TEN_AND_SIX, Speculation
 from tenfold.language.tokenizer import load_tokenizer
 from tenfold.language.tree import Tree
 
@@ -34,9 +35,14 @@ def test_greedy_text_equals_transformers_generate(smollm2: Path, test_data: Path
         out = theirs.generate(given, attention_mask=mask, max_new_tokens=tokens, do_sample=False, pad_token_id=2)
         expected.append(out[0, len(prompt) :].tolist())
     del theirs
-    for drafter, tree in ((None, "auto"), ("ngram", Tree.chain(5)), ("auto", "auto")):
-        llm = LLM(smollm2, drafter=drafter, speculation=Speculation(tree), weights="fp32")  # type: ignore[arg-type]
+    plans = ((None, "auto"), ("ngram", Tree.chain(5)), ("auto", SIXTEEN), ("auto", "dynamic"), ("auto", "hybrid"))
+    for drafter, tree in plans:
+        llm = LLM(smollm2, drafter=drafter, weights="fp32")
+        if tree == "hybrid":
+            assert isinstance(llm.drafter, HybridDrafter)
+            tree = llm.drafter.add(TEN_AND_SIX)
+        llm.engine.speculation = Speculation(tree)  # type: ignore[arg-type]
         found = [result.token_ids for result in llm.generate(ids, SamplingParams(max_tokens=tokens))]
-        assert found == expected, drafter
+        assert found == expected, (drafter, tree)
         one = llm.generate([ids[0]], SamplingParams(max_tokens=tokens))[0]  # alone as in a batch of eight
         assert one.token_ids == expected[0]

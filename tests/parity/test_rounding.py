@@ -1,8 +1,9 @@
 """Where speculation changes greedy text in a rounded format, the two tokens were within the format's own error.
 
-In bf16 a product over one row and one over seventeen are rounded differently, so a near tie may fall the other way. It is no
-loss of quality, and it must be nothing else: at every first divergence the gap between the two tokens, in exact arithmetic, is
-no larger than the error that the format makes on that very row.
+In torch's bf16 a product over one row and one over seventeen are rounded differently, so a near tie may fall the other way.
+It is no loss of quality, and it must be nothing else: at every first divergence the gap between the two tokens, in exact
+arithmetic, is no larger than the error that the format makes on that very row. The compiled passes compute every row in one
+order of sums: with them no text may part at all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 import tenfold
 from tenfold.language.engine import LLM
 from tenfold.language.sampling import SamplingParams
+from tenfold.language.speculation import LOOK_UP, Speculation
+from tenfold.nn import decode
 
 pytestmark = [pytest.mark.samples, pytest.mark.slow]
 
@@ -26,7 +29,8 @@ pytestmark = [pytest.mark.samples, pytest.mark.slow]
 def test_texts_part_only_at_ties_within_rounding(smollm2: Path, test_data: Path, form: str) -> None:
     files = sorted((test_data / "text/prompts").glob("*.jsonl"))
     texts = [json.loads(line)["turns"][0] for file in files for line in file.read_text().splitlines()[:4]]
-    alone, quick = (LLM(smollm2, drafter=d, weights=form) for d in (None, "ngram"))  # type: ignore[arg-type]
+    shape = Speculation(tree=LOOK_UP)  # whatever the batch
+    alone, quick = (LLM(smollm2, drafter=d, speculation=shape, weights=form) for d in (None, "ngram"))  # type: ignore[arg-type]
     exact = tenfold.load(smollm2)
     ids = [alone.tokenizer.chat([{"role": "user", "content": text}]) for text in texts]
     params = SamplingParams(max_tokens=40)
@@ -42,4 +46,5 @@ def test_texts_part_only_at_ties_within_rounding(smollm2: Path, test_data: Path,
         error = float((alone.model(text).logits[0, -1].float() - true).abs().max())
         gap = abs(float(true[a.token_ids[place]] - true[b.token_ids[place]]))
         assert gap <= 2 * error
+    assert not parted or decode.refusal() is not None
     print(f"{form}: {parted} of {len(ids)} answers of 40 tokens part at a tie within rounding")

@@ -3,22 +3,24 @@
 All sides answer the same prompts greedily, one request at a time, from the same weights file, in turns: a side's figure is
 milliseconds a token, and every ratio is taken prompt by prompt within a round. The processor's time of all threads of the
 side's process is what counts, because other processes on the machine disturb it least; the wall's time stands beside it.
-transformers runs in fp32, its own default for this file, and in bf16; OpenVINO reads the GGUF itself, in a process of its own
-(`make peers`).
+transformers runs in fp32, its own default for this file; OpenVINO reads the GGUF itself, in a process of its own (`make
+peers`).
 
 Prompts: the first of gsm8k and mt_bench in TENFOLD_TEST_DATA, or six of our own where that is not set.
 """
 
 from __future__ import annotations
 
+import copy
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,7 +28,8 @@ from tenfold.bench.peers import OpenVINO, openvino_missing
 from tenfold.bench.table import ratio
 from tenfold.errors import MissingExtra, unknown_name
 from tenfold.export.weights import convert
-from tenfold.language.engine import LLM, locate
+from tenfold.language.engine import LLM, LLMEngine, locate
+from tenfold.language.ngram import NgramDrafter
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.tokenizer import read_prompts
 
@@ -79,15 +82,16 @@ def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH) -> dict[st
     torch.set_num_threads(1)
     notes = []
     try:
-        llms = {
-            "alone": LLM(MODEL, None, weights="bf16"),
-            "look-up": LLM(MODEL, "ngram", weights="bf16"),
-            "drafter and look-up": LLM(MODEL, "auto", weights="bf16"),
-            "alone, int4": LLM(MODEL, None, weights="int4"),
-            "drafter and look-up, int4": LLM(MODEL, "auto", weights="int4"),
-        }
+        llms = {}
+        forms: tuple[tuple[str, Literal["bf16", "int4"]], ...] = (("", "bf16"), (", int4", "int4"))
+        for end, form in forms:
+            whole = LLM(MODEL, "auto", weights=form)
+            llms[f"alone{end}"] = sharing(whole, None)
+            llms[f"look-up{end}"] = sharing(whole, "ngram")
+            llms[f"drafter and look-up{end}"] = whole
+        del llms["look-up, int4"]
         sides: dict[str, Side] = {name: _ours(llm) for name, llm in llms.items()}
-        sides |= _transformers(llms["alone"], peers or PEERS)
+        sides |= _transformers(whole, peers or PEERS)
         if "openvino" in (peers or PEERS):
             if reason := openvino_missing():
                 notes.append(f"OpenVINO GenAI: not measured, {reason}.")
@@ -105,11 +109,19 @@ def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH) -> dict[st
             f"One thread; {TOKENS} tokens an answer at most; ms of the processor (and of the wall) a token of whole answers, "
             "the prompt's pass included, median over prompts and rounds; ratios = alone / side and transformers / side by the "
             "processor's time, median (smallest to largest) over prompts and rounds.",
-            *(f"{name}: {note}" for name, llm in llms.items() for note in llm.notes[:2]),
+            *(f"{name}: {note}" for name, llm in llms.items() if "drafter" in name for note in llm.notes[:2]),
             *notes,
             *(mark for name, some in found.items() for mark in marks(name, some)),
         ],
     }
+
+
+def sharing(llm: LLM, drafter: Literal["ngram"] | None) -> LLM:
+    """The same weights with another drafter, or none."""
+    other = copy.copy(llm)
+    other.drafter = None if drafter is None else NgramDrafter()
+    other.engine = LLMEngine(llm.model, llm.tokenizer, other.drafter, max_batch=64, cache_tokens=32768)
+    return other
 
 
 def marks(name: str, found: dict[str, Measured]) -> list[str]:
@@ -173,7 +185,6 @@ def _transformers(llm: LLM, peers: Sequence[str]) -> dict[str, Side]:
     with tempfile.TemporaryDirectory() as folder:
         path = convert(locate(MODEL), Path(folder) / "hf", to="hf")
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        half: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
     stops = sorted(llm.tokenizer.stop_ids)
 
     def answering(model: Any, **more: Any) -> Side:
@@ -194,9 +205,9 @@ def _transformers(llm: LLM, peers: Sequence[str]) -> dict[str, Side]:
 
         return answer
 
-    sides = {}
+    sides: dict[str, Side] = {}
     if "hf" in peers:
-        sides = {"transformers": answering(model), "transformers, bf16": answering(half)}
+        sides["transformers"] = answering(model)
     if "prompt-lookup" in peers:
         sides["transformers, look-up"] = answering(model, prompt_lookup_num_tokens=6)
     return sides
@@ -217,8 +228,9 @@ def measure(prompts: Sequence[list[int]], sides: dict[str, Side], rounds: int) -
     found = {side: Measured() for side in sides}
     for answer in sides.values():
         answer(prompts[0])
-    for _ in range(rounds):
-        for prompt in prompts:
+    for turn in range(rounds):
+        for number, prompt in enumerate(prompts, 1):
+            print(f"round {turn + 1} of {rounds}, prompt {number} of {len(prompts)} ...", file=sys.stderr)
             for side, answer in sides.items():
                 found[side].answers.append(answer(prompt))
     return found

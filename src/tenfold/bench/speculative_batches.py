@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tenfold.bench.speculative import MODEL, benchmark_prompts
+from tenfold.bench.speculative import MODEL, benchmark_prompts, sharing
 from tenfold.bench.table import ratio
 from tenfold.language.engine import LLM
 from tenfold.language.sampling import SamplingParams
@@ -25,10 +25,8 @@ def run(rounds: int = 3) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        sides = {
-            name: LLM(MODEL, drafter, weights="bf16", max_batch=max(BATCHES), cache_tokens=32768)
-            for name, drafter in (("alone", None), ("default", "auto"))
-        }
+        drafting = LLM(MODEL, "auto", weights="bf16", max_batch=max(BATCHES), cache_tokens=32768)
+        sides = {"alone": sharing(drafting, None), "default": drafting}
         prompts = [prompt for some in benchmark_prompts(sides["alone"], EACH).values() for prompt in some]
         rows = [_row(sides, prompts, batch, rounds) for batch in BATCHES]
     finally:

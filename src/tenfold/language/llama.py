@@ -127,7 +127,7 @@ class Llama(nn.Module):
         tokens: Int[Tensor, "b n"],
         positions: Int[Tensor, "b n"] | None = None,
         cache: LayerStores | None = None,
-        tree_mask: Bool[Tensor, "n s"] | None = None,
+        tree_mask: Bool[Tensor, "*each n s"] | None = None,
         aux_layers: Sequence[int] = (),
         logit_rows: Int[Tensor, " m"] | None = None,
     ) -> Output:
@@ -135,7 +135,8 @@ class Llama(nn.Module):
 
         positions: of the tokens, for their rotation; by default they follow those in `cache` (or start at 0).
         cache: what was computed before; the new tokens are added to it.
-        tree_mask: what the new tokens see among the last S tokens (True: visible); by default those up to themselves.
+        tree_mask: what the new tokens see among the last S tokens (True: visible), (N, S) or (B, 1, N, S); by default those up
+        to themselves.
         aux_layers: the inputs of these layers are returned too, side by side, before any norm (EAGLE-3's features).
         logit_rows: rows of the flattened (B N) tokens whose logits are wanted, in this order; by default all.
         """

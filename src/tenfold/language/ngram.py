@@ -204,6 +204,11 @@ class HybridDrafter:
         return Draft(tokens, hybrid.laws(drawn.q), drawn.ids, point)
 
 
+def own_part(state: DraftState) -> DraftState:
+    """A request as the drafter of a hybrid sees it."""
+    return _part(state, 0)
+
+
 def _part(state: DraftState, which: int) -> DraftState:
     """The request as one of the two drafters sees it: with what that one keeps."""
     if not isinstance(state.carry, list):

@@ -18,10 +18,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tenfold.errors import UsageError
 from tenfold.language.draft import Draft, Drafter, DraftState, Rule
+from tenfold.language.drafting import TreeDrafter
+from tenfold.language.dynamic import DynamicTree, TreeBatch, draft_dynamic
 from tenfold.language.grammar import lead
 from tenfold.language.llama import Llama, Output
+from tenfold.language.ngram import HybridDrafter, own_part
 from tenfold.language.passes import Passes
+from tenfold.language.penalties import penalise
 from tenfold.language.request import Logprob, Request
 from tenfold.language.sampling import ACCEPT, BONUS, DRAFT, Laws, allow, uniforms
 from tenfold.language.tree import Tree
@@ -96,17 +101,20 @@ class Runner:
             request.last_feature = features[at - 1].clone()
 
     @torch.inference_mode()
-    def decode(self, requests: list[Request], tree: Tree, rule: Rule) -> Step:
+    def decode(self, requests: list[Request], shape: Tree | DynamicTree, rule: Rule) -> Step:
         """One pass of the target over the root and the tree of every request; their pages must be there."""
-        size, starts = tree.nodes + 1, [r.rows for r in requests]
+        starts = [r.rows for r in requests]
         laws = Laws.of([r.params for r in requests])
-        draft = lead([r.grammar for r in requests], self._draft(requests, tree, rule, laws), tree)
+        draft, tree = self._draft(requests, shape, rule, laws)
+        if isinstance(tree, Tree):
+            draft = lead([r.grammar for r in requests], draft, tree)
+        size = tree.nodes + 1
         roots = torch.tensor([[r.tokens[-1]] for r in requests])
         nodes = torch.cat([roots, draft.tokens.clamp_min(0)], dim=1)
         positions = torch.tensor(starts)[:, None] + tree.depth
         store = self.cache.step([_table(r) for r in requests], starts, [size] * len(requests))
         out = self.forward(nodes, positions, store, tree.mask if size > 1 else None, self._aux)
-        logits = out.logits
+        logits = self._penalised(requests, out.logits, draft, tree)
         allowed = self._allowed(requests, tree, draft)
         if allowed is not None:
             logits = allow(logits, allowed)
@@ -154,8 +162,11 @@ class Runner:
         for state in states:
             state.waiting.clear()
 
-    def _draft(self, requests: list[Request], tree: Tree, rule: Rule, laws: Laws) -> Draft:
-        nothing = Draft(torch.full((len(requests), tree.nodes), -1))
+    def _draft(
+        self, requests: list[Request], tree: Tree | DynamicTree, rule: Rule, laws: Laws
+    ) -> tuple[Draft, Tree | TreeBatch]:
+        plain = tree if isinstance(tree, Tree) else Tree.chain(0)
+        nothing = Draft(torch.full((len(requests), plain.nodes), -1)), plain
         if self.drafter is None or tree.nodes == 0:
             return nothing
         # A text of one token has no row yet from which anything could be drafted.
@@ -169,16 +180,24 @@ class Runner:
 
         self._catch_up([requests[b] for b in able])
         states = [_state(requests[b]) for b in able]
+        if isinstance(tree, DynamicTree):
+            hybrid = isinstance(self.drafter, HybridDrafter)
+            own_states = [own_part(state) for state in states] if hybrid else states
+            draft, trees = draft_dynamic(_network(self.drafter), own_states, tree)
+            if len(able) < len(requests):
+                parents = trees.parents.new_zeros(len(requests), trees.nodes + 1)
+                parents[able] = trees.parents
+                draft, trees = _spread(draft, able, len(requests)), TreeBatch(parents, trees.height)
+            return draft, trees
         draft = self.drafter.draft(states, tree, rule, laws.temperature[able], numbers)
-        return draft if len(able) == len(requests) else _spread(draft, able, len(requests))
+        return draft if len(able) == len(requests) else _spread(draft, able, len(requests)), tree
 
     def _verify(
-        self, requests: list[Request], logits: Tensor, laws: Laws, draft: Draft, tree: Tree, rule: Rule
+        self, requests: list[Request], logits: Tensor, laws: Laws, draft: Draft, tree: Tree | TreeBatch, rule: Rule
     ) -> Accepted:
         if laws.greedy:
             return verify_greedy(logits, draft, tree)
-        siblings = tree.children.shape[1]
-        purposes = [*(ACCEPT + rank for rank in range(siblings)), BONUS]
+        purposes = [*(ACCEPT + rank for rank in range(tree.siblings)), BONUS]
         seeds = [r.seed for r in requests]
         levels = [
             uniforms(seeds, [len(r.tokens) + depth for r in requests], purposes)[:, :, 0]
@@ -186,17 +205,31 @@ class Runner:
         ]
         return verify_sampled(logits, laws, draft, tree, torch.stack(levels, dim=1), rule)
 
-    def _allowed(self, requests: list[Request], tree: Tree, draft: Draft) -> Bool[Tensor, "B N V"] | None:
+    def _penalised(self, requests: list[Request], logits: Tensor, draft: Draft, tree: Tree | TreeBatch) -> Tensor:
+        """The logits with what each request takes off for tokens that stand before a node."""
+        if not any(r.params.penalised for r in requests):
+            return logits
+        rows = list(logits.float().unbind())
+        for b, request in enumerate(requests):
+            if request.params.penalised:
+                mask = tree.mask[b, 0] if isinstance(tree, TreeBatch) else tree.mask
+                rows[b] = penalise(
+                    rows[b], request.params, request.tokens, request.prompt_length, draft.tokens[b], mask
+                )
+        return torch.stack(rows)
+
+    def _allowed(self, requests: list[Request], tree: Tree | TreeBatch, draft: Draft) -> Bool[Tensor, "B N V"] | None:
         """What the requests' grammars allow after every node; None when there are none."""
         if all(r.grammar is None for r in requests):
             return None
         allowed = torch.ones(len(requests), tree.nodes + 1, self.model.config.vocabulary, dtype=torch.bool)
         for b, request in enumerate(requests):
             if request.grammar is not None:
-                allowed[b] = request.grammar.allowed(tree, draft.tokens[b])
+                own = tree.one(b) if isinstance(tree, TreeBatch) else tree
+                allowed[b] = request.grammar.allowed(own, draft.tokens[b])
         return allowed
 
-    def _count(self, requests: list[Request], draft: Draft, paths: list[list[int]], tree: Tree) -> None:
+    def _count(self, requests: list[Request], draft: Draft, paths: list[list[int]], tree: Tree | TreeBatch) -> None:
         guesses = (draft.tokens >= 0).sum(-1).tolist()
         for request, path, guessed in zip(requests, paths, guesses):
             stats = request.stats
@@ -247,3 +280,13 @@ def _table(request: Request) -> PageTable:
 def _state(request: Request) -> DraftState:
     assert request.draft is not None, "a request without a drafter's state"
     return request.draft
+
+
+def _network(drafter: Drafter) -> TreeDrafter:
+    """The trained drafter, alone or beside look-up."""
+    own = drafter.drafter if isinstance(drafter, HybridDrafter) else drafter
+    if not isinstance(own, TreeDrafter):
+        raise UsageError(
+            'a dynamic tree grows by a trained drafter\'s confidence; this one has none. Give tree="auto".'
+        )
+    return own

@@ -1,6 +1,6 @@
 """The law of the next token, in the one order that plain decoding and speculation share, and the randomness behind it.
 
-    grammar mask -> temperature -> top-k -> top-p            (the order of transformers' generate)
+    penalties -> grammar mask -> temperature -> top-k -> top-p           (the order of transformers' generate and of vLLM)
 
     probabilities = token_laws(logits, Laws.of([SamplingParams(temperature=0.7, top_p=0.9)]))
     u = uniforms(seeds, positions, purposes)                 (B, purposes), in (0, 1)
@@ -34,6 +34,7 @@ class SamplingParams:
 
     `stop` ends the answer at the first of these texts (which is left out); `ignore_eos` goes on past the model's end
     tokens; `logprobs` returns the log-probabilities of the model (before temperature) of the token and this many others.
+    The penalties are those of language/penalties.py; they count for temperature 0 too.
     """
 
     temperature: float = 0.0
@@ -45,6 +46,9 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     grammar: Any = None  # a Grammar of language/grammar.py
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         require(0 <= self.temperature < 100, "temperature", self.temperature, "a number from 0 to below 100")
@@ -53,7 +57,14 @@ class SamplingParams:
         require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "a whole number >= 1")
         require(len(self.stop) <= 16 and all(self.stop), "stop", self.stop, "at most 16 texts, none empty")
         require(self.seed is None or 0 <= self.seed < 1 << 63, "seed", self.seed, "a whole number from 0 to 2^63 - 1")
+        require(0 < self.repetition_penalty <= 10, "repetition_penalty", self.repetition_penalty, "above 0, at most 10")
+        require(-2 <= self.frequency_penalty <= 2, "frequency_penalty", self.frequency_penalty, "-2 to 2")
+        require(-2 <= self.presence_penalty <= 2, "presence_penalty", self.presence_penalty, "-2 to 2")
         require(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", self.logprobs, "0 to 20")
+
+    @property
+    def penalised(self) -> bool:
+        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from tenfold.language.draft import Drafter, Rule
 from tenfold.language.drafter import EagleDrafter
 from tenfold.language.drafter_weights import check_target
 from tenfold.language.drafting import TreeDrafter
+from tenfold.language.dynamic import DynamicTree
 from tenfold.language.ngram import HybridDrafter, HybridTree, NgramDrafter
 from tenfold.language.prepare import Target, pack_linears
 from tenfold.language.tree import Tree
@@ -57,25 +58,33 @@ HYBRIDS = (
 )
 LOOKED_UP = (LOOK_UP, Tree.chain(3), Tree.chain(1))
 
-Planner = Callable[[int, bool], tuple[Tree, Rule]]
+Shape = Tree | DynamicTree
+Planner = Callable[[int, bool], tuple[Shape, Rule]]
 
 
 @dataclass(frozen=True)
 class Speculation:
-    """tree: the shape of every draft, or "auto". rule: how siblings are chosen when something is sampled; "auto" is C for a
-    drafter with a law of its own. planner: (batch, sampled) -> tree and rule, for a table measured on this machine."""
+    """tree: the shape of every draft, "auto", or "dynamic" (language/dynamic.py). rule: how siblings are chosen when something
+    is sampled; "auto" is C for a drafter with a law of its own. planner: (batch, sampled) -> tree and rule, for a table
+    measured on this machine."""
 
-    tree: Tree | Literal["auto"] = "auto"
+    tree: Shape | Literal["auto", "dynamic"] = "auto"
     rule: Rule | Literal["auto"] = "auto"
     planner: Planner | None = None
 
-    def plan(self, batch: int, sampled: bool, drafter: Drafter | None) -> tuple[Tree, Rule]:
+    def plan(self, batch: int, sampled: bool, drafter: Drafter | None) -> tuple[Shape, Rule]:
         """What the next step does."""
         if drafter is None:
             return NONE, "A"
         if self.planner is not None:
             return self.planner(batch, sampled)
         trained = drafter.features != "none"
+        if self.tree == "dynamic" or isinstance(self.tree, DynamicTree):
+            if not trained:
+                raise UsageError(
+                    "a dynamic tree grows by a trained drafter's confidence; look-up has none. Allowed: auto."
+                )
+            return (self.tree if isinstance(self.tree, DynamicTree) else DynamicTree()), "A"
         tree = self.tree if isinstance(self.tree, Tree) else auto_tree(batch, drafter)
         if not sampled or not trained:
             return tree, "A"

@@ -155,6 +155,15 @@ class Tree:
             table[parent, self.rank[node]] = node
         return table
 
+    @property
+    def siblings(self) -> int:
+        """Children of the node that has the most; at least 1."""
+        return self.children.shape[1]
+
+    def children_of(self, node: Int[Tensor, " B"]) -> Int[Tensor, "B R"]:
+        """Rows of `children`, one for each request."""
+        return self.children[node]
+
     @cached_property
     def next_token(self) -> Int[Tensor, " N"]:
         """First child of every node, -1 for none (the form that grammars walk)."""

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenfold.language.draft import Draft, Rule
+from tenfold.language.dynamic import TreeBatch
 from tenfold.language.passes import first_largest
 from tenfold.language.sampling import Laws, draw, token_laws
 from tenfold.language.tree import Tree
@@ -39,10 +40,12 @@ class Accepted:
     bonus: Int[Tensor, " B"]
 
 
-def verify_greedy(logits: Float[Tensor, "B N V"], draft: Draft, tree: Tree) -> Accepted:
+def verify_greedy(logits: Float[Tensor, "B N V"], draft: Draft, tree: Tree | TreeBatch) -> Accepted:
     """The longest path on which every node is the argmax (the first of equals) behind its parent. Siblings may hold the
     same token, one drafted and one looked up (language/ngram.py): both are followed."""
     best = first_largest(logits)
+    if isinstance(tree, TreeBatch):
+        return _greedy_batch(best, draft, tree)
     hit = F.pad(draft.tokens == best[:, torch.tensor(tree.parents)[1:]], (1, 0), value=True)
     missed = (~hit).float() @ tree.mask.t().to(
         hit.device, torch.float32
@@ -52,11 +55,23 @@ def verify_greedy(logits: Float[Tensor, "B N V"], draft: Draft, tree: Tree) -> A
     return Accepted(tree.ancestors.to(hit.device)[node], depth[node], best[torch.arange(len(best)), node])
 
 
+def _greedy_batch(best: Int[Tensor, "B N"], draft: Draft, trees: TreeBatch) -> Accepted:
+    hit = F.pad(draft.tokens == best.gather(1, trees.parents[:, 1:]), (1, 0), value=True)
+    stands = (hit[:, None, :] | ~trees.mask[:, 0]).all(-1)  # all ancestors are hits
+    node = torch.where(stands, trees.depth, -1).argmax(-1)
+    rows = torch.arange(len(best))
+    length = trees.depth[rows, node]
+    upwards = trees.ancestors[:, rows, node].t()  # from the node to the root
+    place = length[:, None] - torch.arange(upwards.shape[1])
+    path = torch.where(place >= 0, upwards.gather(1, place.clamp_min(0)), -1)
+    return Accepted(path, length, best[rows, node])
+
+
 def verify_sampled(
     logits: Float[Tensor, "B N V"],
     laws: Laws,
     draft: Draft,
-    tree: Tree,
+    tree: Tree | TreeBatch,
     uniforms: Float[Tensor, "B K R1"],
     rule: Rule,
 ) -> Accepted:
@@ -72,7 +87,7 @@ def verify_sampled(
     for depth in range(tree.height + 1):
         p = token_laws(logits[batch, node], laws)
         r, q = p, _proposal(draft, tree, node, p)
-        children, accepted = tree.children[node], torch.full_like(node, -1)
+        children, accepted = tree.children_of(node), torch.full_like(node, -1)
         for rank in range(children.shape[1]):
             child = children[:, rank]
             guess = (
@@ -106,9 +121,9 @@ def verify_sampled(
     return Accepted(path, length, bonus)
 
 
-def _proposal(draft: Draft, tree: Tree, node: Tensor, like: Tensor) -> Tensor:
+def _proposal(draft: Draft, tree: Tree | TreeBatch, node: Tensor, like: Tensor) -> Tensor:
     """The law from which the children of `node` were drawn, over the target's vocabulary; zeros for a leaf."""
-    if draft.q is None or not len(tree.inner):
+    if draft.q is None or isinstance(tree, TreeBatch) or not len(tree.inner):
         return torch.zeros_like(like)
     row = tree.inner_row[node]
     q = draft.q[torch.arange(len(node)), row.clamp_min(0)].to(like.dtype) * (row >= 0)[:, None]
