@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: tour test test-all lint bench install oracles clean
+.PHONY: tour test test-all lint bench install oracles peers clean
 
 install: $(STAMP)
 
@@ -37,6 +37,14 @@ oracles: .oracles/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .oracles -r tests/oracles.txt
 	touch $@
 
+# What benchmarks run beside tenfold and start as another process: a whole environment.
+peers: .peers/.installed
+
+.peers/.installed: tests/peers.txt
+	test -x .peers/bin/python || $(PYTHON) -m venv .peers
+	.peers/bin/pip install --quiet --disable-pip-version-check -r tests/peers.txt
+	touch $@
+
 lint: install
 	$(BIN)/ruff check src tests
 	$(BIN)/ruff format --check src tests
@@ -47,4 +55,4 @@ bench: install
 	$(BIN)/tenfold bench all
 
 clean:
-	rm -rf $(VENV) .oracles build dist
+	rm -rf $(VENV) .oracles .peers build dist

@@ -1,4 +1,4 @@
-"""The commands that belong to no wing: systems, samples, convert, eval, bench, doctor, tour."""
+"""The commands that belong to no wing: systems, samples, convert, bench, doctor, tour."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ BENCHES.add("dedup", "tenfold.bench.dedup:run", "exact nearest neighbours beside
 BENCHES.add("pretrain", "tenfold.bench.pretrain:run", "pretraining step beside a bare loop and its matrix products")
 BENCHES.add("vit", "tenfold.bench.vit:run", "ViT-S/16 forward beside transformers")
 BENCHES.add("speculative", "tenfold.bench.speculative:run", "SmolLM2 with and without a drafter beside transformers")
+BENCHES.add(
+    "speculative-trees", "tenfold.bench.speculative_trees:run", "what the tree search predicts beside what is measured"
+)
+BENCHES.add(
+    "speculative-batches", "tenfold.bench.speculative_batches:run", "default trees beside plain decoding, batch 1 to 64"
+)
 BENCHES.add("memory", "tenfold.bench.memory:run", "the table of a memory layer beside embedding_bag and dense AdamW")
 BENCHES.add(
     "memory-recall", "tenfold.bench.memory_recall:run", "facts recalled with memory layers and without, equal MACs"
@@ -30,24 +36,6 @@ BENCHES.add(
 BENCHES.add(
     "ffn-quality", "tenfold.bench.ffn_quality:run", "Squared-ReLU and 2:4 sparsity beside SwiGLU, equal parameters"
 )
-
-EVALUATIONS = Registry("evaluation")
-EVALUATIONS.add("text", "tenfold.language.text_eval:text", "loss of a language model in nats per byte")
-EVALUATIONS.add("blimp", "tenfold.language.text_eval:blimp", "grammatical minimal pairs")
-EVALUATIONS.add("nq", "tenfold.language.text_eval:nq", "exact match on open questions")
-EVALUATIONS.add("knn", "tenfold.vision.evaluate:knn", "weighted k-NN on labelled images")
-EVALUATIONS.add("linear", "tenfold.vision.evaluate:linear", "linear probe on labelled images")
-EVALUATIONS.add("attentive", "tenfold.vision.evaluate:attentive", "attentive probe on labelled images")
-EVALUATIONS.add("retrieval", "tenfold.vision.evaluate:retrieval", "mean average precision among labelled images")
-EVALUATIONS.add("segmentation", "tenfold.vision.evaluate_dense:segmentation", "linear probe for a class of every pixel")
-EVALUATIONS.add("depth", "tenfold.vision.evaluate_dense:depth", "linear probe for a depth of every pixel")
-EVALUATIONS.add("discovery", "tenfold.vision.evaluate_dense:discovery", "the object that features find unasked")
-EVALUATIONS.add("tracking", "tenfold.vision.evaluate_dense:tracking", "labels carried through a clip")
-EVALUATIONS.add("zeroshot", "tenfold.vision.evaluate_text:zeroshot", "classes by sentences, without a labelled image")
-EVALUATIONS.add("speculative", "tenfold.language.evaluate:speculative", "tokens per call of a drafter, beside look-up")
-EVALUATIONS.add("matching", "tenfold.vision.evaluate_dense:match_stereo", "matches on the sample stereo pair")
-EVALUATIONS.add("facts", "tenfold.language.memory_commands:facts", "recall of the generated facts of a run")
-EVALUATIONS.add("factbook", "tenfold.language.memory_commands:factbook", "recall of real facts, beside guessing")
 
 
 @dataclass(frozen=True)
@@ -131,47 +119,6 @@ def convert(options: Convert) -> None:
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Scores weights on a task; the floor (raw pixels, the untrained network, ...) is printed beside every number.
-
-    $ tenfold eval knn runs/dinov3-mini --train train.parquet --val val.parquet          also linear, attentive, retrieval
-    $ tenfold eval segmentation W --train camvid_train.parquet --val camvid_val.parquet  also depth
-    $ tenfold eval tracking W --val clip.parquet --train other_clips.parquet --frames 10
-    $ tenfold eval matching W                                                            the sample stereo pair
-    $ tenfold eval facts runs/lm-memory-plus                                             also factbook [--val FACTS.parquet]
-    $ tenfold eval speculative DRAFTER --val prompts.jsonl --target smollm2-135m-instruct
-    $ tenfold eval text RUN --val FILE                                                   a language model; also blimp, nq
-
-    knn, linear, attentive, retrieval take labelled images (parquet, tar, or one subfolder per class). segmentation and
-    tracking take images with masks: parquet columns image, mask, name, or a folder of images/ and masks/; depth the same
-    with depth (.npy, metres). tracking chooses its temperature on --train where it is given.
-    """
-
-    task: tyro.conf.Positional[str]  # knn | linear | zeroshot | segmentation | tracking | speculative | ...
-    weights: tyro.conf.Positional[Path]  # any weights that tenfold.load reads, or a run folder
-    train: Path | None = None  # training data of the task, see above
-    val: Path | None = None  # what is scored, with the same classes
-    limit: int | None = None  # use only the first rows of each set
-    size: int | None = None  # side in pixels of classified images; the weights' own by default
-    stride: int | None = None  # pixels between dense features (default: one patch; tracking and matching 8)
-    frames: int = 10  # tracking: frames of a clip, the first of which is labelled
-    backbone: Path | None = None  # zeroshot: the backbone of a dino.txt file, which comes without
-    descriptions: Path | None = None  # zeroshot: JSON from class names to lists of descriptions
-    target: str = "smollm2-135m-instruct"  # speculative: the model that is guessed for
-    epochs: int | None = None  # passes over the training set: segmentation and depth 60, attentive 20 by default
-    json: bool = False  # print as JSON
-
-
-def evaluate(options: Evaluate) -> None:
-    result = EVALUATIONS.load(options.task)(options)
-    if options.json:
-        print(json.dumps(result, indent=2))
-        return
-    for name, value in result.items():
-        print(f"{name:<44} {value:8.2f}" if isinstance(value, float) else f"{name:<44} {value}")
-
-
-@dataclass(frozen=True)
 class Bench:
     """Measures both sides of a comparison in one run and prints the ratio, medians with spread, and the limit.
 
@@ -179,6 +126,7 @@ class Bench:
     """
 
     name: tyro.conf.Positional[str] = "all"  # trainer | ffn | ffn-quality | memory | vit | ... | all
+    peers: str = ""  # speculative: hf,prompt-lookup,openvino (default: all that are installed)
     save: Path | None = None  # folder of benchmark pages
     json: bool = False  # print as JSON
 
@@ -191,7 +139,8 @@ def bench(options: Bench) -> None:
         BENCHES.entry(name)
     for name in names:
         print(f"measuring {name} ...", file=sys.stderr)
-        result = BENCHES.load(name)()
+        peers = tuple(options.peers.split(",")) if options.peers else ()
+        result = BENCHES.load(name)(peers=peers) if name == "speculative" and peers else BENCHES.load(name)()
         print(json.dumps(result, indent=2) if options.json else present(name, result))
         if options.save:
             print(f"added to {save(options.save, name, result)}", file=sys.stderr)

@@ -121,11 +121,14 @@ def _check_places(places: dict[str, tuple[Any, bool]], words: list[str], prog: s
 
 def _check_required(kind: type, values: dict[str, Any], prog: str) -> None:
     flags = flags_of(kind)
+    missing = []
     for described in dataclasses.fields(kind):
         name = described.name.replace("_", "-")
         needed = described.default is described.default_factory is dataclasses.MISSING
         if needed and name in flags and name not in values:
-            raise UsageError(f"{prog} lacks --{name}: {spell(flags[name])}. {prog} --help explains each.")
+            missing.append(f"--{name} ({spell(flags[name])})")
+    if missing:
+        raise UsageError(f"{prog} lacks {' and '.join(missing)}. {prog} --help explains each.")
 
 
 def _arity(hint: Any) -> int | None:

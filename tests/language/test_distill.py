@@ -17,7 +17,7 @@ from tenfold.engine.trainer import Trainer
 from tenfold.errors import DataError, UsageError
 from tenfold.language.answer_rounds import AnswerConfig, AnswerRounds, AnswerStream
 from tenfold.language.answer_writing import write
-from tenfold.language.answers import collate, read_answers, repeats_itself, write_answers
+from tenfold.language.answers import Answer, collate, read_answers, repeats_itself, write_answers
 from tenfold.language.distill import Distillation, DistillConfig, DrafterShape, go_on_from, warm_start
 from tenfold.language.draft_losses import distillation_loss
 from tenfold.language.draft_vocabulary import choose, coverage, expected_counts, membership
@@ -57,6 +57,26 @@ def test_run_resumes_with_the_same_bits_and_delivers_a_drafter(tmp_path: Path) -
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
+def test_validation_scores_answers_as_they_are_stored(tmp_path: Path) -> None:
+    """Features are kept in bf16, the drafter trains in fp32."""
+    g = torch.Generator().manual_seed(0)
+    answers = [
+        Answer(
+            torch.randint(64, (20,), generator=g),
+            4,
+            torch.randn(20, 64, generator=g),
+            torch.zeros(20, dtype=torch.int32),
+        )
+        for _ in range(8)
+    ]
+    write_answers(tmp_path / "answers.safetensors", answers, {})
+    smoke = eagle3_smoke()
+    task = dataclasses.replace(smoke, answers=dataclasses.replace(smoke.answers, stored=tmp_path)).make_task()
+    scores = task.validate(task.build().eval())
+    assert scores.keys() == {"tpc_chain4_held_back"}
+    assert 1 <= scores["tpc_chain4_held_back"] < 2  # random guesses among 64 tokens
+
+
 @pytest.mark.parametrize("method", ["eagle3", "eagle1"])
 def test_training_makes_the_guesses_better(method: str) -> None:
     target = tiny_target()
@@ -88,12 +108,12 @@ def test_positions_that_the_loss_counts() -> None:
     beyond = {k: v.clone() for k, v in batch.items()}
     for b, answer in enumerate(answers):  # what no counted position may depend on
         beyond["features"][b, len(answer.tokens) - 1 :] += 9.0
-        beyond["argmax"][b, : answer.prompt] = 0
+        beyond["argmax"][b, : answer.prompt - 1] = 0
         beyond["argmax"][b, len(answer.tokens) - 1 :] = 0
     assert torch.equal(model(beyond)["loss"], whole["loss"])
     inside = membership(drafter.ids, 96)
     counted = [
-        sum(bool(inside[int(a.argmax[i])]) for i in range(a.prompt, len(a.tokens) - 1)) for a in answers
+        sum(bool(inside[int(a.argmax[i])]) for i in range(a.prompt - 1, len(a.tokens) - 1)) for a in answers
     ]  # fmt: skip
     by_hand = []
     with torch.no_grad():
@@ -104,7 +124,7 @@ def test_positions_that_the_loss_counts() -> None:
                 drafter.fuse(features[:, :-1]),
                 torch.arange(len(answer.tokens) - 1),
             )
-            for i in range(answer.prompt - 1, len(answer.tokens) - 2):
+            for i in range(answer.prompt - 2, len(answer.tokens) - 2):
                 if inside[int(answer.argmax[i + 1])]:
                     law = target.logits(hidden[i + 1])[drafter.ids].softmax(-1)
                     by_hand.append(-(law * logits[0, i].log_softmax(-1)).sum())

@@ -128,7 +128,7 @@ def test_preemption_and_prefix_hits_do_happen_in_such_a_run() -> None:
     assert all(found[str(i)] == alone(model, [*text, i], 20) for i in range(6))
 
 
-@pytest.mark.parametrize("count", [80, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [80, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_no_page_is_lost_over_many_requests_with_aborts(count: int) -> None:
     model, draw = tiny_llama(), random.Random(0)
     engine = make_engine(model, "ngram", max_batch=6, cache_tokens=160, chunk=9)

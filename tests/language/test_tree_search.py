@@ -70,8 +70,8 @@ def test_replay_equals_walking_by_hand() -> None:
     tree = Tree.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]])
     for answer, table in zip(answers, ranks):
         lengths = accepted_lengths(tree, table)
-        for s in range(answer.length - 1):
-            text = answer.tokens[: answer.prompt + s + 1]
+        for s in range(answer.length):
+            text = answer.tokens[: answer.prompt + s]
             node, length, hidden = 0, 0, drafter.fuse(answer.features[None, : len(text) - 1, :96])
             rest = answer.tokens[len(text) :].tolist()
             while True:
@@ -97,7 +97,7 @@ def test_walk_counts_every_token_once() -> None:
 def replayed() -> Replayed:
     target = tiny_target()
     answers = tiny_answers(target, 3, length=40)
-    ranks = [drawn_ranks(TABLE, a.length, seed) for seed, a in enumerate(answers)]
+    ranks = [drawn_ranks(TABLE, a.length + 1, seed) for seed, a in enumerate(answers)]
     return Replayed(answers, ranks, [look_up_lengths(a, 4) for a in answers])
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tenfold.nn.bag import bag, bag_backward, coalesced, row_dots
+from tenfold.nn.bag import bag, bag_backward, coalesced, nonzero_bag, row_dots
 
 
 class Densified(torch.autograd.Function):
@@ -132,3 +132,24 @@ def test_reduced_types_sum_in_fp32() -> None:
     assert bag(table, index, weight).tolist() == [[1000.0] * 4]  # summed in bf16 it would stop at 256
     (_, rows), _ = bag_backward(table, index.T.contiguous(), weight.T.contiguous(), table.expand(1000, 4).contiguous())
     assert rows.tolist() == [[1000.0] * 4]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 40, 300), (5, 7, 1), (3, 64, 33), (0, 8, 4), (2, 1, 64)])
+def test_rows_of_weight_zero_are_not_read(compiled: bool, dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
+    t, k, d = shape
+    generator = torch.Generator().manual_seed(k)
+    table, weight = torch.randn(k, d, generator=generator), torch.randn(t, k, generator=generator)
+    weight[torch.rand(t, k, generator=generator) < 0.7] = -0.0  # zero too
+    table, weight = table.to(dtype), weight.to(dtype)
+    ours = nonzero_bag(table, weight, compiled)
+    assert (ours.dtype, ours.shape) == (dtype, (t, d))
+    rounding = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(ours.double(), weight.double() @ table.double(), rtol=rounding, atol=rounding)
+    for token in range(t):  # alone, and with every other row spoilt, a token's bits are the same
+        spoilt = table.where((weight[token] != 0)[:, None], float("nan"))
+        assert nonzero_bag(spoilt, weight[token : token + 1], compiled).equal(ours[token : token + 1])
+    if t:
+        weight[0, 0] = float("nan")
+        assert nonzero_bag(table, weight, compiled)[0].isnan().all()  # a NaN is not zero

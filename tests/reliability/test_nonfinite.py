@@ -30,10 +30,12 @@ def test_nothing_moves_after_a_number_that_is_not_finite(byte_lm: ByteLm, tmp_pa
     assert summary["gradients"] or summary["losses"]["loss"] != summary["losses"]["loss"]
 
 
-@pytest.mark.parametrize("poison", ["loss", "gradient", "sample"])
-def test_the_capture_shows_the_same_numbers_again(byte_lm: ByteLm, tmp_path: Path, poison: str) -> None:
+@pytest.mark.parametrize(
+    ("poison", "precision"), [("loss", "fp32"), ("gradient", "fp32"), ("gradient", "bf16"), ("sample", "fp32")]
+)
+def test_the_capture_shows_the_same_numbers_again(byte_lm: ByteLm, tmp_path: Path, poison: str, precision: str) -> None:
     run = tmp_path / "run"
-    byte_lm.run(run, "--poison", poison, code=5)
+    byte_lm.run(run, "--poison", poison, "--trainer.precision", precision, code=5)
     words = [sys.executable, str(PROGRAMS / "byte_lm.py"), "train", "--replay", str(run / "nonfinite-step-3")]
     again = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     first = json.loads((run / "nonfinite-step-3/summary.json").read_text())

@@ -88,4 +88,4 @@ def test_the_command_prints_the_weights_and_every_floor(
         assert 0 <= scores[f"mask IoU, {name}"] <= 100
     assert scores["mask IoU, these weights"] == scores["mask IoU, untrained"]  # they are: same seed, no training
     assert main(["eval", "discovery", str(tmp_path / "mini.safetensors")]) == 2
-    assert "0 for background" in capsys.readouterr().err
+    assert "lacks --val" in capsys.readouterr().err

@@ -96,10 +96,12 @@ def test_track_writes_every_frame_and_the_floors(
         (["vision", "track", "{w}", "{clip}", "--frames", "90"], 3, "the file has 8 frames"),
         (["vision", "pca", "{w}", "{empty}"], 3, "no images in"),
         (["vision", "match", "{w}", "{clip}", "{clip}"], 3, "not an image"),
-        (["eval", "segmentation", "{w}", "--val", "{clip}"], 2, "lacks --train: images with masks"),
-        (["eval", "knn", "{w}"], 2, "lacks --train and --val: labelled images"),
+        (["eval", "segmentation", "{w}", "--val", "{clip}"], 2, "lacks --train (a path)"),
+        (["eval", "knn", "{w}"], 2, "lacks --train (a path) and --val (a path)"),
         (["eval", "depth", "{w}", "--train", "{clip}", "--val", "{clip}"], 3, "no column depth"),
         (["eval", "traking", "{w}"], 2, "Did you mean 'tracking'"),
+        (["eval", "matching", "{w}", "--size", "64"], 2, "unknown flag --size"),
+        (["eval", "--train", "{clip}", "knn"], 2, "--train comes before the task"),
     ],
 )
 def test_a_mistake_says_what_is_needed(

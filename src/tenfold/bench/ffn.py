@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from tenfold.bench.ffn_quality import FOLDER
 from tenfold.bench.table import interleave, ratio
-from tenfold.nn.ffn import SquaredReLUFFN, gather
-from tenfold.nn.native import library
+from tenfold.nn.bag import nonzero_bag
+from tenfold.nn.ffn import SquaredReLUFFN, neuron_major
+from tenfold.nn.native import large_pages, library
 from tenfold.nn.sparse24 import backends
 
 DIM, HIDDEN, LAYERS = 2048, 8192, 24
@@ -40,7 +41,7 @@ def run() -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             rows = [row for dtype in (torch.bfloat16, torch.float32) for row in _both(dtype)]
     finally:
         torch.set_num_threads(threads)
@@ -61,7 +62,7 @@ def run() -> dict[str, Any]:
 def _both(dtype: torch.dtype) -> list[dict[str, Any]]:
     layers = LAYERS if dtype == torch.bfloat16 else LAYERS // 2  # the same bytes
     ups, downs = _weights(HIDDEN, DIM, dtype, layers), _weights(DIM, HIDDEN, dtype, layers)
-    stored = [down.t().contiguous() for down in downs]
+    stored = [neuron_major(down) for down in downs]
     rows = [row for share in SHARES for row in _down(share, downs, stored)]
     rows += _whole("0.90", 0.90, ups, downs, stored)
     trained = _trained_zeros()
@@ -72,7 +73,8 @@ def _both(dtype: torch.dtype) -> list[dict[str, Any]]:
 
 def _weights(rows: int, cols: int, dtype: torch.dtype, layers: int) -> list[Tensor]:
     first = (torch.randn(rows, cols) * cols**-0.5).to(dtype)
-    return [first.clone() for _ in range(layers)]
+    # On large pages like the rows of ours, so that the peers do not lose by where their weights stand.
+    return [large_pages(torch.empty_like(first)).copy_(first) for _ in range(layers)]
 
 
 def _down(share: float, downs: list[Tensor], stored: list[Tensor]) -> list[dict[str, Any]]:
@@ -84,16 +86,13 @@ def _down(share: float, downs: list[Tensor], stored: list[Tensor]) -> list[dict[
         "torch.mv": lambda i: torch.mv(downs[i], hidden[i]),
         "compiled": lambda i: compiled(downs[i], hidden[i]),
     }
-    ours: dict[str, Callable[[int], object]] = {"gather, torch": lambda i: _pure_torch(hidden[i], stored[i])}
+    ours: dict[str, Callable[[int], object]] = {
+        "gather, torch": lambda i: nonzero_bag(stored[i], hidden[i][None], compiled=False)
+    }
     if library() is not None:
-        ours["gather, C++"] = lambda i: gather(hidden[i][None], stored[i])
+        ours["gather, C++"] = lambda i: nonzero_bag(stored[i], hidden[i][None])
     what = f"down-projection, zeros {share}"
     return _measured(what, peers, ours, len(downs), downs[0].dtype, (1, 1 - share), MARKS[share])
-
-
-def _pure_torch(y2: Tensor, rows: Tensor) -> Tensor:
-    index = y2.nonzero().t()
-    return F.embedding_bag(index, rows, mode="sum", per_sample_weights=y2[index])
 
 
 def _whole(
@@ -132,14 +131,9 @@ def dense_layer(x: Tensor, up: Tensor, bias: Tensor, down: Tensor) -> Tensor:
 
 def _network(up: Tensor, down: Tensor, bias: Tensor) -> SquaredReLUFFN:
     with torch.device("meta"):
-        network = SquaredReLUFFN(DIM, HIDDEN, bias=True)
-    with torch.inference_mode(False):
-        for linear, weight, offset in (
-            (network.up, up, bias),
-            (network.down, down, torch.zeros(DIM, dtype=down.dtype)),
-        ):
-            linear.weight = nn.Parameter(weight.clone() if weight.is_inference() else weight, requires_grad=False)
-            linear.bias = nn.Parameter(offset.clone() if offset.is_inference() else offset, requires_grad=False)
+        network = SquaredReLUFFN(DIM, HIDDEN)
+    network.up.weight, network.up.bias = (nn.Parameter(x, requires_grad=False) for x in (up, bias))
+    network.down.weight = nn.Parameter(down, requires_grad=False)
     return network
 
 
@@ -154,7 +148,8 @@ def _measured(
 ) -> list[dict[str, Any]]:
     sides = {name: _turns(work, layers) for name, work in {**peers, **ours}.items()}
     # Processor time: on a shared machine the wall clock of the longer side has more of its neighbours in it.
-    seconds = interleave(sides, rounds=ROUNDS, clock=thread_time)
+    with torch.inference_mode():
+        seconds = interleave(sides, rounds=ROUNDS, clock=thread_time)
     best = min(peers, key=lambda name: median(seconds[name]))
     rows = []
     for name, times in seconds.items():

@@ -2,7 +2,7 @@
 
     swiglu     gated network, hidden 344
     relu2      Squared-ReLU, hidden 516
-    relu2-24   the same, 2:4 sparse forward and backward after a dense warm-up of 10 %
+    relu2-24   the same, 2:4 sparse forward and backward but for the first tenth and the last sixth of the steps
 
 Byte models of three blocks on the Python standard library, 240 steps; every arm sees the same text in the same order. The
 rate is chosen once for each kind of network among the same three, by the loss at the end with seed 0 (relu2-24 takes

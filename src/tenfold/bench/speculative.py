@@ -1,8 +1,10 @@
-"""`tenfold bench speculative`: SmolLM2 alone, with look-up and with its trained drafter, beside transformers.
+"""`tenfold bench speculative`: SmolLM2 alone, with look-up, with its trained drafter; transformers and OpenVINO GenAI beside.
 
-All sides answer the same prompts greedily, one request at a time, from the same weights, in turns in one process: a side's
-figure is milliseconds a token, and the ratio is taken prompt by prompt. Ours decodes in bf16 where the CPU has units for it;
-transformers in fp32, its own default.
+All sides answer the same prompts greedily, one request at a time, from the same weights file, in turns: a side's figure is
+milliseconds a token, and every ratio is taken prompt by prompt within a round. The processor's time of all threads of the
+side's process is what counts, because other processes on the machine disturb it least; the wall's time stands beside it.
+transformers runs in fp32, its own default for this file, and in bf16; OpenVINO reads the GGUF itself, in a process of its own
+(`make peers`).
 
 Prompts: the first of gsm8k and mt_bench in TENFOLD_TEST_DATA, or six of our own where that is not set.
 """
@@ -12,22 +14,24 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from tenfold.bench.peers import OpenVINO, openvino_missing
 from tenfold.bench.table import ratio
-from tenfold.errors import MissingExtra
+from tenfold.errors import MissingExtra, unknown_name
 from tenfold.export.weights import convert
 from tenfold.language.engine import LLM, locate
 from tenfold.language.sampling import SamplingParams
-from tenfold.language.speculation import Speculation
 from tenfold.language.tokenizer import read_prompts
 
 MODEL, TOKENS, EACH = "smollm2-135m-instruct", 96, 4
+PEERS = ("hf", "prompt-lookup", "openvino")
 OWN = {
     "sums": [
         "A baker makes 12 loaves an hour for 5 hours and sells 41 of them. How many are left?",
@@ -42,63 +46,139 @@ OWN = {
 }
 
 
-def run(rounds: int = 5) -> dict[str, Any]:
-    """Milliseconds a token and tokens per call of every side, by set of prompts."""
+@dataclass(frozen=True)
+class Answered:
+    """What one answer took: seconds of the processor and of the wall."""
+
+    ids: list[int]
+    cpu: float
+    wall: float
+    tpc: float = float("nan")
+
+
+Side = Callable[[list[int]], Answered]
+
+
+@dataclass
+class Measured:
+    """All answers of one side to one set of prompts, in the same order for every side."""
+
+    answers: list[Answered] = field(default_factory=list)
+
+    def ms(self, clock: str = "cpu") -> list[float]:
+        return [1e3 * getattr(a, clock) / len(a.ids) for a in self.answers]
+
+
+def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH) -> dict[str, Any]:
+    """Milliseconds a token and tokens per call of every side, by set of prompts. peers: of PEERS, or () for all that are
+    here."""
+    for name in peers:
+        if name not in PEERS:
+            raise unknown_name("peer", name, PEERS)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    notes = []
     try:
         llms = {
-            "alone": LLM(MODEL, None),
-            "look-up": LLM(MODEL, "ngram"),
-            "drafter and look-up": LLM(MODEL, "auto", Speculation()),
+            "alone": LLM(MODEL, None, weights="bf16"),
+            "look-up": LLM(MODEL, "ngram", weights="bf16"),
+            "drafter and look-up": LLM(MODEL, "auto", weights="bf16"),
+            "alone, int4": LLM(MODEL, None, weights="int4"),
+            "drafter and look-up, int4": LLM(MODEL, "auto", weights="int4"),
         }
-        sides: dict[str, Callable[[list[int]], tuple[int, float]]] = {name: _ours(llm) for name, llm in llms.items()}
-        sides |= _transformers(llms["alone"])
-        rows = [
-            row for name, prompts in _prompts(llms["alone"]).items() for row in _measure(name, prompts, sides, rounds)
-        ]
+        sides: dict[str, Side] = {name: _ours(llm) for name, llm in llms.items()}
+        sides |= _transformers(llms["alone"], peers or PEERS)
+        if "openvino" in (peers or PEERS):
+            if reason := openvino_missing():
+                notes.append(f"OpenVINO GenAI: not measured, {reason}.")
+            else:
+                sides["OpenVINO GenAI"], version = _openvino(llms["alone"])
+                notes.append(f"OpenVINO GenAI {version}.")
+        prompts = benchmark_prompts(llms["alone"], each)
+        found = {name: measure(some, sides, rounds) for name, some in prompts.items()}
     finally:
         torch.set_num_threads(threads)
     return {
         "title": f"Speculative decoding of {MODEL}, batch 1, greedy",
-        "rows": rows,
+        "rows": [row for name, sides_found in found.items() for row in _rows(name, sides_found)],
         "notes": [
-            f"One thread; {TOKENS} tokens an answer at most; ms a token of whole answers, the prompt's pass included, median "
-            "over prompts and rounds; ratio = alone / side, median (smallest to largest) over prompts and rounds.",
+            f"One thread; {TOKENS} tokens an answer at most; ms of the processor (and of the wall) a token of whole answers, "
+            "the prompt's pass included, median over prompts and rounds; ratios = alone / side and transformers / side by the "
+            "processor's time, median (smallest to largest) over prompts and rounds.",
             *(f"{name}: {note}" for name, llm in llms.items() for note in llm.notes[:2]),
+            *notes,
+            *(mark for name, some in found.items() for mark in marks(name, some)),
         ],
     }
 
 
-def _prompts(llm: LLM) -> dict[str, list[list[int]]]:
+def marks(name: str, found: dict[str, Measured]) -> list[str]:
+    """The comparisons that are asked for, as sentences."""
+    ours = [side for side in found if not side.startswith(("transformers", "OpenVINO"))]
+    best = min(ours, key=lambda side: median(found[side].ms()))
+    alone = min((side for side in ours if side.startswith("alone")), key=lambda side: median(found[side].ms()))
+    wanted = [
+        ("alone", "transformers"),
+        ("drafter and look-up", "alone"),
+        ("drafter and look-up, int4", "alone, int4"),
+        ("drafter and look-up", "transformers"),
+        ("drafter and look-up", "transformers, look-up"),
+        (best, alone),
+        (best, "OpenVINO GenAI"),
+    ]
+    sentences = []
+    for side, peer in wanted:
+        if side in found and peer in found and side != peer:
+            middle, low, high = ratio(found[side].ms(), found[peer].ms())
+            sentences.append(f"{name}: {side} is {middle:.2f} ({low:.2f} to {high:.2f}) times {peer}.")
+    same = {
+        drafted: sum(a.ids == b.ids for a, b in zip(found[drafted].answers, found[plain].answers, strict=True))
+        for drafted, plain in (
+            ("look-up", "alone"),
+            ("drafter and look-up", "alone"),
+            ("drafter and look-up, int4", "alone, int4"),
+        )
+    }
+    total = len(found["alone"].answers)
+    sentences += [f"{name}: {side} wrote {n} of {total} answers like the target alone." for side, n in same.items()]
+    return sentences
+
+
+def benchmark_prompts(llm: LLM, each: int) -> dict[str, list[list[int]]]:
+    """The ids of the first prompts of every set."""
     folder = Path(os.environ.get("TENFOLD_TEST_DATA", "")) / "text" / "prompts"
     texts = OWN
     if folder.is_dir():
-        texts = {name: read_prompts(folder / f"{name}.jsonl")[:EACH] for name in ("gsm8k", "mt_bench")}
+        texts = {name: read_prompts(folder / f"{name}.jsonl")[:each] for name in ("gsm8k", "mt_bench")}
     return {name: [llm.tokenizer.chat([{"role": "user", "content": t}]) for t in some] for name, some in texts.items()}
 
 
-def _ours(llm: LLM) -> Callable[[list[int]], tuple[int, float]]:
-    """(tokens, TPC) of an answer."""
-
-    def answer(prompt: list[int]) -> tuple[int, float]:
+def _ours(llm: LLM) -> Side:
+    def answer(prompt: list[int]) -> Answered:
+        cpu, wall = time.process_time(), time.perf_counter()
         result = llm.generate([prompt], SamplingParams(max_tokens=TOKENS))[0]
-        return len(result.token_ids), result.stats.tokens_per_call
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        return Answered(result.token_ids, cpu, wall, result.stats.tokens_per_call)
 
     return answer
 
 
-def _transformers(llm: LLM) -> dict[str, Callable[[list[int]], tuple[int, float]]]:
+def _transformers(llm: LLM, peers: Sequence[str]) -> dict[str, Side]:
+    if not {"hf", "prompt-lookup"} & set(peers):
+        return {}
     try:
         from transformers import AutoModelForCausalLM
     except ImportError as error:
         raise MissingExtra("transformers", "dev", "it is the peer of this benchmark") from error
     with tempfile.TemporaryDirectory() as folder:
-        model: Any = AutoModelForCausalLM.from_pretrained(convert(locate(MODEL), Path(folder) / "hf", to="hf"))
+        path = convert(locate(MODEL), Path(folder) / "hf", to="hf")
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        half: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
     stops = sorted(llm.tokenizer.stop_ids)
 
-    def answering(**more: Any) -> Callable[[list[int]], tuple[int, float]]:
-        def answer(prompt: list[int]) -> tuple[int, float]:
+    def answering(model: Any, **more: Any) -> Side:
+        def answer(prompt: list[int]) -> Answered:
+            cpu, wall = time.process_time(), time.perf_counter()
             with torch.inference_mode():
                 out = model.generate(
                     torch.tensor([prompt]),
@@ -109,37 +189,58 @@ def _transformers(llm: LLM) -> dict[str, Callable[[list[int]], tuple[int, float]
                     pad_token_id=stops[0],
                     **more,
                 )
-            return out.shape[1] - len(prompt), float("nan")
+            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            return Answered(out[0, len(prompt) :].tolist(), cpu, wall)
 
         return answer
 
-    return {"transformers": answering(), "transformers, look-up": answering(prompt_lookup_num_tokens=6)}
+    sides = {}
+    if "hf" in peers:
+        sides = {"transformers": answering(model), "transformers, bf16": answering(half)}
+    if "prompt-lookup" in peers:
+        sides["transformers, look-up"] = answering(model, prompt_lookup_num_tokens=6)
+    return sides
 
 
-def _measure(
-    name: str, prompts: list[list[int]], sides: dict[str, Callable[[list[int]], tuple[int, float]]], rounds: int
-) -> list[dict[str, Any]]:
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    tokens_per_call: dict[str, list[float]] = {side: [] for side in sides}
-    for turn in range(rounds + 1):
-        for prompt in prompts if turn else prompts[:1]:  # the first turn warms up
+def _openvino(llm: LLM) -> tuple[Side, str]:
+    peer, stops = OpenVINO(locate(MODEL), threads=1), sorted(llm.tokenizer.stop_ids)
+
+    def answer(prompt: list[int]) -> Answered:
+        ids, cpu, wall = peer.answer(prompt, TOKENS, stops)
+        return Answered(ids, cpu, wall)
+
+    return answer, peer.version
+
+
+def measure(prompts: Sequence[list[int]], sides: dict[str, Side], rounds: int) -> dict[str, Measured]:
+    """Every side answers every prompt in every round, in turns; one answer before them is not counted."""
+    found = {side: Measured() for side in sides}
+    for answer in sides.values():
+        answer(prompts[0])
+    for _ in range(rounds):
+        for prompt in prompts:
             for side, answer in sides.items():
-                started = time.perf_counter()
-                tokens, tpc = answer(prompt)
-                if turn:
-                    times[side].append((time.perf_counter() - started) * 1e3 / tokens)
-                    tokens_per_call[side].append(tpc)
+                found[side].answers.append(answer(prompt))
+    return found
+
+
+def _rows(name: str, found: dict[str, Measured]) -> list[dict[str, Any]]:
     rows = []
-    for side, values in times.items():
-        middle, low, high = ratio(values, times["alone"])
-        tpc = median(tokens_per_call[side])
+    for side, measured in found.items():
+        values, row = measured.ms(), {}
+        for word, peer in (("x alone", "alone"), ("x transformers", "transformers")):
+            if peer in found:
+                middle, low, high = ratio(values, found[peer].ms())
+                row[word] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        tpc = median(a.tpc for a in measured.answers)
         rows.append(
             {
                 "prompts": name,
                 "side": side,
                 "ms/token": round(median(values), 2),
                 "min to max": f"{min(values):.1f} to {max(values):.1f}",
-                "ratio": f"{middle:.2f} ({low:.2f} to {high:.2f})",
+                "wall": round(median(measured.ms("wall")), 1),
+                **row,
                 "TPC": "" if tpc != tpc else round(tpc, 2),
             }
         )

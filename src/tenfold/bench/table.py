@@ -59,4 +59,6 @@ def save(folder: Path, name: str, result: dict[str, Any]) -> Path:
     title, _, rest = present(name, result).partition("\n")
     text = f"# tenfold bench {name}\n\n{title}\n\n{stamp}\n{rest}\n"
     write_atomic(path, (text + (f"\n{older}" if older else "")).encode())
+    if "picture" in result:  # an SVG that stands beside the pages of the documentation
+        write_atomic(folder.parent / "pictures" / f"{name}.svg", result["picture"].encode())
     return path

@@ -58,6 +58,7 @@ def capture(
     batches: Sequence[Any],
     losses: Mapping[str, float],
     gradients: Sequence[str],
+    autocast: torch.dtype | None,
 ) -> Path:
     """Writes this rank's part of the capture of step `step`; rank 0 adds `summary.json`. Called on every rank."""
     target = folder / f"nonfinite-step-{step}"
@@ -70,6 +71,8 @@ def capture(
         "task": json.dumps(task.state_dict()),
         "phase": phase.name,
         "world": place.world,
+        "step": step,
+        "bf16": autocast is not None,
     }
     with aside(target / f"rank-{place.rank}.pt") as temporary:
         torch.save(content, temporary)
@@ -80,7 +83,8 @@ def capture(
 
 
 def replay(folder: Path, task: Task, place: Place | None = None) -> dict[str, Any]:
-    """Runs the captured step again, up to the gradients, and returns {"losses": ..., "gradients": [names not finite]}.
+    """Runs the captured step again, in the run's precision and up to what the optimizer would have seen. Returns {"losses":
+    ..., "gradients": [names not finite]}.
 
     `task` is the run's own (the command line builds it from the run's configuration). Runs on as many ranks as the
     capture was made on.
@@ -107,10 +111,12 @@ def replay(folder: Path, task: Task, place: Place | None = None) -> dict[str, An
     set_random_state(content["random"], place)
     totals: dict[str, float] = {}
     for batch in content["batches"]:
-        losses = task.training_step(model, move(batch, place.device), phase)
+        with torch.autocast(place.device.type, torch.bfloat16, enabled=content["bf16"]):
+            losses = task.training_step(model, move(batch, place.device), phase)
         (losses["loss"] / len(content["batches"])).backward()
         for name, value in losses.items():
             totals[name] = totals.get(name, 0.0) + float(value.detach()) / len(content["batches"])
+    task.after_backward(model, phase, content["step"])
     return {"losses": totals, "gradients": nonfinite_gradients(model)}
 
 

@@ -260,7 +260,7 @@ class Trainer:
     def _give_up(self, phase: Phase, random: dict[str, Tensor], parts: list[Any], losses: dict[str, float]) -> None:
         gradients = nonfinite_gradients(self.model)
         target = capture(
-            self.out, self.place, self.model, self.task, phase, self.step, random, parts, losses, gradients
+            self.out, self.place, self.model, self.task, phase, self.step, random, parts, losses, gradients, self.autocast
         )  # fmt: skip
         self.place.barrier()
         raise stopped(target, self.step, losses, gradients)

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -26,11 +26,13 @@ from tenfold.engine.config import from_dict
 from tenfold.errors import UsageError, WeightsError, unknown_name
 from tenfold.export.gguf import GGUFFile
 from tenfold.export.keymap import check_names
-from tenfold.export.reading import Source, open_source
+from tenfold.export.reading import SIDE, Source, open_source
 from tenfold.nn.outline import outline
 from tenfold.registry import Registry
 
-__all__ = ["Family", "Layout", "Weights", "convert", "families", "load", "read", "save_own"]
+__all__ = ["Family", "Layout", "Weights", "config_of", "convert", "families", "load", "read", "save_own"]
+
+C = TypeVar("C")
 
 families = Registry("kind of model")
 families.add("vit", "tenfold.vision.weights:FAMILY", "vision transformers: DINOv2, DINOv3")
@@ -141,6 +143,17 @@ def own_config(path: Path, text: str) -> tuple[Family, Any]:
         return family, from_dict(family.config, values["config"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # a UsageError is a ValueError
         raise WeightsError(f"{path}: its tenfold metadata cannot be used ({error}).") from error
+
+
+def config_of(source: Source, infer: Callable[[], C], what: str) -> C:
+    """The configuration of a foreign layout: from tenfold's side file where there is one, else what `infer` makes of names
+    and shapes."""
+    if OWN_KEY in source.side_metadata:
+        return own_config(source.path / SIDE, source.side_metadata[OWN_KEY])[1]
+    try:
+        return infer()
+    except UsageError as error:  # shapes that no model has
+        raise WeightsError(f"{source.path}: the shapes of its tensors fit no {what} ({error})") from error
 
 
 def _recognised(source: Source) -> tuple[Family, Layout]:

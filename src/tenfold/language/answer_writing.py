@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tenfold.language.answers import Answer
 from tenfold.language.llama import Llama
+from tenfold.language.passes import Passes
 from tenfold.language.sampling import Laws, SamplingParams, token_laws
 from tenfold.nn.pages import PageAllocator, PagedCache, PageTable
 
@@ -58,6 +59,7 @@ def write(
     pages = PageAllocator(min(batch, len(prompts)) * -(-longest // size), size)
     weight = target.embedding.weight
     cache = PagedCache(c.depth, c.kv_heads, c.width, pages.count, size, weight.dtype, weight.device)
+    forward = Passes(target)
     waiting = iter(list(enumerate(zip(prompts, temperatures, strict=True))))
     places: list[_Place] = []
     done: list[tuple[int, Answer]] = []
@@ -67,7 +69,7 @@ def write(
             break
         for group in (fresh, places):
             if group:
-                _advance(target, cache, group, aux_layers, generator, top_p)
+                _advance(forward, cache, group, aux_layers, generator, top_p)
         going: list[_Place] = []
         for place in [*places, *fresh]:
             if place.tokens[-1] in stops or len(place.tokens) - place.prompt >= max_tokens:
@@ -92,7 +94,7 @@ def _open(waiting: Iterator, pages: PageAllocator, free: int, longest: int) -> I
 
 
 def _advance(
-    target: Llama,
+    forward: Passes,
     cache: PagedCache,
     places: list[_Place],
     aux_layers: Sequence[int],
@@ -105,10 +107,10 @@ def _advance(
     counts = [len(place.tokens) - start for place, start in zip(places, starts)]
     tokens = torch.tensor([i for place, start in zip(places, starts) for i in place.tokens[start:]])
     positions = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, counts)])
-    device = target.embedding.weight.device
+    device = cache.keys.device
     step = cache.step([place.table for place in places], starts, counts)
     last = torch.tensor(counts).cumsum(0) - 1
-    out = target(
+    out = forward(
         tokens[None].to(device), positions[None].to(device), step, aux_layers=aux_layers, logit_rows=last.to(device)
     )
     features = out.hidden[0] if out.aux is None else torch.cat([out.aux[0], out.hidden[0]], dim=-1)

@@ -47,6 +47,7 @@ class Generate:
     schema: Path | None = None  # JSON schema that the answer has to follow
     regex: str | None = None  # regular expression that the answer has to follow
     batch: int = 8  # prompts computed together
+    dispatch: Path | None = None  # table of `tenfold language tree`: which tree for which batch
     json: bool = False  # print as JSON, one line per prompt
 
 
@@ -128,9 +129,17 @@ def _open(options: Generate | Chat) -> LLM:
     from tenfold.language.engine import LLM
 
     llm = LLM(options.model, drafter=options.drafter, weights=options.weights, max_batch=options.batch)
+    _dispatch(llm, options.dispatch if isinstance(options, Generate) else None)
     for note in llm.notes:
         print(note, file=sys.stderr)
     return llm
+
+
+def _dispatch(llm: LLM, table: Path | None) -> None:
+    if table is not None:
+        from tenfold.language.tree_search import dispatch
+
+        dispatch(llm, table)
 
 
 def _params(options: Generate | Chat) -> SamplingParams:

@@ -43,7 +43,7 @@ from tenfold.language.drafter_weights import own_tensors, state_of
 from tenfold.language.llama import Llama
 from tenfold.language.replay import accepted_lengths, token_ranks, tokens_per_call
 from tenfold.language.tree import Tree
-from tenfold.language.unroll import rows_of_interest, unroll
+from tenfold.language.unroll import first_rows, rows_of_interest, unroll
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ class Distillation(nn.Module):
         )
         if c.method == "eagle1":
             features = hidden + self._noise(hidden, width)
-        first = batch["prompts"] - 1  # the row whose token is the answer's first: it makes the first guess
-        count = int((batch["lengths"] - batch["prompts"]).max()) - 1
+        first = first_rows(batch["prompts"])
+        count = int((batch["lengths"] - first).max()) - 2
         steps = self.config.levels if c.method == "eagle3" else 1
         states = unroll(self.drafter, self.embed, tokens, features.to(self.embedding.dtype), first, count, steps)
         # Row i at level k guesses t_{i+2+k}, of which the target's row i+1+k has the law: made once for all levels.
@@ -226,10 +226,9 @@ class DrafterTask(Task):
         assert isinstance(inner, Distillation)
         figures = {}
         for name, answers in self.rounds.held_back.items():
-            with torch.autocast(
-                inner.head.device.type, torch.bfloat16, enabled=self.recipe.trainer.precision == "bf16"
-            ):
-                ranks = token_ranks(inner.drafter, inner.embed, answers, depth=4)
+            if not answers:  # a target that only repeats itself leaves nothing to score
+                continue
+            ranks = token_ranks(inner.drafter, inner.embed, answers, depth=4)
             figures[f"tpc_chain4_{name}"] = tokens_per_call([accepted_lengths(Tree.chain(4), r) for r in ranks])
         return figures
 

@@ -18,7 +18,7 @@ After it, the drafter's rows are those of a fresh pass over the emitted text: ro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
@@ -61,12 +61,14 @@ class DraftState:
     table: the request's pages, shared by the target's cache and the drafter's own.
     rows: the drafter's rows that its pages hold; `extend` adds to it. The engine sets it back on preemption.
     carry: whatever the drafter keeps between steps (the last row's hidden state and law).
+    waiting: (token, feature) of rows that were decoded while nothing was drafted; `extend` gets them before the next draft.
     """
 
     tokens: list[int]
     table: PageTable
     rows: int = 0
     carry: Any = None
+    waiting: list[tuple[int, Tensor | None]] = field(default_factory=list)
 
 
 @runtime_checkable

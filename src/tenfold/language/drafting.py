@@ -25,10 +25,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenfold.language.draft import Draft, DraftState, Features, Rule, Uniforms
-from tenfold.language.drafter import Eagle1Drafter, EagleDrafter, default_aux_layers
+from tenfold.language.drafter import Eagle1Drafter, Eagle3Drafter, EagleDrafter, default_aux_layers
 from tenfold.language.llama import Llama, check_aux_layers
 from tenfold.language.tree import Level, Tree
-from tenfold.nn.pages import PagedCache
+from tenfold.nn.formats import TiledLinear
+from tenfold.nn.pages import PagedCache, PagedStep
+from tenfold.nn.stack import LayerParts, Stack
 
 Kind = Literal["A", "B", "C"]
 
@@ -38,6 +40,7 @@ class TreeDrafter:
 
     features: Features
     aux_layers: tuple[int, ...]
+    free_rows = 8  # rows of the target's pass that cost little more than one (language/speculation.py)
 
     def __init__(self, network: EagleDrafter, target: Llama) -> None:
         self.network, self.target = network.eval().requires_grad_(False), target
@@ -53,6 +56,7 @@ class TreeDrafter:
         self.dtype, self.device = weight.dtype, weight.device
         self.embedding = target.embedding if network.embedding is None else network.embedding
         self.cache: PagedCache | None = None
+        self.stack = compiled(network)
 
     def open(self, pages: int, page_size: int) -> PagedCache:
         c = self.network.config
@@ -74,11 +78,9 @@ class TreeDrafter:
         lows = None if window is None else [max(0, start - window + 1) for start in starts]
         step = self.cache.step([state.table for state in states], starts, counts, lows, window)
         positions = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, counts)])
-        fused = self.network.fuse(features.to(self.dtype))
-        state = self.network.advance(self._embed(tokens)[None], fused[None], positions.to(self.device)[None], step)
         last = torch.tensor(counts, device=self.device).cumsum(0) - 1
-        state = state[0, last]
-        logits, feed = self.network.logits(state), self.network.feed(state)
+        fused = self._fuse(features)[None]
+        feed, logits = self.run(self.embed(tokens)[None], fused, positions.to(self.device)[None], step, None, last)
         for b, request in enumerate(states):
             request.carry = (feed[b], logits[b])
             request.rows += counts[b]
@@ -131,13 +133,30 @@ class TreeDrafter:
         step = self.cache.step(tables, starts, [fresh] * len(states), lows)
         parents = following.parents_inner_rows - level.inner_rows[0]
         positions = torch.tensor(rows, device=self.device)[:, None] + (depth - 1)
-        embeds = self._embed(tokens[:, following.inner - 1].clamp_min(0))
-        state = self.network.advance(
-            embeds, hidden[:, parents], positions.expand(-1, fresh), step, following.mask.to(self.device)
-        )
-        return self.network.feed(state), self.network.logits(state).float()
+        embeds = self.embed(tokens[:, following.inner - 1].clamp_min(0))
+        mask, every = following.mask.to(self.device), torch.arange(len(rows) * fresh, device=self.device)
+        feed, logits = self.run(embeds, hidden[:, parents], positions.expand(-1, fresh), step, mask, every)
+        return feed.unflatten(0, (-1, fresh)), logits.float().unflatten(0, (-1, fresh))
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def _fuse(self, features: Float[Tensor, "M F"]) -> Float[Tensor, "M H"]:
+        if self.stack is not None and isinstance(fc := self.network.get_submodule("fc"), TiledLinear):
+            return fc.wide(features)
+        return self.network.fuse(features.to(self.dtype))
+
+    def run(
+        self, embeds: Tensor, hidden: Tensor, positions: Tensor, step: PagedStep, mask: Tensor | None, read: Tensor
+    ) -> tuple[Float[Tensor, "m H"], Float[Tensor, "m W"]]:
+        """What goes on to the next level, and the logits, of the rows `read` of all (B N)."""
+        if self.stack is None:
+            state = self.network.advance(embeds, hidden, positions, step, mask).flatten(0, 1)[read]
+            return self.network.feed(state), self.network.logits(state)
+        rotation = self.network.rope(positions)
+        out = self.stack.run(hidden.flatten(0, 1), rotation, step, mask, side=embeds.flatten(0, 1), read=read)
+        assert out.logits is not None
+        return (out.hidden if self.network.config.norm_output else out.x)[read], out.logits
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The rows of tokens in the embedding that the drafter reads."""
         return self.embedding(tokens.to(self.device)).to(self.dtype)
 
     def _law(self, logits: Float[Tensor, "B m W"], temperatures: Float[Tensor, " B"]) -> Float[Tensor, "B m W"]:
@@ -174,3 +193,16 @@ class TreeDrafter:
                 drawn = torch.nn.functional.pad(drawn, (0, level.width - width), value=-1)
         greedy = (temperatures.to(self.device) == 0)[:, None, None]
         return torch.where(greedy, best, drawn)
+
+
+def compiled(network: EagleDrafter) -> Stack | None:
+    """An EAGLE-3 network as one call of nn/stack.py, or None where it has no such form."""
+    if not isinstance(network, Eagle3Drafter) or network.fc_norms is not None or network.first.before_residual:
+        return None
+    first = network.first
+    attention, ffn = first.attention, first.ffn
+    maps = LayerParts(
+        first.hidden_norm, attention.qkv, attention.out, first.norm2, ffn.gate_up, ffn.down, first.embed_norm
+    )
+    layers = [maps, *(LayerParts.of(block) for block in network.blocks)]
+    return Stack.of(layers, attention.config, network.norm, network.head)

@@ -5,7 +5,7 @@
 Two measurements. The replay (language/replay.py) takes the target's greedy answers and says for every shape of tree what the
 closed loop accepts. The engine then decodes for real with the trees that it uses, counts, and the texts are compared with
 those of the target alone. Every figure is a TPC: emitted tokens per decoding call, the target's own token counted, the
-prompt's pass and its token not. Small greedy models often repeat themselves and repetition is easy to guess, so the figures
+prompt's pass not. Small greedy models often repeat themselves and repetition is easy to guess, so the figures
 are for answers that do not; those with all answers stand beside them.
 """
 
@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
+import tyro
 from jaxtyping import Int
 from torch import Tensor
 
@@ -40,14 +41,15 @@ TOKENS = 128  # of an answer
 DEPTH = 6  # levels that the replay looks at
 
 
-@runtime_checkable
-class Options(Protocol):
-    """What the command line hands over (see tenfold.commands.Evaluate)."""
+@dataclass(frozen=True)
+class SpeculativeTask:
+    """Tokens per call of a drafter by replay and through the engine, beside look-up; and whether the text stays the same."""
 
-    weights: Path
-    val: Path | None
-    limit: int | None
-    target: str
+    weights: tyro.conf.Positional[Path]  # a drafter that tenfold.load reads, or its run folder
+    val: Path  # a .jsonl file of prompts, or a folder of such files
+    limit: int | None = None  # use only the first prompts of each file
+    target: str = "smollm2-135m-instruct"  # the model that is guessed for
+    json: bool = False  # print as JSON
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ class Replayed:
 
 
 def look_up_lengths(answer: Answer, chain: int, longest: int = LONGEST) -> Int[Tensor, " a"]:
-    """How many looked-up tokens every start of an answer would accept."""
+    """How many looked-up tokens every start of an answer would accept (starts as in `token_ranks`)."""
     tokens, places, lengths = answer.tokens.tolist(), Places(longest), []
-    for root in range(answer.prompt, len(tokens)):
+    for root in range(answer.prompt - 1, len(tokens)):
         found = places.find(tokens[: root + 1], chain)
         true = tokens[root + 1 :]
         length = 0
@@ -130,10 +132,8 @@ def replay(drafter: EagleDrafter, target: Target, answers: list[Answer], depth: 
     return Replayed(answers, ranks, [look_up_lengths(a, depth) for a in answers])
 
 
-def speculative(options: Options) -> dict[str, Any]:
+def speculative(options: SpeculativeTask) -> dict[str, Any]:
     """The verb `tenfold eval speculative`."""
-    if options.val is None:
-        raise UsageError("eval speculative lacks --val: a .jsonl file of prompts, or a folder of such files.")
     files = sorted(options.val.glob("*.jsonl")) if options.val.is_dir() else [options.val]
     if not files:
         raise UsageError(f"--val {options.val}: the folder holds no .jsonl files.")
@@ -190,5 +190,5 @@ def through_engine(llms: Mapping[str, LLM], prompts: Sequence[Sequence[int]]) ->
 
 
 def engine_tpc(results: Sequence[Result]) -> float:
-    """TPC over several answers: the engine decodes the first token too, as the prompt's last token is its first root."""
+    """TPC over several answers, the prompt's pass not counted: its last token is the first root."""
     return sum(r.stats.tokens for r in results) / max(1, sum(r.stats.calls for r in results))

@@ -47,12 +47,15 @@ def feed_forward(config: LlamaConfig) -> tuple[MemoryTable | ExpertTable | None,
 
 
 def initialise_by_width(model: Llama) -> None:
-    """Matrices of deviation (inputs)^-1/2 and an embedding of d^-1/2, as in the released memory-layer code. Llama's 0.02
-    suits widths near 2,500; in a narrow model the embedding then drowns in what a memory layer adds, and every token reads
-    the same slots (docs/LOG.md)."""
-    for module in model.modules():
+    """Matrices of deviation (inputs)^-1/2 and an embedding of d^-1/2, as in the released memory-layer code; those that write
+    to the residual stream smaller by (2 depth)^-1/2, as in GPT-2. Llama's 0.02 suits widths near 2,500; narrow models learn
+    more slowly from it, and in one with memory layers the embedding drowns in what they add, so that every token reads the
+    same slots. Without the factor Squared-ReLU, whose hidden units have four times the variance of SwiGLU's, falls behind it
+    (docs/LOG.md)."""
+    for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            writes = name.endswith((".attention.out", ".down"))
+            nn.init.normal_(module.weight, std=(module.in_features * (2 * model.config.depth if writes else 1)) ** -0.5)
     nn.init.normal_(model.embedding.weight, std=model.config.dim**-0.5)
     for module in model.modules():
         if isinstance(module, MemoryLayer):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,16 +107,26 @@ def token_reads(model: nn.Module, ids: Sequence[int]) -> Float[Tensor, "n k"]:
     return reads
 
 
-@runtime_checkable
-class Options(Protocol):
-    """What `tenfold eval` hands over (see tenfold.commands.Evaluate)."""
+@dataclass(frozen=True)
+class Facts:
+    """Recall of the generated facts that a run was trained on, beside facts that it never saw."""
 
-    weights: Path
-    val: Path | None
-    limit: int | None
+    weights: tyro.conf.Positional[Path]  # the run folder
+    limit: int = 2000  # facts of each kind that are asked for
+    json: bool = False  # print as JSON
 
 
-def facts(options: Options) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Book:
+    """Recall of real facts, beside guessing the most common value of a field."""
+
+    weights: tyro.conf.Positional[Path]  # the run folder
+    val: Path | None = None  # parquet (columns entity, field, text) of the facts; those of the run by default
+    limit: int = 1000  # facts that are asked for
+    json: bool = False  # print as JSON
+
+
+def facts(options: Facts) -> dict[str, Any]:
     """Recall of the generated facts that a run was trained on, in per cent, and of those that it never saw."""
     model, recipe = open_run(options.weights)
     if recipe.facts.kind != "world":
@@ -128,7 +138,7 @@ def facts(options: Options) -> dict[str, Any]:
     assert mixed is not None
     world = mixed.facts
     assert isinstance(world, FactWorld)
-    scores = score_world(model, world, options.limit or 2000)
+    scores = score_world(model, world, options.limit)
     return {
         "recall": scores["recall"],
         "recall of facts never trained (floor)": scores["floor"],
@@ -138,7 +148,7 @@ def facts(options: Options) -> dict[str, Any]:
     }
 
 
-def factbook(options: Options) -> dict[str, Any]:
+def factbook(options: Book) -> dict[str, Any]:
     """Exact match and ranks of real facts: those of the run, or of the parquet in --val."""
     model, recipe = open_run(options.weights)
     book: Any = None
@@ -151,7 +161,7 @@ def factbook(options: Options) -> dict[str, Any]:
         raise UsageError(
             f"{options.weights} was not trained on real facts. Name a parquet with the columns entity, field, text: --val FILE."
         )
-    return score_book(model, book, model.vocabulary.encode, options.limit or 1000)
+    return score_book(model, book, model.vocabulary.encode, options.limit)
 
 
 def open_run(folder: Path) -> tuple[Any, PretrainRecipe]:

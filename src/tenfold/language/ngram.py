@@ -64,6 +64,7 @@ class NgramDrafter:
 
     features: Features = "none"
     aux_layers: tuple[int, ...] = ()
+    free_rows = 8  # rows of the target's pass that cost little more than one (language/speculation.py)
 
     def __init__(self, longest: int = LONGEST) -> None:
         self.longest = longest
@@ -144,6 +145,8 @@ class HybridTree:
 
 class HybridDrafter:
     """A drafter and prompt look-up in one tree. `draft` takes a tree that `add` has made, or one for the drafter alone."""
+
+    free_rows = 8
 
     def __init__(self, drafter: Drafter, lookup: NgramDrafter) -> None:
         self.drafter, self.lookup = drafter, lookup

@@ -103,8 +103,7 @@ class PretrainTask(Task):
 
     def build(self) -> nn.Module:
         model = LanguageModel(self.card()[1])
-        if self.recipe.model.memory_layers:
-            initialise_by_width(model)
+        initialise_by_width(model)
         if self.recipe.model.sparsity == "2:4":
             total = self.recipe.trainer.steps
             self.controller = SparsityController(model, self.recipe.sparsity, total, self._mean_over_ranks)

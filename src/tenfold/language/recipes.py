@@ -45,7 +45,8 @@ def lm_relu2_dense(size: Size = "tiny") -> PretrainRecipe:
 
 
 def lm_relu2_24(size: Size = "tiny") -> PretrainRecipe:
-    """Squared-ReLU with 2:4 activation sparsity after a dense warm-up (arXiv 2503.16672)."""
+    """Squared-ReLU with 2:4 activation sparsity after a dense warm-up (arXiv 2503.16672) and dense again for the last sixth
+    (arXiv 2602.06183): in short runs the sparse weight gradients cost more than those steps do."""
     return _recipe(size, sparsity="2:4")
 
 
@@ -98,5 +99,5 @@ def _recipe(size: Size, **changes: Any) -> PretrainRecipe:
         batch=_BATCH[size],
         length=model.context,
         model=model,
-        sparsity=Sparsity24(warmup_steps=0.1),
+        sparsity=Sparsity24(warmup_steps=0.1, cooldown_steps=1 / 6),
     )

@@ -23,7 +23,7 @@ from torch import Tensor
 from tenfold.language.answers import Answer, collate
 from tenfold.language.drafter import EagleDrafter
 from tenfold.language.tree import Tree
-from tenfold.language.unroll import unroll
+from tenfold.language.unroll import first_rows, unroll
 
 NEVER = 1 << 30  # the rank of a token that cannot be guessed
 
@@ -36,23 +36,27 @@ def token_ranks(
     depth: int,
     batch: int = 8,
 ) -> list[Int[Tensor, "_ k"]]:
-    """For every answer and every place s where a step may start (its root is answer token s), the drafter's rank of the
-    s + 1 + k-th answer token at level k, given that the ones before were accepted."""
+    """For every answer and every place s where a step may start, the drafter's rank of answer token s + k at level k, given
+    that the ones before were accepted. The root of start 0 is the prompt's last token, that of start s answer token s - 1."""
     result: list[Tensor] = []
     for start in range(0, len(answers), batch):
         part = answers[start : start + batch]
         data = collate(part)
         wide = drafter.config.features
         features = data["features"][..., :wide] if drafter.config.method == "eagle3" else data["features"][..., -wide:]
-        count = max(answer.length for answer in part)
-        states = unroll(drafter, embed, data["tokens"], features, data["prompts"] - 1, count, depth)
+        first = first_rows(data["prompts"])
+        count = max(answer.length for answer in part) + 1
+        dtype = drafter.get_parameter("fc.weight").dtype
+        states = unroll(drafter, embed, data["tokens"], features.to(dtype), first, count, depth)
         table = torch.full((len(part), count, depth), NEVER)
         for k, state in enumerate(states):
             for b, answer in enumerate(part):
-                true = answer.tokens[answer.prompt + 1 + k :].long()
+                row = int(first[b])
+                true = answer.tokens[row + 2 + k :].long()
                 if len(true) > 0:
-                    table[b, : len(true), k] = _ranks(drafter, state[b, : len(true)], true)
-        result += [table[b, : answer.length] for b, answer in enumerate(part)]
+                    start = row + 2 - answer.prompt
+                    table[b, start : start + len(true), k] = _ranks(drafter, state[b, : len(true)], true)
+        result += [table[b, : answer.length + 1] for b, answer in enumerate(part)]
     return result
 
 
@@ -86,8 +90,8 @@ def accepted_lengths(tree: Tree, ranks: Int[Tensor, "a k"]) -> Int[Tensor, " a"]
 
 
 def walk(lengths: Int[Tensor, " a"]) -> tuple[int, int]:
-    """(tokens, calls) of one answer of A tokens whose first token the prompt's own pass has emitted: every call emits what
-    it accepts and one token more, up to the answer's end."""
+    """(tokens, calls) of one answer of A - 1 tokens: every call emits what it accepts and one token more, up to the answer's
+    end. The first call's root is the prompt's last token, as in the engine."""
     steps, at, calls, last = lengths.tolist(), 0, 0, len(lengths) - 1
     while at < last:
         at += steps[at] + 1
@@ -96,6 +100,6 @@ def walk(lengths: Int[Tensor, " a"]) -> tuple[int, int]:
 
 
 def tokens_per_call(lengths: Sequence[Int[Tensor, " _"]]) -> float:
-    """TPC over several answers: emitted tokens over the target's calls, the prompt's pass and its token not counted."""
+    """TPC over several answers: emitted tokens over the target's calls, the prompt's pass not counted."""
     pairs = [walk(part) for part in lengths]
     return sum(tokens for tokens, _ in pairs) / max(1, sum(calls for _, calls in pairs))

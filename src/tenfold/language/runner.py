@@ -21,6 +21,7 @@ from torch import Tensor
 from tenfold.language.draft import Draft, Drafter, DraftState, Rule
 from tenfold.language.grammar import lead
 from tenfold.language.llama import Llama, Output
+from tenfold.language.passes import Passes
 from tenfold.language.request import Logprob, Request
 from tenfold.language.sampling import ACCEPT, BONUS, DRAFT, Laws, allow, uniforms
 from tenfold.language.tree import Tree
@@ -38,6 +39,7 @@ class Step:
     emitted: list[list[int]]
     logprobs: list[list[Logprob]]
     features: Float[Tensor, "B N F"] | None
+    drafted: bool
 
 
 class Runner:
@@ -45,6 +47,7 @@ class Runner:
 
     def __init__(self, model: Llama, drafter: Drafter | None, pages: int, page_size: int = 16) -> None:
         self.model, self.drafter = model, drafter
+        self.forward = Passes(model)
         self.pages = PageAllocator(pages, page_size)
         weight, c = model.embedding.weight, model.config
         self.cache = PagedCache(c.depth, c.kv_heads, c.width, pages, page_size, weight.dtype, weight.device)
@@ -72,7 +75,7 @@ class Runner:
         positions = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, counts)])[None]
         store = self.cache.step([_table(r) for r in requests], starts, counts)
         nothing = torch.empty(0, dtype=torch.int64)
-        out = self.model(tokens, positions, store, None, self._aux, nothing)
+        out = self.forward(tokens, positions, store, None, self._aux, nothing)
         features = self._features(out)
         for request, count in parts:
             request.rows += count
@@ -102,7 +105,7 @@ class Runner:
         nodes = torch.cat([roots, draft.tokens.clamp_min(0)], dim=1)
         positions = torch.tensor(starts)[:, None] + tree.depth
         store = self.cache.step([_table(r) for r in requests], starts, [size] * len(requests))
-        out = self.model(nodes, positions, store, tree.mask if size > 1 else None, self._aux)
+        out = self.forward(nodes, positions, store, tree.mask if size > 1 else None, self._aux)
         logits = out.logits
         allowed = self._allowed(requests, tree, draft)
         if allowed is not None:
@@ -116,7 +119,7 @@ class Runner:
             emitted.append([*(row[node] for node in path[1 : length + 1]), bonus])
         self._count(requests, draft, paths, tree)
         logprobs = [self._logprobs(r, out.logits[b], p, e) for b, (r, p, e) in enumerate(zip(requests, paths, emitted))]
-        return Step(requests, starts, paths, emitted, logprobs, self._features(out))
+        return Step(requests, starts, paths, emitted, logprobs, self._features(out), tree.nodes > 0)
 
     @torch.inference_mode()
     def commit(self, step: Step, alive: Sequence[int]) -> None:
@@ -130,11 +133,26 @@ class Runner:
             request.rows += len(path)
         if self.drafter is None:
             return
-        tokens = torch.tensor([t for b in alive for t in step.emitted[b]])
-        features = None
-        if step.features is not None:
-            features = torch.cat([step.features[b, step.paths[b]] for b in alive])
-        self.drafter.extend([_state(r) for r in requests], [len(p) for p in paths], tokens, features)
+        for b, request in zip(alive, requests):
+            rows = step.paths[b]
+            features = [None] * len(rows) if step.features is None else step.features[b, rows].unbind()
+            _state(request).waiting += zip(step.emitted[b], features, strict=True)
+        if step.drafted:  # else it may be long until the next draft: a batch too large to speculate pays nothing for it
+            self._catch_up(requests)
+
+    def _catch_up(self, requests: Sequence[Request]) -> None:
+        """Gives the drafter the rows that it does not have yet."""
+        assert self.drafter is not None
+        states = [state for r in requests if (state := _state(r)).waiting]
+        if not states:
+            return
+        counts = [len(state.waiting) for state in states]
+        rows = [row for state in states for row in state.waiting]
+        features = [feature for _, feature in rows if feature is not None]
+        tokens = torch.tensor([token for token, _ in rows])
+        self.drafter.extend(states, counts, tokens, torch.stack(features) if features else None)
+        for state in states:
+            state.waiting.clear()
 
     def _draft(self, requests: list[Request], tree: Tree, rule: Rule, laws: Laws) -> Draft:
         nothing = Draft(torch.full((len(requests), tree.nodes), -1))
@@ -149,6 +167,7 @@ class Runner:
         def numbers(slots: Sequence[int], width: int) -> Tensor:
             return uniforms(seeds, positions, [DRAFT + slot for slot in slots], width)
 
+        self._catch_up([requests[b] for b in able])
         states = [_state(requests[b]) for b in able]
         draft = self.drafter.draft(states, tree, rule, laws.temperature[able], numbers)
         return draft if len(able) == len(requests) else _spread(draft, able, len(requests))

@@ -38,6 +38,7 @@ class ServeLanguage:
     host: str = "127.0.0.1"
     port: int = 8000  # 0 takes a free one
     batch: int = 8  # requests decoded together
+    dispatch: Path | None = None  # table of `tenfold language tree`: which tree for which batch
     waiting: int = 64  # requests that may wait; more are refused with 429
     cache_tokens: int = 16384  # room for keys and values of all requests together
     drain: float = 8.0  # seconds
@@ -92,6 +93,10 @@ def make_app(options: ServeLanguage, name: str | None = None) -> FastAPI:
         max_batch=options.batch,
         cache_tokens=options.cache_tokens,
     )
+    if options.dispatch is not None:
+        from tenfold.language.tree_search import dispatch
+
+        dispatch(llm, options.dispatch)
     for note in llm.notes:
         print(note, file=sys.stderr)
     if options.role == "prefill":

@@ -1,6 +1,6 @@
 """How a request is speculated on: which drafter, which tree, which rule.
 
-Speculation(tree="auto")                       16 nodes for a trained drafter, a chain of 6 for prompt look-up
+Speculation(tree="auto")                       as many nodes as the target's pass has room for, see `auto_tree`
 Speculation(tree=Tree.chain(4), rule="A")
 choose_drafter("ngram", target)                the drafter and a sentence about it
 """
@@ -23,7 +23,7 @@ from tenfold.language.ngram import HybridDrafter, HybridTree, NgramDrafter
 from tenfold.language.prepare import Target, pack_linears
 from tenfold.language.tree import Tree
 
-# The best trees by `tree_search` for the shipped drafter, on prompts that were held back from its training.
+# The best trees of 16 nodes by `tree_search` for the shipped drafter, on prompts that were held back from its training.
 SIXTEEN = Tree.from_paths(
     [
         *([0], [1], [2], [3], [4], [5], [0, 0], [0, 1], [0, 2], [1, 0], [2, 0]),
@@ -34,6 +34,28 @@ TEN = Tree.from_paths([[0], [1], [2], [3], [4], [0, 0], [0, 1], [1, 0], [0, 0, 0
 TEN_AND_SIX = HybridTree.of(TEN, 6)
 LOOK_UP = Tree.chain(6)
 NONE = Tree.chain(0)
+SHIPPED = Path(__file__).parents[1] / "assets" / "eagle3-smollm2-135m.safetensors"
+
+# Rows that the target's pass takes at little more than the price of one, measured on a processor with AVX512_BF16 and
+# AVX512_VNNI (milliseconds of 1, 4, 8, 17 rows: bf16 16, 16, 17, 28; int8 11, 11, 14, 31; int4 8, 9, 12, 26; fp32 61, 89, 103,
+# 144); a GPU has room for more.
+FREE_ROWS = {"fp32": 8, "bf16": 8, "int8": 8, "int4": 4}
+FREE_ROWS_GPU = 64
+
+# What "auto" drafts, the largest first that fits: all requests' roots and nodes stay within the free rows. Chosen as above.
+DRAFTED = (
+    SIXTEEN,
+    Tree.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]]),
+    Tree.from_paths([[0], [1], [0, 0]]),
+    Tree.chain(1),
+)
+HYBRIDS = (
+    TEN_AND_SIX,
+    HybridTree.of(Tree.from_paths([[0], [1], [0, 0]]), 4),
+    HybridTree.of(Tree.chain(1), 2),
+    Tree.chain(1),
+)
+LOOKED_UP = (LOOK_UP, Tree.chain(3), Tree.chain(1))
 
 Planner = Callable[[int, bool], tuple[Tree, Rule]]
 
@@ -54,9 +76,7 @@ class Speculation:
         if self.planner is not None:
             return self.planner(batch, sampled)
         trained = drafter.features != "none"
-        tree = self.tree if isinstance(self.tree, Tree) else (SIXTEEN if trained else LOOK_UP)
-        if self.tree == "auto" and isinstance(drafter, HybridDrafter):
-            tree = drafter.add(TEN_AND_SIX)
+        tree = self.tree if isinstance(self.tree, Tree) else auto_tree(batch, drafter)
         if not sampled or not trained:
             return tree, "A"
         return tree, ("C" if self.rule == "auto" else self.rule)
@@ -68,9 +88,31 @@ class Speculation:
         return max(self.planner(batch, sampled)[0].nodes for batch in range(1, 65) for sampled in (False, True))
 
 
+def auto_tree(batch: int, drafter: Drafter) -> Tree:
+    """The largest known tree with which a batch stays within the rows that cost little, no tree where none does: so that
+    speculation by default does not make a batch slower."""
+    shapes: tuple[Tree | HybridTree, ...] = DRAFTED if drafter.features != "none" else LOOKED_UP
+    if isinstance(drafter, HybridDrafter):
+        shapes = HYBRIDS
+    rows = getattr(drafter, "free_rows", FREE_ROWS["bf16"])
+    for shape in shapes:
+        tree = shape.tree if isinstance(shape, HybridTree) else shape
+        if batch * (tree.nodes + 1) <= rows:
+            return drafter.add(shape) if isinstance(shape, HybridTree) and isinstance(drafter, HybridDrafter) else tree
+    return NONE
+
+
 def choose_drafter(choice: str | Path | None, target: Target) -> tuple[Drafter | None, str]:
     """The drafter, and a sentence that says which and why. Raises UsageError for an unknown one, WeightsError for one that
     belongs to another target."""
+    drafter, note = _choose(choice, target)
+    if isinstance(drafter, NgramDrafter | TreeDrafter | HybridDrafter):
+        on_gpu = target.model.embedding.weight.device.type != "cpu"
+        drafter.free_rows = FREE_ROWS_GPU if on_gpu else FREE_ROWS[target.form]
+    return drafter, note
+
+
+def _choose(choice: str | Path | None, target: Target) -> tuple[Drafter | None, str]:
     if choice is None or str(choice) == "none":
         return None, "no drafter: the target decodes alone"
     if str(choice) == "ngram":

@@ -16,12 +16,14 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import tyro
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -73,13 +75,43 @@ def open_model(weights: Path) -> LanguageModel:
     return model
 
 
-def text(options: Any) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Text:
+    """Loss of a language model on text, in nats and bits per byte, beside that of the byte frequencies."""
+
+    weights: tyro.conf.Positional[Path]  # a run of tenfold train lm-*
+    val: Path | None = None  # a text file, folder or parquet; held-back documents of the standard library by default
+    limit: int = LIMIT  # tokens that are read
+    json: bool = False  # print as JSON
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Share of minimal pairs whose grammatical sentence is likelier; chance is 50 %."""
+
+    weights: tyro.conf.Positional[Path]  # a run of tenfold train lm-*
+    val: Path  # parquet of pairs: columns good, bad, term
+    limit: int = 2000  # pairs, spread over all phenomena
+    json: bool = False  # print as JSON
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Exact match on open questions, beside always giving the most common answer."""
+
+    weights: tyro.conf.Positional[Path]  # a run of tenfold train lm-*
+    val: Path  # .jsonl(.gz): question, and the answers that count
+    limit: int = 200  # questions, from the first
+    json: bool = False  # print as JSON
+
+
+def text(options: Text) -> dict[str, Any]:
     """`tenfold eval text`: loss on held-back documents of the standard library, or on all of `--val`."""
     model = open_model(options.weights)
     train, held_back = split(read_documents(None))
     documents = held_back if options.val is None else read_documents(options.val)
     vocabulary = model.vocabulary
-    tokens = vocabulary.join(documents)[: (options.limit or LIMIT) + 1]
+    tokens = vocabulary.join(documents)[: options.limit + 1]
     length = model.config.context
     if len(tokens) <= length:
         raise DataError(f"{options.val} has {len(tokens)} tokens; more than the context of {length} are needed.")
@@ -93,11 +125,11 @@ def text(options: Any) -> dict[str, Any]:
     }
 
 
-def blimp(options: Any) -> dict[str, Any]:
+def blimp(options: Pairs) -> dict[str, Any]:
     """`tenfold eval blimp`: share of pairs whose grammatical sentence is likelier, by linguistic term."""
     model = open_model(options.weights)
-    columns, _ = parquet_rows(_needed(options, "blimp"), ["good", "bad", "term"])
-    step = max(1, len(columns["good"]) // (options.limit or 2000))  # spread over all phenomena
+    columns, _ = parquet_rows(options.val, ["good", "bad", "term"])
+    step = max(1, len(columns["good"]) // options.limit)  # spread over all phenomena
     pairs = list(zip(columns["good"], columns["bad"], columns["term"]))[::step]
     right: dict[str, list[float]] = {}
     for good, bad, term in track(pairs, "pairs", len(pairs)):
@@ -119,10 +151,10 @@ def log_likelihoods(model: LanguageModel, sentences: Sequence[str]) -> Float[Ten
     return torch.stack([row[: len(c) - 1].sum() for row, c in zip(each, coded)])
 
 
-def nq(options: Any) -> dict[str, Any]:
+def nq(options: Questions) -> dict[str, Any]:
     """`tenfold eval nq`: greedy answers to open questions, exact match after SQuAD's normalisation."""
     model = open_model(options.weights)
-    questions = read_questions(_needed(options, "nq"))[: options.limit or 200]
+    questions = read_questions(options.val)[: options.limit]
     right = 0
     for question, answers in track(questions, "questions", len(questions)):
         said = model.generate(f"Question: {question}?\nAnswer: ", max_new_tokens=ANSWER).split("\n")[0]
@@ -158,9 +190,3 @@ def normal(answer: str) -> str:
     """Lower case, without punctuation, articles and double spaces (SQuAD, arXiv 1606.05250)."""
     plain = "".join(c for c in answer.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
-
-
-def _needed(options: Any, name: str) -> Path:
-    if options.val is None:
-        raise UsageError(f"eval {name} needs its questions: --val FILE.")
-    return options.val

@@ -4,7 +4,8 @@
 
 The target's pass is timed at several widths, the drafter's at several numbers of rows, both behind texts of equal length;
 whatever else a step does (choosing, checking, bookkeeping, the drafter's pass over the accepted tokens) is the difference to
-whole steps of the engine, with and without a tree. All are medians of repeats, interleaved.
+whole steps of the engine, with and without a tree. All are medians of repeats, interleaved. With one thread the processor's
+time is taken, which other processes on the machine disturb less than the clock on the wall.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tenfold.language.tree import Tree
 from tenfold.language.tree_search import CostTable
 from tenfold.nn.pages import PageAllocator, PagedCache
 
-WIDTHS = (1, 5, 9, 17, 25, 33, 49)  # root and nodes
+WIDTHS = (1, 3, 5, 7, 9, 13, 17, 25, 33, 49)  # root and nodes
 ROWS = (1, 2, 4, 8)  # inner nodes of a level
 TEXT = 192  # tokens before them
 REPEATS = 7
@@ -51,7 +52,7 @@ def measure_costs(llm: LLM, prompts: Sequence[Sequence[int]], batches: Sequence[
 
 @torch.inference_mode()
 def _verify(llm: LLM, batch: int) -> dict[int, float]:
-    model = llm.model
+    model, forward = llm.model, llm.engine.runner.forward
     weight, c = model.embedding.weight, model.config
     pages = PageAllocator(batch * -(-(TEXT + max(WIDTHS)) // 16))
     cache = PagedCache(c.depth, c.kv_heads, c.width, pages.count, 16, weight.dtype, weight.device)
@@ -63,7 +64,7 @@ def _verify(llm: LLM, batch: int) -> dict[int, float]:
         tokens = torch.randint(c.vocabulary, (batch, width))
         positions = (TEXT + torch.arange(width)).expand(batch, -1)
         mask = Tree.chain(width - 1).mask if width > 1 else None
-        return lambda: model(tokens, positions, cache.step(tables, [TEXT] * batch, [width] * batch), mask)
+        return lambda: forward(tokens, positions, cache.step(tables, [TEXT] * batch, [width] * batch), mask)
 
     return _medians({width: run(width) for width in WIDTHS})
 
@@ -82,13 +83,12 @@ def _level(llm: LLM, drafter: TreeDrafter, batch: int) -> dict[int, float]:
         tokens = torch.randint(c.vocabulary, (batch, rows))
         hidden = torch.randn(batch, rows, c.dim, dtype=drafter.dtype)
         positions = torch.full((batch, rows), TEXT)
-        mask = torch.eye(rows, dtype=torch.bool)
+        mask, every = torch.eye(rows, dtype=torch.bool), torch.arange(batch * rows)
 
         def one() -> object:
             step = cache.step([s.table for s in states], [TEXT] * batch, [rows] * batch)
-            embeds = drafter.embedding(tokens).to(drafter.dtype)
-            state = network.advance(embeds, hidden, positions, step, mask)
-            return network.logits(state).float().topk(min(8, c.draft_vocabulary), dim=-1)
+            logits = drafter.run(drafter.embed(tokens), hidden, positions, step, mask, every)[1]
+            return logits.float().topk(min(8, c.draft_vocabulary), dim=-1)
 
         return one
 
@@ -103,11 +103,11 @@ def _steps(llm: LLM, prompts: list[list[int]], tree: Tree, steps: int = 12) -> f
         for i, prompt in enumerate(prompts):
             engine.add_request(f"cost-{i}", prompt, SamplingParams(max_tokens=256, ignore_eos=True))
         engine.step()  # the prompts' own pass
-        times = []
+        times, clock = [], step_clock()
         for _ in range(steps):
-            started = time.perf_counter()
+            started = clock()
             engine.step()
-            times.append(time.perf_counter() - started)
+            times.append(clock() - started)
         return 1e3 * statistics.median(times)
     finally:
         for i in range(len(prompts)):
@@ -118,10 +118,16 @@ def _steps(llm: LLM, prompts: list[list[int]], tree: Tree, steps: int = 12) -> f
 def _medians(runs: dict[int, Callable[[], object]]) -> dict[int, float]:
     """Median milliseconds of each, interleaved, after one run that is not counted."""
     times: dict[int, list[float]] = {at: [] for at in runs}
+    clock = step_clock()
     for repeat in range(REPEATS + 1):
         for at, run in runs.items():
-            started = time.perf_counter()
+            started = clock()
             run()
             if repeat:
-                times[at].append(time.perf_counter() - started)
+                times[at].append(clock() - started)
     return {at: 1e3 * statistics.median(values) for at, values in times.items()}
+
+
+def step_clock() -> Callable[[], float]:
+    """Seconds of this thread's processor time where it does all the work, else those on the wall."""
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter

@@ -1,12 +1,15 @@
-"""A drafting tree as a picture: how often each node is accepted, as the width of the line that leads to it.
+"""A drafting tree as a picture: how often each node is accepted, as the width of the line that leads to it. And what trees of
+different sizes are worth.
 
 Path("tree.svg").write_text(tree_svg(tree, node_shares(tree, replayed.ranks)))
+Path("speed.svg").write_text(speed_svg([(1, 60.0, 61.2), (8, 140.0, 138.9)]))
 
 A rows   K levels
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -63,4 +66,36 @@ def tree_svg(tree: Tree, shares: Sequence[float]) -> str:
         word = "root" if node == 0 else f"{100 * shares[node - 1]:.0f} %"
         lines.append(f'<circle cx="{x:.0f}" cy="{y:.1f}" r="4" fill="#013a63"/>')
         lines.append(f'<text x="{x:.0f}" y="{y - 8:.1f}" text-anchor="middle" fill="#222">{word}</text>')
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def speed_svg(points: Sequence[tuple[int, float, float]]) -> str:
+    """Tokens per second by rows of the target's pass: (rows, measured, predicted) of every tree; dots are measured, the
+    line joins what was predicted."""
+    width, height, left, bottom = 560, 300, 60, 40
+    most = 1.1 * max(max(measured, predicted) for _, measured, predicted in points)
+    widest = max(rows for rows, _, _ in points) + 1
+
+    def place(rows: float, speed: float) -> tuple[float, float]:
+        return left + rows / widest * (width - left - 20), height - bottom - speed / most * (height - bottom - 20)
+
+    step = 10 ** math.floor(math.log10(most)) // (2 if most < 5 * 10 ** math.floor(math.log10(most)) else 1)
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
+    ]
+    for k in range(int(most / step) + 1):
+        x, y = place(0, k * step)
+        lines.append(f'<path d="M{x:.0f} {y:.1f} H{width - 20}" stroke="#ddd"/>')
+        lines.append(f'<text x="{x - 6:.0f}" y="{y + 4:.1f}" text-anchor="end" fill="#222">{k * step:.0f}</text>')
+    for rows in sorted({rows for rows, _, _ in points}):
+        x, y = place(rows, 0)
+        lines.append(f'<text x="{x:.0f}" y="{y + 14:.1f}" text-anchor="middle" fill="#222">{rows}</text>')
+    joined = " L".join("{:.1f} {:.1f}".format(*place(rows, predicted)) for rows, _, predicted in sorted(points))
+    lines.append(f'<path d="M{joined}" fill="none" stroke="#2a6f97" stroke-width="1.5" stroke-dasharray="4 3"/>')
+    for rows, measured, _ in points:
+        x, y = place(rows, measured)
+        lines.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#013a63"/>')
+    lines.append(f'<text x="{width / 2:.0f}" y="{height - 8}" text-anchor="middle" fill="#222">rows of a pass</text>')
+    lines.append(f'<text x="{left}" y="14" fill="#222">tokens per second: dots measured, line predicted</text>')
     return "\n".join([*lines, "</svg>", ""])

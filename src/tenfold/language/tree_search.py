@@ -266,6 +266,24 @@ class Dispatcher:
         return plan
 
 
+def dispatch(llm: LLM, path: Path) -> None:
+    """Lets a dispatch table choose the trees of a model. Raises UsageError where the model has no drafter, WeightsError for a
+    table of another target or weights that it has no entry for."""
+    table = Dispatcher.load(path)
+    if llm.drafter is None:
+        raise UsageError(f"{path}: a dispatch table needs a drafter. Leave out --drafter none.")
+    inner = llm.drafter.drafter if isinstance(llm.drafter, HybridDrafter) else llm.drafter
+    network = getattr(inner, "network", None)
+    if network is not None and network.config.target and table.target != network.config.target:
+        raise WeightsError(f"{path} was made for another target. Make one for this: tenfold language tree DRAFTER")
+    if not any(entry.weights in ("", llm.format) for entry in table.entries):
+        known = ", ".join(sorted({entry.weights for entry in table.entries}))
+        raise WeightsError(f"{path} has no entry for weights in {llm.format}, only for {known}.")
+    fitting = tuple(entry for entry in table.entries if entry.weights in ("", llm.format))
+    table = Dispatcher(table.target, table.drafter, table.machine, fitting)
+    llm.engine.speculation = Speculation(planner=table.planner(llm.drafter))
+
+
 def machine() -> str:
     """Processor and threads, for the table."""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"

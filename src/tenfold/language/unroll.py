@@ -72,6 +72,12 @@ class Branches:
         self.layers = [BranchLayer(rows, window) for _ in range(layers)]
 
 
+def first_rows(prompts: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """The row that guesses an answer's first token: its token is the prompt's last one. A prompt of one token has no such
+    row, and guessing starts with the answer's second token."""
+    return (prompts - 2).clamp_min(0)
+
+
 def rows_of_interest(first: Int[Tensor, " b"], count: int, tokens: int) -> Int[Tensor, "b a"]:
     """Rows first .. first + count - 1 of every text, the last complete row instead of those behind it."""
     steps = torch.arange(count, device=first.device)

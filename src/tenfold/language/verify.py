@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenfold.language.draft import Draft, Rule
+from tenfold.language.passes import first_largest
 from tenfold.language.sampling import Laws, draw, token_laws
 from tenfold.language.tree import Tree
 
@@ -41,7 +42,7 @@ class Accepted:
 def verify_greedy(logits: Float[Tensor, "B N V"], draft: Draft, tree: Tree) -> Accepted:
     """The longest path on which every node is the argmax (the first of equals) behind its parent. Siblings may hold the
     same token, one drafted and one looked up (language/ngram.py): both are followed."""
-    best = logits.argmax(-1)
+    best = first_largest(logits)
     hit = F.pad(draft.tokens == best[:, torch.tensor(tree.parents)[1:]], (1, 0), value=True)
     missed = (~hit).float() @ tree.mask.t().to(
         hit.device, torch.float32

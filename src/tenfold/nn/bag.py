@@ -3,6 +3,7 @@ that were read.
 
     y = bag(table, index, weight)          y[t] = sum_j weight[t, j] table[index[t, j]]          sums in fp32
     s = row_dots(table, index, x)          s[t, j] = table[index[t, j]] . x[t]                   its adjoint
+    y = nonzero_bag(table, weight)         y = weight table, reading only rows whose weight is not 0; no gradient
 
 Both are linear maps over the same sparse T x K matrix, so each is the other's backward: d weight of a bag is `row_dots`,
 d x of `row_dots` is a bag, and d table is in both cases a bag over the tokens that read each row (Memory Layers at Scale,
@@ -19,6 +20,7 @@ the processor, which reads each row once in the backward for both gradients; bag
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +30,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tenfold.nn.native import check, fits, large_pages, library, pointer, triton_refused
+
+NATIVE = (torch.float32, torch.bfloat16)  # what bag.cpp takes
 
 
 class RowGrad(NamedTuple):
@@ -55,6 +59,42 @@ def row_dots(
 ) -> Float[Tensor, "t b"]:
     """Products of every token with the rows that it reads, in the table's type. `frozen` as in `bag`."""
     return _RowDots.apply(table, index, x.to(table.dtype), frozen)
+
+
+def nonzero_bag(
+    table: Float[Tensor, "k d"], weight: Float[Tensor, "t k"], compiled: bool = True
+) -> Float[Tensor, "t d"]:
+    """`weight @ table` in the table's type, reading for each token only the rows whose weight is not zero. Token by token,
+    so that the order of sums, and with it every bit of a token's result, is its own. For inference: it has no gradient.
+    `compiled` False leaves bag.cpp aside.
+
+    In decoding a large product has just swept the caches, and every line of Python here waits for memory: few of them."""
+    assert not (torch.is_grad_enabled() and (table.requires_grad or weight.requires_grad)), "it has no gradient"
+    if weight.dtype != table.dtype:
+        weight = weight.to(table.dtype)
+    native = library() if compiled and table.dtype in NATIVE and fits(table, weight) else None
+    if native is not None:
+        (t, k), d = weight.shape, table.shape[1]
+        out = torch.empty(t, d, dtype=table.dtype)
+        kernel = native.nonzero_bag_f32 if table.dtype == torch.float32 else native.nonzero_bag_bf16
+        kernel(table.data_ptr(), k, d, weight.data_ptr(), t, out.data_ptr(), torch.get_num_threads())
+        return out
+    if not len(weight):
+        return table.new_zeros(0, table.shape[1])
+    sums, start, triton = [], _start(table.device), triton_fits(table, weight)
+    for row in weight:
+        index = row.nonzero().view(-1)
+        kept = row.index_select(0, index)
+        if triton:
+            sums.append(_sums(table, index[None], kept[None]))
+        else:  # what F.embedding_bag calls in the end
+            sums.append(torch._embedding_bag_forward_only(table, index, start, False, 0, False, kept)[0])
+    return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+
+@cache
+def _start(device: torch.device) -> Tensor:
+    return torch.zeros(1, dtype=torch.int64, device=device)
 
 
 def bag_backward(
@@ -161,8 +201,7 @@ def _row_gradient(index: Tensor, weight: Tensor, source: Tensor) -> RowGrad:
 
 def _native(table: Tensor, index: Tensor, other: Tensor) -> ctypes.CDLL | None:
     """The compiled kernels, where these tensors can be given to them."""
-    kinds = (torch.float32, torch.bfloat16)
-    suits = table.dtype in kinds and table.dtype == other.dtype and index.dtype == torch.int64
+    suits = table.dtype in NATIVE and table.dtype == other.dtype and index.dtype == torch.int64
     return library() if suits and fits(table, index, other) else None
 
 

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenfold.errors import UsageError, unknown_name
-from tenfold.nn.bag import bag
+from tenfold.nn.bag import nonzero_bag
+from tenfold.nn.native import large_pages
 from tenfold.nn.sparse24 import Dropped, Sparsity24, dropped_mass, sparse24_ffn
 
 
@@ -95,7 +96,7 @@ class SquaredReLUFFN(nn.Module):
         # The rows that any of T tokens needs are about 1 - zeros^T of all; above one half the whole matrix is faster.
         gathers = self._mode == "gather" and not torch.is_grad_enabled()
         if gathers and (tokens == 1 or 1 - self.zeros**tokens < 0.5):
-            y = gather(y2.reshape(tokens, -1), self.down_rows()).view(x.shape)
+            y = nonzero_bag(self.down_rows(), y2.reshape(tokens, -1)).view(x.shape)
             return y if self.down.bias is None else y + self.down.bias
         return self.down(y2)
 
@@ -103,7 +104,7 @@ class SquaredReLUFFN(nn.Module):
         """`down` with one row per hidden unit, copied once and again after the weights have changed."""
         weight = self.down.weight
         if self._rows is None or self._rows[0] != weight._version or self._rows[1].dtype != weight.dtype:
-            self._rows = (weight._version, weight.detach().t().contiguous())
+            self._rows = (weight._version, neuron_major(weight))
         return self._rows[1]
 
     @torch.no_grad()
@@ -113,14 +114,11 @@ class SquaredReLUFFN(nn.Module):
         self.watched.append(dropped_mass(self.up(x).flatten(0, -2), fraction))
 
 
-def gather(y2: Float[Tensor, "t h"], rows: Float[Tensor, "h d"]) -> Float[Tensor, "t d"]:
-    """y2 rows, reading for each token only the rows whose weight is not zero. Token by token, so that the order of sums,
-    and with it every bit of a token's result, is its own."""
-    bags = []
-    for weight in y2:
-        index = weight.nonzero().t()
-        bags.append(bag(rows, index, weight[index]))
-    return torch.cat(bags)
+def neuron_major(down: Float[Tensor, "d h"]) -> Float[Tensor, "h d"]:
+    """A copy with one row per hidden unit, on large pages where the system has them: in bf16 a row of width 2,048 fills a
+    small page, and every row that is read would first wait for its page's address."""
+    rows = large_pages(torch.empty(down.shape[::-1], dtype=down.dtype, device=down.device))
+    return rows.copy_(down.detach().t())
 
 
 class ExpertFFN(nn.Module):

@@ -4,9 +4,10 @@
     refusal("int4", weight)                             why a format cannot be used here, or None
 
     fp32   as it is
-    bf16   half the bytes, reordered once for the CPU's bf16 units; a tree of 16 costs little more than one token
-    int8   one scale per output, weight-only: a quarter of fp32, but its cost grows with the number of rows
-    int4   groups of 32 with a scale and an offset, as GGUF's Q4_1 stores them: taken over without quantising again
+    bf16   half the bytes, reordered once for the CPU's bf16 units: in tiles for decode.cpp, or in oneDNN's own order
+    int8   a quarter of fp32; with decode.cpp groups of 32 with a scale, and inputs rounded alike
+    int4   groups of 32 with a scale and an offset, as GGUF's Q4_1 stores them: taken over without quantising again; with
+           decode.cpp inputs are rounded to 8 bits, a scale for every 32
 
 M rows   i inputs   o outputs   g groups of 32 inputs
 """
@@ -21,6 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from tenfold.errors import UsageError
+from tenfold.nn import decode
 from tenfold.nn.linear import bf16_refusal
 
 Format = Literal["fp32", "bf16", "int8", "int4"]
@@ -43,6 +45,29 @@ class PlainLinear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
+class TiledLinear(nn.Module):
+    """bf16 in the tiles of decode.cpp. A row's result does not depend on the rows beside it, down to the last bit."""
+
+    def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None) -> None:
+        super().__init__()
+        self.outputs, self.inputs = weight.shape
+        self.weight = decode.tiles(weight.bfloat16())
+        self.bias = None if bias is None else bias.bfloat16()
+        self.bytes = weight.numel() * 2
+
+    @property
+    def native(self) -> decode.Linear:
+        return decode.Linear(self.weight.data_ptr(), None, self.outputs, self.inputs, decode.BF16)
+
+    def wide(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        """The product in fp32, without the bias."""
+        return decode.linear(self.native, x)
+
+    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        y = self.wide(x).to(torch.bfloat16)
+        return y if self.bias is None else y + self.bias
+
+
 class ReorderedLinear(nn.Module):
     """bf16 in oneDNN's own order of the weight, which serves every number of rows; the products are those of F.linear."""
 
@@ -59,20 +84,36 @@ class ReorderedLinear(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """Weights in 8 bits with one scale per output, rounded to the nearest; inputs and outputs in bf16."""
+    """Weights in 8 bits, rounded to the nearest, with one scale for every 32 of an output (decode.cpp, which rounds inputs to
+    8 bits alike), or for all of an output (torch's kernel); inputs and outputs in bf16."""
 
     def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None) -> None:
         super().__init__()
         wide = weight.float()
-        scale = wide.abs().amax(1).clamp_min(1e-12) / 127
-        self.weight = (wide / scale[:, None]).round().to(torch.int8)
-        self.scale = scale.bfloat16()
+        self.outputs, self.inputs = weight.shape
+        self.tiled = decode.refusal() is None and self.inputs % GROUP == 0
+        groups = wide.unflatten(1, (-1, GROUP if self.tiled else self.inputs))
+        scale = groups.abs().amax(-1).clamp_min(1e-6) / 127
+        scale = scale.half().float() if self.tiled else scale
+        codes = (groups / scale[..., None]).round().clamp(-127, 127).flatten(1).to(torch.int8)
+        if self.tiled:
+            self.weight, self.scale = decode.tiles8(codes, scale)
+        else:
+            self.weight, self.scale = codes, scale[:, 0].bfloat16()
         self.bias = None if bias is None else bias.bfloat16()
-        self.bytes = weight.numel()
+        self.bytes = weight.numel() + (scale.numel() * 2 if self.tiled else 0)
+
+    @property
+    def native(self) -> decode.Linear:
+        pointers = self.weight.data_ptr(), self.scale.data_ptr()
+        return decode.Linear(*pointers, self.outputs, self.inputs, decode.INT8)
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        y = torch.ops.aten._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale)
-        y = y.unflatten(0, x.shape[:-1])
+        if self.tiled:
+            y = decode.linear(self.native, x).to(torch.bfloat16)
+        else:
+            y = torch.ops.aten._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale)
+            y = y.unflatten(0, x.shape[:-1])
         return y if self.bias is None else y + self.bias
 
 
@@ -81,12 +122,25 @@ class Int4Linear(nn.Module):
 
     def __init__(self, codes: UInt8[Tensor, "o i"], scale: Float[Tensor, "o g"], offset: Float[Tensor, "o g"]) -> None:
         super().__init__()
-        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32), 1)
-        # The kernel computes (q - 8) scale + zero.
-        self.parameters_ = torch.stack([scale, offset + 8 * scale], -1).transpose(0, 1).contiguous().bfloat16()
+        self.outputs, self.inputs = codes.shape
+        self.bias = None
+        self.tiled = decode.refusal() is None
+        if self.tiled:
+            self.packed, self.parameters_ = decode.tiles4(codes, scale, offset)
+        else:
+            self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32), 1)
+            # The kernel computes (q - 8) scale + zero.
+            self.parameters_ = torch.stack([scale, offset + 8 * scale], -1).transpose(0, 1).contiguous().bfloat16()
         self.bytes = codes.numel() // 2 + scale.numel() * 4
 
+    @property
+    def native(self) -> decode.Linear:
+        pointers = self.packed.data_ptr(), self.parameters_.data_ptr()
+        return decode.Linear(*pointers, self.outputs, self.inputs, decode.INT4)
+
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
+        if self.tiled:
+            return decode.linear(self.native, x).to(x.dtype)
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.flatten(0, -2), self.packed, GROUP, self.parameters_)
         return y.unflatten(0, x.shape[:-1])
 
@@ -101,6 +155,8 @@ def pack(weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None, form: F
         return Int8Linear(weight, bias)
     if form == "fp32":
         return PlainLinear(weight.float(), None if bias is None else bias.float())
+    if weight.device.type == "cpu" and decode.refusal() is None and weight.shape[1] % 2 == 0:
+        return TiledLinear(weight, bias)
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return PlainLinear(weight.bfloat16(), None if bias is None else bias.bfloat16())
     return ReorderedLinear(weight, bias)

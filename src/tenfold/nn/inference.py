@@ -26,7 +26,7 @@ from tenfold.errors import UsageError
 from tenfold.nn.attention import attend
 from tenfold.nn.block import Block
 from tenfold.nn.ffn import GeluFFN, SwiGLUFFN
-from tenfold.nn.formats import ReorderedLinear, pack
+from tenfold.nn.formats import ReorderedLinear, refusal
 from tenfold.nn.linear import PackedLinear, Workspace
 from tenfold.nn.rope import Rotation
 
@@ -87,9 +87,11 @@ class HalfBlock(nn.Module):
         first, down = _feed_forward(block)
         self.config, self.gated = block.config.attention, isinstance(block.ffn, SwiGLUFFN)
         self.norm1, self.norm2 = (copy.deepcopy(norm).bfloat16() for norm in (block.norm1, block.norm2))
-        self.qkv = pack(*_side_by_side(block), "bf16")
+        if reason := refusal("bf16", first.weight):
+            raise UsageError(f"weights in bf16: {reason}.")
+        self.qkv = ReorderedLinear(*_side_by_side(block))
         self.out = _summing(block.attention.out, block.scale1)
-        self.first = pack(first.weight, first.bias, "bf16")
+        self.first = ReorderedLinear(first.weight.detach(), first.bias)
         self.down = _summing(down, block.scale2)
 
     @torch.no_grad()

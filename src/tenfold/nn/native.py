@@ -1,7 +1,8 @@
-"""Compiled kernels on the processor: bag.cpp, built once with the compiler that is there and kept in the cache.
+"""Compiled kernels on the processor: bag.cpp and decode.cpp, built once with the compiler that is there and kept in the cache.
 
-    native = library()                     the loaded library, or None where it cannot be had
+    native = library()                     bag.cpp's functions, or None where they cannot be had
     backends()                             every backend of the bag, and why one was refused
+    native, reason = build(source)         another source's functions, or why they cannot be had
 
 Nothing needs it: without a compiler the same results come from torch, more slowly. TENFOLD_NATIVE=0 turns it off. The
 file in the cache (`TENFOLD_CACHE`, by default ~/.cache/tenfold) is named by the source, the compiler and the processor,
@@ -28,6 +29,14 @@ from torch import Tensor
 from tenfold.errors import UsageError
 
 SOURCE = Path(__file__).with_name("bag.cpp")
+COUNTS = {  # functions that return a number, by source
+    "bag.cpp": ("bag_f32", "bag_bf16", "dots_f32", "dots_bf16", "group_rows"),
+    "decode.cpp": ("decode_supported",),
+}
+_P, _N = ctypes.c_void_p, ctypes.c_int64
+ARGUMENTS = {  # of functions that are called with plain numbers, by source
+    "bag.cpp": {n: [_P, _N, _N, _P, _N, _P, ctypes.c_int] for n in ("nonzero_bag_f32", "nonzero_bag_bf16")},
+}
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
 LARGE_PAGE = 2 << 20  # bytes
 MADV_HUGEPAGE = 14  # of Linux's mman.h
@@ -45,13 +54,13 @@ class Backend:
 
 def backends() -> list[Backend]:
     """Of the bag: pure torch, the C++ kernel, the Triton kernel."""
-    reason, triton = _built()[1], triton_refused()
+    reason, triton = build(SOURCE)[1], triton_refused()
     return [Backend("torch", True), Backend("cpp", not reason, reason), Backend("triton", not triton, triton)]
 
 
 def library() -> ctypes.CDLL | None:
     """bag.cpp's functions; built at the first call."""
-    return _built()[0]
+    return build(SOURCE)[0]
 
 
 @cache
@@ -95,7 +104,8 @@ def check(result: int, index: Tensor, rows: int) -> int:
 
 
 @cache
-def _built() -> tuple[ctypes.CDLL | None, str]:
+def build(source: Path) -> tuple[ctypes.CDLL | None, str]:
+    """A source's functions, and an empty text; or None, and why. Built at the first call."""
     if os.environ.get("TENFOLD_NATIVE") == "0":
         return None, "TENFOLD_NATIVE=0"
     wanted = os.environ.get("CXX")
@@ -103,33 +113,35 @@ def _built() -> tuple[ctypes.CDLL | None, str]:
     if compiler is None:
         return None, f"no C++ compiler ({wanted or 'c++, g++, clang++'} not found)"
     try:
-        return _load(compiler), ""
+        return _load(compiler, source), ""
     except (OSError, UsageError, subprocess.SubprocessError) as error:
         return None, str(error)
 
 
-def _load(compiler: str) -> ctypes.CDLL:
+def _load(compiler: str, source: Path) -> ctypes.CDLL:
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=WAIT, check=True).stdout
     root = Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold") / "native"
-    mark = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, repr(FLAGS).encode(), _processor()]))
-    built = root / f"bag-{mark.hexdigest()[:20]}.so"
+    mark = hashlib.sha256(b"\0".join([source.read_bytes(), version, repr(FLAGS).encode(), _processor()]))
+    built = root / f"{source.stem}-{mark.hexdigest()[:20]}.so"
     if not built.exists():
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as folder:
-            made = Path(folder) / "bag.so"
-            _compile(compiler, made)
+            made = Path(folder) / "made.so"
+            _compile(compiler, source, made)
             ctypes.CDLL(str(made))  # one that does not load is not kept
             made.replace(built)
     loaded = ctypes.CDLL(str(built))
-    for name in ("bag_f32", "bag_bf16", "dots_f32", "dots_bf16", "group_rows"):
+    for name in COUNTS[source.name]:
         getattr(loaded, name).restype = ctypes.c_int64
+    for name, kinds in ARGUMENTS.get(source.name, {}).items():
+        getattr(loaded, name).argtypes = kinds
     return loaded
 
 
-def _compile(compiler: str, target: Path) -> None:
+def _compile(compiler: str, source: Path, target: Path) -> None:
     """For this processor, or for its whole family where the compiler does not know -march=native."""
     for own in (["-march=native"], []):
-        words = [compiler, *FLAGS, *own, str(SOURCE), "-o", str(target)]
+        words = [compiler, *FLAGS, *own, str(source), "-o", str(target)]
         result = subprocess.run(words, capture_output=True, text=True, timeout=WAIT, check=False)
         if result.returncode == 0:
             return

@@ -186,7 +186,7 @@ class PagedStep:
     ) -> None:
         assert all(s + n <= t.capacity for t, s, n in zip(tables, starts, counts, strict=True)), "pages are missing"
         device = cache.keys.device
-        self.length = max(starts)
+        self.cache, self.length = cache, max(starts)
         self.counts = list(counts)
         self.ends = [s + n for s, n in zip(starts, counts)]
         self.lows, self.window = list(lows or [0] * len(self.counts)), window
@@ -200,8 +200,21 @@ class PagedStep:
         else:
             slots = [table.slots(s, e) for table, s, e in zip(tables, starts, self.ends)]
             self.new = torch.cat(slots).to(device)
-        self.layers = [PagedLayer(self, k, v) for k, v in zip(cache.keys.unbind(), cache.values.unbind())]
+        self._layers: list[PagedLayer] = []
         self._masks: tuple[Tensor | None, list[Tensor | None]] | None = None
+
+    @property
+    def layers(self) -> list[PagedLayer]:
+        """One for each layer; made at the first use, because a compiled pass needs none."""
+        if not self._layers:
+            pools = zip(self.cache.keys.unbind(), self.cache.values.unbind())
+            self._layers = [PagedLayer(self, keys, values) for keys, values in pools]
+        return self._layers
+
+    @property
+    def slots(self) -> list[Int[Tensor, " t"]]:
+        """Where the rows that each request sees stand in the pool, the new ones last."""
+        return [torch.arange(p.start, p.stop) if isinstance(p, slice) else p for p in self.places]
 
     def masks(self, mask: Tensor | None, repeat: int, dtype: torch.dtype) -> list[Tensor | None]:
         """For every request what is added to its scores: (repeat N, T), or None; made once, used by all layers."""
@@ -215,7 +228,7 @@ class PagedStep:
         if mask is None and rows == 1:
             return None
         if mask is None:
-            seen = causal_mask(rows, keys, self.layers[0].keys.device)
+            seen = causal_mask(rows, keys, self.cache.keys.device)
             if self.window is not None:
                 seen = seen.triu(keys - rows - self.window + 1)
         else:

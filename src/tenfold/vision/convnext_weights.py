@@ -19,11 +19,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tenfold.data.tensors import OWN_KEY, own_metadata, write_safetensors
-from tenfold.errors import UsageError, WeightsError
+from tenfold.data.tensors import own_metadata, write_safetensors
+from tenfold.errors import WeightsError
 from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import SIDE, Source
-from tenfold.export.weights import Family, Layout, Weights, own_config
+from tenfold.export.weights import Family, Layout, Weights, config_of
 from tenfold.vision.convnext import ConvNeXt, ConvNextConfig
 
 ALIAS = "norms.3."  # the official model keeps a norm per stage; the last is the final one
@@ -122,13 +122,7 @@ def links(config: ConvNextConfig, spelling: Spelling) -> list[Link]:
 
 def read(source: Source, spelling: Spelling) -> Weights:
     tensors = spelling.normalized(source.tensors)
-    if OWN_KEY in source.side_metadata:
-        config = own_config(source.path / SIDE, source.side_metadata[OWN_KEY])[1]
-    else:
-        try:
-            config = infer(tensors, spelling, source)
-        except UsageError as error:  # shapes that no model has
-            raise WeightsError(f"{source.path}: the shapes of its tensors fit no ConvNeXt ({error})") from error
+    config = config_of(source, lambda: infer(tensors, spelling, source), "ConvNeXt")
     if spelling.layout == "official":
         for name in [name for name in tensors if name.startswith(ALIAS)]:
             alias, norm = tensors.pop(name), "norm." + name.removeprefix(ALIAS)

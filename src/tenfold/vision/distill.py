@@ -19,6 +19,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -182,17 +183,13 @@ class DistillTask(Task):
             "momentum": o.momentum,
             "local_weight": o.local,
         }
-        self._photographs: Photographs | None = None
         self._floors: dict[str, float] | None = None
 
-    @property
+    @cached_property
     def photographs(self) -> Photographs:
         """The images, decoded once."""
-        if self._photographs is None:
-            r = self.recipe
-            side = r.crops.global_size
-            self._photographs = open_photographs(r.data, r.val, r.source_side, side, r.val_rows, r.trainer.data_errors)
-        return self._photographs
+        r = self.recipe
+        return open_photographs(r.data, r.val, r.source_side, r.crops.global_size, r.val_rows, r.trainer.data_errors)
 
     def build(self) -> nn.Module:
         return Distillation(self.recipe, self.ranks, self.hparams)

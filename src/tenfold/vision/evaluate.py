@@ -3,16 +3,17 @@ network untrained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor
 
 from tenfold.data.sources import InMemory
-from tenfold.errors import UsageError
 from tenfold.vision.backbone import Backbone, build_backbone
 from tenfold.vision.commands import model_of
 from tenfold.vision.images import normalize
@@ -20,47 +21,36 @@ from tenfold.vision.photographs import open_photographs
 from tenfold.vision.probe import attentive_probe, knn_accuracy, linear_probe, pixel_features, retrieval_map
 from tenfold.vision.vit import VisionOutput
 
-LABELLED = "labelled images, as parquet (columns image, label), tar, or a folder with one subfolder per class"
-HOLDS = {
-    **dict.fromkeys(("knn", "linear", "attentive", "retrieval", "zeroshot"), LABELLED),
-    "segmentation": "images with masks, as parquet (columns image, mask: PNG of class ids) or a folder of images/ and masks/",
-    "depth": "images with depth, as parquet (columns image, depth: .npy in metres) or a folder of images/ and depths/",
-    "discovery": "images with masks, 0 for background, as parquet (columns image, mask) or a folder of images/ and masks/",
-    "tracking": "the frames of a clip in order, each with its mask: parquet (columns name, image, mask) or a folder",
-}
 KS = (10, 20, 100, 200)
 Summary = Callable[[Backbone, VisionOutput], Tensor]
 
 
-@runtime_checkable
-class Options(Protocol):
-    """What the command line hands over (see tenfold.commands.Evaluate)."""
+@dataclass(frozen=True)
+class LabelledImages:
+    """Scores frozen features on labelled images, beside raw pixels and the same network untrained.
 
-    weights: Path
-    train: Path | None
-    val: Path | None
-    limit: int | None
-    size: int | None
-    stride: int | None
-    frames: int
-    epochs: int | None
-    backbone: Path | None
-    descriptions: Path | None
+    Images are a parquet (columns image, label), a tar, or a folder with one subfolder per class.
+    """
 
-
-def needed(options: Options, task: str, names: Sequence[str] = ("train", "val")) -> list[Path]:
-    """The data sets that a task cannot do without. Raises UsageError that says what they hold."""
-    found = {name: getattr(options, name) for name in names}
-    missing = [f"--{name}" for name, path in found.items() if path is None]
-    if missing:
-        raise UsageError(f"tenfold eval {task} lacks {' and '.join(missing)}: {HOLDS[task]}.")
-    return [path for path in found.values() if path is not None]
+    weights: tyro.conf.Positional[Path]  # a backbone that tenfold.load reads, or a run folder
+    train: Path  # labelled images: the neighbours, the gallery, or what a probe is trained on
+    val: Path  # labelled images that are scored, with the same classes
+    limit: int | None = None  # use only the first rows of each set
+    size: int | None = None  # side of the images in pixels; the weights' own by default
+    json: bool = False  # print as JSON
 
 
-def knn(options: Options) -> dict[str, Any]:
+@dataclass(frozen=True)
+class AttentiveImages(LabelledImages):
+    """Scores an attentive probe on frozen patch tokens of labelled images, beside raw pixels and the untrained network."""
+
+    epochs: int = 20  # passes over the training set
+
+
+def knn(options: LabelledImages) -> dict[str, Any]:
     """Weighted k-NN on what stands for an image (CLS, or the mean patch where the model says so), per cent right, for each
     k; the floors at the same k."""
-    sets, labels = _features(options, "knn", _whole)
+    sets, labels = _features(options, _whole)
     rows: dict[str, Any] = {"train images": len(labels[0]), "val images": len(labels[1])}
     for k in KS:
         if k <= len(labels[0]):
@@ -69,32 +59,30 @@ def knn(options: Options) -> dict[str, Any]:
     return rows
 
 
-def linear(options: Options) -> dict[str, Any]:
+def linear(options: LabelledImages) -> dict[str, Any]:
     """Linear probe on [CLS ; mean patch], per cent right; the learning rate is chosen on a slice of the training rows."""
-    sets, labels = _features(options, "linear", _both)
+    sets, labels = _features(options, _both)
     rows: dict[str, Any] = {"train images": len(labels[0]), "val images": len(labels[1])}
     for name, (train, val) in sets.items():
         rows[f"linear, {name}"] = linear_probe(train, labels[0], val, labels[1])["linear"]
     return rows
 
 
-def attentive(options: Options) -> dict[str, Any]:
+def attentive(options: AttentiveImages) -> dict[str, Any]:
     """Attentive probe on all patch tokens, per cent right; the floor attends to raw 8 x 8 pixel squares."""
-    train, val = needed(options, "attentive")
-    networks, parts, labels = _open(options, train, val)
+    networks, parts, labels = _open(options)
     rows: dict[str, Any] = {"train images": len(labels[0]), "val images": len(labels[1])}
     sets = {name: [embed(network, part, _tokens) for part in parts] for name, network in networks.items()}
     sets["raw pixels"] = [_squares(part) for part in parts]
     for name, (bank, queries) in sets.items():
-        rows[f"attentive, {name}"] = attentive_probe(bank, labels[0], queries, labels[1], options.epochs or 20)[
-            "attentive"
-        ]
+        score = attentive_probe(bank, labels[0], queries, labels[1], options.epochs)
+        rows[f"attentive, {name}"] = score["attentive"]
     return rows
 
 
-def retrieval(options: Options) -> dict[str, Any]:
+def retrieval(options: LabelledImages) -> dict[str, Any]:
     """Mean average precision, per cent: every val image asks for the train images of its class."""
-    sets, labels = _features(options, "retrieval", _whole)
+    sets, labels = _features(options, _whole)
     rows: dict[str, Any] = {"gallery images": len(labels[0]), "queries": len(labels[1])}
     for name, (gallery, queries) in sets.items():
         rows[f"mAP, {name}"] = retrieval_map(gallery, labels[0], queries, labels[1])
@@ -103,20 +91,18 @@ def retrieval(options: Options) -> dict[str, Any]:
     return rows
 
 
-def _features(options: Options, task: str, summary: Summary) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Tensor]]:
-    networks, parts, labels = _open(options, *needed(options, task))
+def _features(options: LabelledImages, summary: Summary) -> tuple[dict[str, tuple[Tensor, Tensor]], list[Tensor]]:
+    networks, parts, labels = _open(options)
     sets = {name: (embed(n, parts[0], summary), embed(n, parts[1], summary)) for name, n in networks.items()}
     pixels = [pixel_features(torch.from_numpy(part.thumbnails)) for part in parts]
     return {**sets, "raw pixels": (pixels[0], pixels[1])}, labels
 
 
-def _open(
-    options: Options, train: Path, val: Path
-) -> tuple[dict[str, Backbone], tuple[InMemory, InMemory], list[Tensor]]:
+def _open(options: LabelledImages) -> tuple[dict[str, Backbone], tuple[InMemory, InMemory], list[Tensor]]:
     model = model_of(options.weights).for_inference()
     patch = model.config.patch_size
     side = max(1, (options.size or model.config.image_size) // patch) * patch
-    photographs = open_photographs(train, val, None, side, options.limit)
+    photographs = open_photographs(options.train, options.val, None, side, options.limit)
     assert photographs.bank is not None
     assert photographs.val is not None
     torch.manual_seed(0)

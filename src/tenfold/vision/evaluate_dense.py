@@ -1,25 +1,26 @@
 """`tenfold eval segmentation | depth | discovery | tracking | matching`: frozen patches beside floors without a network.
 
-Every function takes the command line's options and returns rows of {what: number}; the row of the weights comes first, then
+Every function takes its flags and returns rows of {what: number}; the row of the weights comes first, then
 the same network untrained, then what pixels, positions and motion give.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from torch import Tensor
 
 from tenfold.data.progress import track
-from tenfold.errors import UsageError
 from tenfold.vision.backbone import Backbone, build_backbone
 from tenfold.vision.commands import model_of
 from tenfold.vision.correspond import dense_features, object_mask, raw_patches
 from tenfold.vision.dense import EPOCHS, depth_probe, segmentation_probe
 from tenfold.vision.dense_floors import depth_floors, segmentation_floors
 from tenfold.vision.discovery import blind_guesses, discovery_score
-from tenfold.vision.evaluate import Options, needed
 from tenfold.vision.frames import Frames, matching, open_frames
 from tenfold.vision.stereo import constant_disparity, matching_scores, sample_pair
 from tenfold.vision.tracking import TEMPERATURES, choose_temperature, propagation_miou, tracking_floors
@@ -28,14 +29,68 @@ CROP = 1024  # pixels; a larger image is read through a sliding window
 TRAINING_CLIPS = 3  # on which the temperature is chosen
 
 
-def segmentation(options: Options) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DenseProbe:
+    """Scores a linear probe on frozen patch features, beside the same network untrained and floors of position and colour.
+
+    segmentation: images with masks, as parquet (columns image, mask: PNG of class ids) or a folder of images/ and masks/.
+    depth: images with depth, as parquet (columns image, depth: .npy in metres) or a folder of images/ and depths/.
+    """
+
+    weights: tyro.conf.Positional[Path]  # a backbone that tenfold.load reads, or a run folder
+    train: Path  # images that the probe is trained on
+    val: Path  # images that are scored, with the same classes
+    limit: int | None = None  # use only the first images of each set
+    stride: int | None = None  # pixels between features; one patch by default
+    epochs: int = EPOCHS  # passes over the training set
+    json: bool = False  # print as JSON
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """Finds the one object of each image without labels, beside the untrained network, raw patches and blind guesses."""
+
+    weights: tyro.conf.Positional[Path]  # a backbone that tenfold.load reads, or a run folder
+    val: Path  # images with masks, 0 for background: parquet (columns image, mask) or a folder of images/ and masks/
+    limit: int | None = None  # use only the first images
+    stride: int | None = None  # pixels between features; one patch by default
+    json: bool = False  # print as JSON
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Carries the first frame's labels through clips, beside copying them, optical flow, raw patches and the untrained
+    network.
+
+    Sets are the frames of a clip in order, each with its mask: parquet (columns name, image, mask) or a folder.
+    """
+
+    weights: tyro.conf.Positional[Path]  # a backbone that tenfold.load reads, or a run folder
+    val: Path  # clips that are scored
+    train: Path | None = None  # other clips, on which the temperature is chosen; the middle of the grid without
+    limit: int | None = None  # use only the first frames
+    frames: int = 10  # of a clip, the first of which is labelled
+    stride: int = 8  # pixels between features
+    json: bool = False  # print as JSON
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Matches the sample stereo pair, plain and changed, beside the untrained network and raw patches."""
+
+    weights: tyro.conf.Positional[Path]  # a backbone that tenfold.load reads, or a run folder
+    stride: int = 8  # pixels between features
+    json: bool = False  # print as JSON
+
+
+def segmentation(options: DenseProbe) -> dict[str, Any]:
     """Mean IoU, per cent, of BN + 1 x 1 on frozen patch features."""
-    train, val = (open_frames(path, "mask", options.limit) for path in needed(options, "segmentation"))
+    train, val = (open_frames(path, "mask", options.limit) for path in (options.train, options.val))
     matching(train, val)
     rows: dict[str, Any] = {"train images": len(train), "val images": len(val), "classes": len(train.classes)}
-    patch, epochs = options.stride or 1, options.epochs or EPOCHS
-    for name, network in networks(options).items():
-        cells = [features(network, part, options, name) for part in (train, val)]
+    patch, epochs = options.stride or 1, options.epochs
+    for name, network in networks(options.weights).items():
+        cells = [features(network, part, options.stride, name) for part in (train, val)]
         patch = options.stride or network.config.patch_size
         score = segmentation_probe(
             cells[0], train.masks, cells[1], val.masks, len(train.classes), train.ignored, epochs
@@ -46,28 +101,27 @@ def segmentation(options: Options) -> dict[str, Any]:
     return rows | {f"mIoU, {name}": value for name, value in floors.items()}
 
 
-def depth(options: Options) -> dict[str, Any]:
+def depth(options: DenseProbe) -> dict[str, Any]:
     """RMSE in metres and mean relative error of 256 bins on frozen patch features."""
-    train, val = (open_frames(path, "depth", options.limit) for path in needed(options, "depth"))
-    epochs = options.epochs or EPOCHS
+    train, val = (open_frames(path, "depth", options.limit) for path in (options.train, options.val))
+    epochs = options.epochs
     rows: dict[str, Any] = {"train images": len(train), "val images": len(val)}
-    for name, network in networks(options).items():
-        cells = [features(network, part, options, name) for part in (train, val)]
+    for name, network in networks(options.weights).items():
+        cells = [features(network, part, options.stride, name) for part in (train, val)]
         score = depth_probe(cells[0], train.depths, cells[1], val.depths, epochs)
         rows |= {f"RMSE m, {name}": score.rmse, f"|error| / depth, {name}": score.relative}
         rows[f"within 1.25, {name}"] = score.within
     return rows | {f"RMSE m, {name}": value for name, value in depth_floors(train, val, epochs).items()}
 
 
-def discovery(options: Options) -> dict[str, Any]:
+def discovery(options: Discovery) -> dict[str, Any]:
     """CorLoc and mask IoU, per cent, of the one object that features find in each image without labels."""
-    (val,) = needed(options, "discovery", ("val",))
-    frames = open_frames(val, "mask", options.limit)
+    frames = open_frames(options.val, "mask", options.limit)
     sizes = [(image.shape[0], image.shape[1]) for image in frames.images]
     sources = {
         **{
             name: lambda image, n=network: dense_features(n, image, options.stride, CROP)
-            for name, network in networks(options).items()
+            for name, network in networks(options.weights).items()
         },
         "raw 16 px patches": lambda image: raw_patches(image, 16, 16),
     }
@@ -87,19 +141,18 @@ def discovery(options: Options) -> dict[str, Any]:
     return rows
 
 
-def tracking(options: Options) -> dict[str, Any]:
+def tracking(options: Tracking) -> dict[str, Any]:
     """Mean IoU, per cent, of the first frame's labels carried through clips of --frames frames. The temperature is chosen on
     clips of --train; without it the middle of the grid is taken and said."""
-    (path,) = needed(options, "tracking", ("val",))
-    val = open_frames(path, "mask", options.limit)
+    val = open_frames(options.val, "mask", options.limit)
     clips = val.clips(options.frames)
     rows: dict[str, Any] = {"clips": len(clips), "frames of a clip": options.frames}
     train = open_frames(options.train, "mask", TRAINING_CLIPS * options.frames) if options.train else None
-    stride = options.stride or 8
+    stride = options.stride
     sources = {
         **{
             name: lambda image, n=network: dense_features(n, image, stride, CROP)
-            for name, network in networks(options).items()
+            for name, network in networks(options.weights).items()
         },
         "raw 16 px patches": lambda image: raw_patches(image, 16, stride),
     }
@@ -114,13 +167,13 @@ def tracking(options: Options) -> dict[str, Any]:
     return rows | {f"mIoU, {name}": value for name, value in tracking_floors(val, clips).items()}
 
 
-def match_stereo(options: Options) -> dict[str, Any]:
+def match_stereo(options: Matching) -> dict[str, Any]:
     """PCK at 8 and 16 pixels on the sample stereo pair: plain, other colours, larger, turned."""
-    pair, stride = sample_pair(), options.stride or 8
+    pair, stride = sample_pair(), options.stride
     sources = {
         **{
             name: lambda image, n=network: dense_features(n, image, stride)
-            for name, network in networks(options).items()
+            for name, network in networks(options.weights).items()
         },
         "raw 32 px patches": lambda image: raw_patches(image, 32, stride),
         "raw patches, colours centred": lambda image: raw_patches(image, 32, stride, per_channel=True),
@@ -132,9 +185,9 @@ def match_stereo(options: Options) -> dict[str, Any]:
     return rows | {f"PCK{p} plain, constant disparity": v for p, v in constant_disparity(pair, stride).items()}
 
 
-def networks(options: Options) -> dict[str, Backbone]:
+def networks(weights: Path) -> dict[str, Backbone]:
     """The weights, and the same network with its initial ones."""
-    model = model_of(options.weights)
+    model = model_of(weights)
     return {"these weights": model.for_inference(), "untrained": initial(model.config).for_inference()}
 
 
@@ -145,9 +198,7 @@ def initial(config: Any) -> Backbone:
         return build_backbone(config)
 
 
-def features(model: Backbone, frames: Frames, options: Options, name: str) -> list[Tensor]:
+def features(model: Backbone, frames: Frames, stride: int | None, name: str) -> list[Tensor]:
     """Patch features of every frame, in half precision (367 frames of 45 x 60 x 384 are 0.8 GB then)."""
-    if options.size is not None:
-        raise UsageError("--size is the side of images that are classified; for dense features give --stride (pixels).")
     images = track(frames.images, f"features, {name}", len(frames))
-    return [dense_features(model, image, options.stride, CROP).half() for image in images]
+    return [dense_features(model, image, stride, CROP).half() for image in images]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from torch import Tensor
 
 from tenfold.data.sources import InMemory, open_source
@@ -13,23 +15,39 @@ from tenfold.errors import DataError, UsageError
 from tenfold.export.weights import load
 from tenfold.vision.aligned import TextAligned
 from tenfold.vision.captions import templates
-from tenfold.vision.evaluate import Options, embed, needed
+from tenfold.vision.evaluate import embed
 from tenfold.vision.photographs import Subset
 from tenfold.vision.probe import linear_probe
 from tenfold.vision.vit import VisionOutput
 from tenfold.vision.zeroshot import class_vectors, image_vectors, read_descriptions
 
 
-def zeroshot(options: Options) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ZeroShot:
+    """Classifies images by sentences about their classes, beside chance, the head before training and a linear probe.
+
+    Images are a parquet (columns image, label), a tar, or a folder with one subfolder per class; classes are their names.
+    """
+
+    weights: tyro.conf.Positional[Path]  # a text-aligned model: a dino.txt file or a run of dinov3-text
+    val: Path  # labelled images that are scored
+    train: Path | None = None  # labelled images with the same classes: adds the linear probe, which is the ceiling
+    limit: int | None = None  # use only the first rows of each set
+    size: int | None = None  # side of the images in pixels; the backbone's own by default
+    backbone: Path | None = None  # the backbone of a dino.txt file, which comes without
+    descriptions: Path | None = None  # JSON from class names to lists of descriptions
+    json: bool = False  # print as JSON
+
+
+def zeroshot(options: ZeroShot) -> dict[str, Any]:
     """Per cent right with the templates of training, with others, and with --descriptions; every class's own share. Floors:
     the most frequent class, and the same model before training. With --train the linear probe on its backbone is the
     ceiling. Nothing is chosen on --val."""
-    (val,) = needed(options, "zeroshot", ("val",))
     model = aligned_of(options.weights, options.backbone)
     assert model.backbone is not None
     patch = model.backbone.config.patch_size
     side = max(1, (options.size or model.backbone.config.image_size) // patch) * patch
-    images = _labelled(val, side, options.limit)
+    images = _labelled(options.val, side, options.limit)
     assert images.labels is not None
     names, labels = images.classes, torch.from_numpy(images.labels)
     vectors = image_vectors(model, images.images)
@@ -55,7 +73,7 @@ def zeroshot(options: Options) -> dict[str, Any]:
     if options.train is not None:
         train = _labelled(options.train, side, options.limit)
         if train.classes != names:
-            raise DataError(f"the classes of {val} are not those of {options.train}.")
+            raise DataError(f"the classes of {options.val} are not those of {options.train}.")
         assert train.labels is not None
         network = model.backbone.for_inference()
         bank, queries = (embed(network, part, _both) for part in (train, images))

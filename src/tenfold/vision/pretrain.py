@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,18 +154,13 @@ class PretrainTask(Task):
         if recipe.gram.active:
             self.schedules["gram_weight"] = recipe.gram.weight
         self._controller: SparsityController | None = None
-        self._photographs: Photographs | None = None
         self._floors: dict[str, float] | None = None
 
-    @property
+    @cached_property
     def photographs(self) -> Photographs:
         """The images, decoded once."""
-        if self._photographs is None:
-            r = self.recipe
-            self._photographs = open_photographs(
-                r.data, r.val, r.source_side, r.crops.global_size, r.val_rows, r.trainer.data_errors
-            )
-        return self._photographs
+        r = self.recipe
+        return open_photographs(r.data, r.val, r.source_side, r.crops.global_size, r.val_rows, r.trainer.data_errors)
 
     def build(self) -> nn.Module:
         model = SelfDistillation(self.recipe, self.ranks, self.hparams)

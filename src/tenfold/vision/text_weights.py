@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from tenfold.data.tensors import write_safetensors
-from tenfold.errors import UsageError, WeightsError
+from tenfold.errors import WeightsError
 from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import Source
-from tenfold.export.weights import Family, Layout, Weights
+from tenfold.export.weights import Family, Layout, Weights, config_of
 from tenfold.vision.aligned import AlignedConfig, TextAligned
 from tenfold.vision.text_towers import SentenceEncoder, TextConfig
 
@@ -110,10 +110,7 @@ def _block_link(
 
 def read_dinotxt(source: Source) -> Weights:
     tensors = source.tensors
-    try:
-        config = infer_dinotxt(tensors, source.path)
-    except UsageError as error:  # shapes that no model has
-        raise WeightsError(f"{source.path}: the shapes of its tensors fit no dino.txt ({error})") from error
+    config = config_of(source, lambda: infer_dinotxt(tensors, source.path), "dino.txt")
     return Weights(config, read_links(dinotxt_links(config), tensors, source.path))
 
 

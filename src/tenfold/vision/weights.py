@@ -22,11 +22,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tenfold.data.tensors import OWN_KEY, own_metadata, write_safetensors
-from tenfold.errors import UsageError, WeightsError
+from tenfold.data.tensors import own_metadata, write_safetensors
+from tenfold.errors import WeightsError
 from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import SIDE, Source
-from tenfold.export.weights import Family, Layout, Weights, own_config
+from tenfold.export.weights import Family, Layout, Weights, config_of
 from tenfold.nn.rope import AxialRope
 from tenfold.vision.spellings import OFFICIAL_V2, OFFICIAL_V3, SPELLINGS, Spelling
 from tenfold.vision.vit import VisionTransformer, VitConfig
@@ -39,15 +39,7 @@ DECIDED = ("norm_eps", "heads", "positions", "mask_k_bias", "qkv_bias", "local_c
 
 def read(source: Source, spelling: Spelling) -> Weights:
     tensors = spelling.normalized(source.tensors)
-    if OWN_KEY in source.side_metadata:
-        config = own_config(source.path / SIDE, source.side_metadata[OWN_KEY])[1]
-    else:
-        try:
-            config = infer(tensors, spelling, source)
-        except UsageError as error:  # shapes that no model has
-            raise WeightsError(
-                f"{source.path}: the shapes of its tensors fit no vision transformer ({error})"
-            ) from error
+    config = config_of(source, lambda: infer(tensors, spelling, source), "vision transformer")
     tensors |= {BESIDE + name: tensor for name, tensor in source.side.items()}
     if spelling.merged_cls:
         tensors = _split_cls(tensors)
