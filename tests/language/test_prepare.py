@@ -10,6 +10,7 @@ import torch
 import tenfold
 from export.test_gguf import write
 from language.engine_models import tiny_llama
+from tenfold.data.tensors import save_own
 from tenfold.errors import UsageError, WeightsError
 from tenfold.export.gguf import open_gguf
 from tenfold.export.weights import Weights
@@ -80,6 +81,17 @@ def test_a_format_that_cannot_be_had_says_why(tmp_path: Path) -> None:
         prepare(Weights(tiny_llama().config, tiny_llama().state_dict()), "int4")
     with pytest.raises(WeightsError, match="no such file"):
         open_target(tmp_path / "nowhere.gguf")
+    for changes in (
+        {"activation": "relu2"},
+        {"memory_layers": (1,), "memory_side": 8, "memory_heads": 1, "memory_top_k": 4, "memory_key_dim": 8},
+    ):
+        odd = tiny_llama(**changes)
+        save_own(tmp_path / "odd.safetensors", odd.state_dict(), "llama", odd.config)
+        with pytest.raises(
+            WeightsError, match=r"has (memory layers|the activation relu2); the engine decodes plain Llamas"
+        ):
+            open_target(tmp_path / "odd.safetensors")
+        (tmp_path / "odd.safetensors").unlink()
     assert "not made from other weights" in str(refusal("int4", torch.ones(2, 2)))
     auto = open_target(plain)
     assert auto.form == ("bf16" if bf16_refusal() is None else "fp32")

@@ -60,6 +60,12 @@ def open_target(path: str | Path, form: FormatChoice = "auto") -> Target:
         if not isinstance(loaded, Llama):
             raise WeightsError(f"{path} is a {type(loaded).__name__}, not a language model.")
         source = Weights(loaded.config, loaded.state_dict())
+    c = source.config
+    if c.memory_layers or c.activation != "swiglu":
+        kind = "memory layers" if c.memory_layers else f"the activation {c.activation}"
+        raise WeightsError(
+            f"{path} has {kind}; the engine decodes plain Llamas (SwiGLU, no memory). tenfold.load(PATH) is the model itself."
+        )
     target = Target(prepare(source, chosen), chosen, source)
     _give_back()
     return target

@@ -93,6 +93,7 @@ def make_language_app(llm: LLM, name: str, limits: Limits | None = None, prefill
         return service.running()
 
     app = make_app("tenfold language", limits, lifespan)
+    _watch(llm, app.state.metrics)
     service = Service(llm.engine, _counters(app.state.metrics), prefill and _fetch(prefill, llm, app.state.metrics))
     router = APIRouter()
     tokenizer = llm.tokenizer
@@ -320,6 +321,13 @@ def _fetch(prefill: Prefill, llm: LLM, metrics: Metrics) -> Fetch:
     """What gets the pages of a prompt, and counts what became of them."""
     prompts = metrics.counter("handover_prompts", "prompts by what became of their pages", ("result",))
     return Peer(prefill, Identity.of(llm), llm.engine.runner, lambda result: prompts.labels(result).inc()).pages
+
+
+def _watch(llm: LLM, metrics: Metrics) -> None:
+    """What the engine holds, read when the page is asked for."""
+    pages, scheduler = llm.engine.runner.pages, llm.engine.scheduler
+    metrics.gauge("used_pages", "pages of keys and values in use", lambda: pages.count - pages.free)
+    metrics.gauge("engine_requests", "requests in the engine", lambda: len(scheduler.running) + len(scheduler.waiting))
 
 
 def _counters(metrics: Metrics) -> Any:

@@ -9,7 +9,7 @@ Names carry the prefix `tenfold_`. Every application has a registry of its own, 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -51,10 +51,14 @@ class Metrics:
 
         return Counter(f"tenfold_{name}", text, labels, registry=self.registry)
 
-    def gauge(self, name: str, text: str) -> Gauge:
+    def gauge(self, name: str, text: str, read: Callable[[], float] | None = None) -> Gauge:
+        """A number that goes up and down; with `read` it is looked up whenever the page is asked for."""
         from prometheus_client import Gauge
 
-        return Gauge(f"tenfold_{name}", text, registry=self.registry)
+        gauge = Gauge(f"tenfold_{name}", text, registry=self.registry)
+        if read is not None:
+            gauge.set_function(read)
+        return gauge
 
     def histogram(self, name: str, text: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
         from prometheus_client import Histogram
