@@ -103,6 +103,8 @@ class Runner:
         """One pass of the target over the root and the tree of every request; their pages must be there."""
         starts = [r.rows for r in requests]
         laws = Laws.of([r.params for r in requests])
+        if isinstance(self.drafter, HybridDrafter) and isinstance(shape, Tree):
+            shape = self.drafter.fit([_state(r) for r in requests], shape)
         draft, tree = self._draft(requests, shape, rule, laws)
         size = tree.nodes + 1
         roots = torch.tensor([[r.tokens[-1]] for r in requests])
