@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from language.drafting_models import tiny_drafter, tiny_target
+from language.engine_models import NoisyTarget, tiny_llama
 from language.test_drafting import Coins, opened
 from tenfold.language.draft import Draft, Drafter, DraftState
-from tenfold.language.ngram import HybridDrafter, HybridTree, NgramDrafter, Places, chain_nodes
+from tenfold.language.ngram import FittedTree, HybridDrafter, HybridTree, NgramDrafter, Places, chain_nodes
 from tenfold.language.tree import Tree
 from tenfold.language.verify import verify_greedy
 from tenfold.nn.pages import PageTable
@@ -110,3 +111,16 @@ def test_the_longer_of_two_equal_proposals_counts() -> None:
     assert accepted.length.tolist() == [2]
     assert accepted.bonus.tolist() == [9]
     assert accepted.path.tolist() == [[0, hybrid.chain[0], hybrid.chain[1], -1]]
+
+
+def test_a_single_text_gets_the_shape_that_fits_it() -> None:
+    """A chain where its last two tokens have stood before, the drafter's own tree where they have not; several share one."""
+    own = Tree.from_paths([[0], [1], [0, 0]])
+    fitted = FittedTree(HybridTree.of(Tree.chain(1), 3), HybridTree.of(Tree.chain(1), 2), own)
+    both = HybridDrafter(NoisyTarget(tiny_llama(), 0.1), NgramDrafter())
+    tree = both.add(fitted)
+    known, new = (DraftState(list(text), PageTable(4)) for text in ([1, 2, 3, 1, 2], [1, 2, 3, 4, 2]))
+    assert both.fit([known], tree) == fitted.known.tree
+    assert both.fit([new], tree) == own
+    assert both.fit([known, new], tree) == tree
+    assert both.fit([known], Tree.chain(2)) == Tree.chain(2)

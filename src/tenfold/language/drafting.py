@@ -28,7 +28,8 @@ from tenfold.language.draft import Draft, DraftState, Features, Rule, Uniforms
 from tenfold.language.drafter import Eagle1Drafter, Eagle3Drafter, EagleDrafter, default_aux_layers
 from tenfold.language.llama import Llama, check_aux_layers
 from tenfold.language.tree import Level, Tree
-from tenfold.nn.formats import TiledLinear
+from tenfold.nn import decode
+from tenfold.nn.formats import Int8Linear, TiledLinear
 from tenfold.nn.pages import PagedCache, PagedStep
 from tenfold.nn.stack import LayerParts, Stack
 
@@ -53,7 +54,8 @@ class TreeDrafter:
             check_aux_layers(self.aux_layers, target.config.depth)
         weight = network.get_submodule("fc").weight
         assert isinstance(weight, Tensor)
-        self.dtype, self.device = weight.dtype, weight.device
+        self.dtype = weight.dtype if weight.dtype.is_floating_point else torch.bfloat16
+        self.device = weight.device
         self.embedding = target.embedding if network.embedding is None else network.embedding
         self.cache: PagedCache | None = None
         self.stack = compiled(network)
@@ -139,8 +141,8 @@ class TreeDrafter:
         return feed.unflatten(0, (-1, fresh)), logits.float().unflatten(0, (-1, fresh))
 
     def _fuse(self, features: Float[Tensor, "M F"]) -> Float[Tensor, "M H"]:
-        if self.stack is not None and isinstance(fc := self.network.get_submodule("fc"), TiledLinear):
-            return fc.wide(features)
+        if self.stack is not None and isinstance(fc := self.network.get_submodule("fc"), TiledLinear | Int8Linear):
+            return decode.linear(fc.native, features)
         return self.network.fuse(features.to(self.dtype))
 
     def run(

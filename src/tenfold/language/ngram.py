@@ -58,6 +58,12 @@ class Places:
                 return list(tokens[place : place + count])
         return []
 
+    def matched(self, tokens: Sequence[int]) -> int:
+        """Tokens of the longest n-gram at the text's end that has stood before; 0 for none."""
+        self.update(tokens)
+        ends = range(min(self.longest, len(tokens)), 0, -1)
+        return next((n for n in ends if tuple(tokens[len(tokens) - n :]) in self.earlier), 0)
+
 
 class NgramDrafter:
     """Looks up along the first ranks of a tree: a chain. Nodes off the chain stay empty."""
@@ -99,9 +105,16 @@ class NgramDrafter:
 
     def look_up(self, state: DraftState, count: int) -> list[int]:
         """The chain of up to `count` tokens behind a request's text."""
+        return self._places(state).find(state.tokens, count)
+
+    def matched(self, state: DraftState) -> int:
+        """How many of a request's last tokens have stood before, one behind the other."""
+        return self._places(state).matched(state.tokens)
+
+    def _places(self, state: DraftState) -> Places:
         if not isinstance(state.carry, Places) or state.carry.done > len(state.tokens):
             state.carry = Places(self.longest)
-        return state.carry.find(state.tokens, count)
+        return state.carry
 
 
 def chain_nodes(tree: Tree) -> list[int]:
@@ -143,6 +156,20 @@ class HybridTree:
         return laid
 
 
+@dataclass(frozen=True)
+class FittedTree:
+    """Shapes of one size for different texts. `tree` is for several requests at once; for a single one, `known` where its last
+    two tokens at least have stood before (what followed then follows again in seven of ten cases), else `unknown`."""
+
+    tree: HybridTree
+    known: HybridTree
+    unknown: Tree
+
+    def __post_init__(self) -> None:
+        most = self.tree.tree.nodes
+        assert max(self.known.tree.nodes, self.unknown.nodes) <= most, "room is made for the nodes of `tree`"
+
+
 class HybridDrafter:
     """A drafter and prompt look-up in one tree. `draft` takes a tree that `add` has made, or one for the drafter alone."""
 
@@ -153,11 +180,28 @@ class HybridDrafter:
         self.features: Features = drafter.features
         self.aux_layers = drafter.aux_layers
         self._hybrids: dict[Tree, HybridTree] = {}
+        self._fitted: dict[Tree, FittedTree] = {}
 
-    def add(self, hybrid: HybridTree) -> Tree:
+    def add(self, hybrid: HybridTree | FittedTree) -> Tree:
         """Makes a hybrid tree known; returns what `draft` is to be given."""
+        if isinstance(hybrid, FittedTree):
+            self.add(hybrid.known)
+            tree = self.add(hybrid.tree)
+            self._fitted[tree] = hybrid
+            return tree
         self._hybrids[hybrid.tree] = hybrid
+        self._fitted.pop(hybrid.tree, None)
         return hybrid.tree
+
+    def fit(self, states: Sequence[DraftState], tree: Tree) -> Tree:
+        """The shape for these texts, of no more nodes than `tree`."""
+        fitted = self._fitted.get(tree)
+        if fitted is None or len(states) != 1:
+            return tree
+        part = _part(states[0], 1)
+        matched = self.lookup.matched(part)
+        states[0].carry[1] = part.carry
+        return fitted.known.tree if matched >= 2 else fitted.unknown
 
     def open(self, pages: int, page_size: int) -> PagedCache | None:
         return self.drafter.open(pages, page_size)

@@ -105,6 +105,8 @@ class Runner:
         """One pass of the target over the root and the tree of every request; their pages must be there."""
         starts = [r.rows for r in requests]
         laws = Laws.of([r.params for r in requests])
+        if isinstance(self.drafter, HybridDrafter) and isinstance(shape, Tree):
+            shape = self.drafter.fit([_state(r) for r in requests], shape)
         draft, tree = self._draft(requests, shape, rule, laws)
         if isinstance(tree, Tree):
             draft = lead([r.grammar for r in requests], draft, tree)

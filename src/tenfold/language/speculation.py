@@ -20,9 +20,11 @@ from tenfold.language.drafter import EagleDrafter
 from tenfold.language.drafter_weights import check_target
 from tenfold.language.drafting import TreeDrafter
 from tenfold.language.dynamic import DynamicTree
-from tenfold.language.ngram import HybridDrafter, HybridTree, NgramDrafter
+from tenfold.language.ngram import FittedTree, HybridDrafter, HybridTree, NgramDrafter
 from tenfold.language.prepare import Target, pack_linears
 from tenfold.language.tree import Tree
+from tenfold.nn import decode
+from tenfold.nn.formats import Format
 
 # The best trees of 16 nodes by `tree_search` for the shipped drafter, on prompts that were held back from its training.
 SIXTEEN = Tree.from_paths(
@@ -44,17 +46,14 @@ FREE_ROWS = {"fp32": 8, "bf16": 8, "int8": 8, "int4": 4}
 FREE_ROWS_GPU = 64
 
 # What "auto" drafts, the largest first that fits: all requests' roots and nodes stay within the free rows. Chosen as above.
-DRAFTED = (
-    SIXTEEN,
-    Tree.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]]),
-    Tree.from_paths([[0], [1], [0, 0]]),
-    Tree.chain(1),
-)
+ONE, THREE = Tree.chain(1), Tree.from_paths([[0], [1], [0, 0]])
+SEVEN = Tree.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]])
+DRAFTED = (SIXTEEN, SEVEN, THREE, ONE)
 HYBRIDS = (
-    TEN_AND_SIX,
-    HybridTree.of(Tree.from_paths([[0], [1], [0, 0]]), 4),
-    HybridTree.of(Tree.chain(1), 2),
-    Tree.chain(1),
+    FittedTree(TEN_AND_SIX, TEN_AND_SIX, SIXTEEN),
+    FittedTree(HybridTree.of(THREE, 4), HybridTree.of(ONE, 6), SEVEN),
+    FittedTree(HybridTree.of(ONE, 2), HybridTree.of(ONE, 2), THREE),
+    ONE,
 )
 LOOKED_UP = (LOOK_UP, Tree.chain(3), Tree.chain(1))
 
@@ -100,15 +99,15 @@ class Speculation:
 def auto_tree(batch: int, drafter: Drafter) -> Tree:
     """The largest known tree with which a batch stays within the rows that cost little, no tree where none does: so that
     speculation by default does not make a batch slower."""
-    shapes: tuple[Tree | HybridTree, ...] = DRAFTED if drafter.features != "none" else LOOKED_UP
-    if isinstance(drafter, HybridDrafter):
-        shapes = HYBRIDS
     rows = getattr(drafter, "free_rows", FREE_ROWS["bf16"])
-    for shape in shapes:
-        tree = shape.tree if isinstance(shape, HybridTree) else shape
-        if batch * (tree.nodes + 1) <= rows:
-            return drafter.add(shape) if isinstance(shape, HybridTree) and isinstance(drafter, HybridDrafter) else tree
-    return NONE
+    if isinstance(drafter, HybridDrafter):
+        for shape in HYBRIDS:
+            nodes = shape.nodes if isinstance(shape, Tree) else shape.tree.tree.nodes
+            if batch * (nodes + 1) <= rows:
+                return shape if isinstance(shape, Tree) else drafter.add(shape)
+        return NONE
+    shapes = DRAFTED if drafter.features != "none" else LOOKED_UP
+    return next((tree for tree in shapes if batch * (tree.nodes + 1) <= rows), NONE)
 
 
 def choose_drafter(choice: str | Path | None, target: Target) -> tuple[Drafter | None, str]:
@@ -141,8 +140,9 @@ def _trained(path: Path, target: Target) -> Drafter:
             f"{path} is a {type(network).__name__}, not a drafter. Allowed: auto, ngram, none, or a drafter."
         )
     check_target(network.config, target.source, path)
-    # Its logits only choose what is checked: bf16 is exact enough whatever the target's format is.
-    pack_linears(network, "fp32" if target.form == "fp32" else "bf16")
+    # Its logits only choose what is checked: 8 bits are exact enough whatever the target's format is, and half the bytes.
+    quick: Format = "int8" if decode.refusal() is None else "bf16"
+    pack_linears(network, "fp32" if target.form == "fp32" else quick)
     return TreeDrafter(network, target.model)
 
 

@@ -70,8 +70,8 @@ def tree_svg(tree: Tree, shares: Sequence[float]) -> str:
 
 
 def speed_svg(points: Sequence[tuple[int, float, float]]) -> str:
-    """Tokens per second by rows of the target's pass: (rows, measured, predicted) of every tree; dots are measured, the
-    line joins what was predicted."""
+    """Tokens per second by rows of the target's pass: (rows, measured, predicted) of every tree, as dots and
+    rings."""
     width, height, left, bottom = 560, 300, 60, 40
     most = 1.1 * max(max(measured, predicted) for _, measured, predicted in points)
     widest = max(rows for rows, _, _ in points) + 1
@@ -91,11 +91,10 @@ def speed_svg(points: Sequence[tuple[int, float, float]]) -> str:
     for rows in sorted({rows for rows, _, _ in points}):
         x, y = place(rows, 0)
         lines.append(f'<text x="{x:.0f}" y="{y + 14:.1f}" text-anchor="middle" fill="#222">{rows}</text>')
-    joined = " L".join("{:.1f} {:.1f}".format(*place(rows, predicted)) for rows, _, predicted in sorted(points))
-    lines.append(f'<path d="M{joined}" fill="none" stroke="#2a6f97" stroke-width="1.5" stroke-dasharray="4 3"/>')
-    for rows, measured, _ in points:
-        x, y = place(rows, measured)
+    for rows, measured, predicted in points:
+        (x, y), (_, ring) = place(rows, measured), place(rows, predicted)
         lines.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#013a63"/>')
+        lines.append(f'<circle cx="{x:.1f}" cy="{ring:.1f}" r="7" fill="none" stroke="#2a6f97"/>')
     lines.append(f'<text x="{width / 2:.0f}" y="{height - 8}" text-anchor="middle" fill="#222">rows of a pass</text>')
-    lines.append(f'<text x="{left}" y="14" fill="#222">tokens per second: dots measured, line predicted</text>')
+    lines.append(f'<text x="{left}" y="14" fill="#222">tokens per second: dots measured, rings predicted</text>')
     return "\n".join([*lines, "</svg>", ""])

@@ -632,12 +632,11 @@ void decode_argmax(const float* x, int64_t rows, int64_t width, int64_t* best) {
         for (; i + LANES <= width; i += LANES) top = _mm512_max_ps(top, _mm512_loadu_ps(row + i));
         float most = _mm512_reduce_max_ps(top);
         for (; i < width; i++) most = std::max(most, row[i]);
-        best[r] = 0;
-        for (int64_t j = 0; j < width; j++)
-            if (row[j] == most) {
-                best[r] = j;
-                break;
-            }
+        const __m512 wanted = _mm512_set1_ps(most);
+        int64_t j = 0;
+        while (j + LANES <= width && !_mm512_cmp_ps_mask(_mm512_loadu_ps(row + j), wanted, _CMP_EQ_OQ)) j += LANES;
+        while (j < width && row[j] != most) j++;
+        best[r] = j < width ? j : 0;
     }
 }
 }
