@@ -115,9 +115,8 @@ def goodness(seen: Tensor, transition: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    "count", [pytest.param(600, id="600"), pytest.param(200_000, id="200000", marks=pytest.mark.slow)]
+    ("batch", "count"), [(8, 600), *(pytest.param(batch, 200_000, marks=pytest.mark.slow) for batch in (8, 1))]
 )
-@pytest.mark.parametrize("batch", [8, 1])
 @pytest.mark.parametrize("rule", ["A", "B", "C"])
 @pytest.mark.timeout(7200)
 def test_pairs_have_the_targets_joint_law(rule: Rule, batch: int, count: int) -> None:
