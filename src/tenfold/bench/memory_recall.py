@@ -41,7 +41,7 @@ from tenfold.nn.memory import MemoryLayer, centred_layers
 FOLDER = Path("runs/memory-recall")
 ARMS = ("dense", "dense-2x", "plus", "pkm")
 RATES = (4e-3, 8e-3, 1.6e-2)
-ENTITIES = 320  # of 8 facts each
+ENTITIES = 250  # of 8 facts each
 SEEDS = (0, 1, 2)
 DIM, DEPTH, HIDDEN = 64, 4, 256
 LAYERS = centred_layers(DEPTH, 2)
