@@ -61,14 +61,14 @@ class DraftState:
     table: the request's pages, shared by the target's cache and the drafter's own.
     rows: the drafter's rows that its pages hold; `extend` adds to it. The engine sets it back on preemption.
     carry: whatever the drafter keeps between steps (the last row's hidden state and law).
-    waiting: (token, feature) of rows that were decoded while nothing was drafted; `extend` gets them before the next draft.
+    waiting: (tokens, features) of rows that were decoded while nothing was drafted; `extend` gets them before the next draft.
     """
 
     tokens: list[int]
     table: PageTable
     rows: int = 0
     carry: Any = None
-    waiting: list[tuple[int, Tensor | None]] = field(default_factory=list)
+    waiting: list[tuple[list[int], Tensor | None]] = field(default_factory=list)
 
 
 @runtime_checkable

@@ -144,9 +144,9 @@ class Runner:
         if self.drafter is None:
             return
         for b, request in zip(alive, requests):
-            rows = step.paths[b]
-            features = [None] * len(rows) if step.features is None else step.features[b, rows].unbind()
-            _state(request).waiting += zip(step.emitted[b], features, strict=True)
+            rows, all_rows = step.paths[b], step.features
+            kept = None if all_rows is None else all_rows[b, :1] if len(rows) == 1 else all_rows[b, rows]
+            _state(request).waiting.append((step.emitted[b], kept))
         if step.drafted:  # else it may be long until the next draft: a batch too large to speculate pays nothing for it
             self._catch_up(requests)
 
@@ -156,11 +156,11 @@ class Runner:
         states = [state for r in requests if (state := _state(r)).waiting]
         if not states:
             return
-        counts = [len(state.waiting) for state in states]
+        counts = [sum(len(tokens) for tokens, _ in state.waiting) for state in states]
         rows = [row for state in states for row in state.waiting]
         features = [feature for _, feature in rows if feature is not None]
-        tokens = torch.tensor([token for token, _ in rows])
-        self.drafter.extend(states, counts, tokens, torch.stack(features) if features else None)
+        tokens = torch.tensor([token for tokens, _ in rows for token in tokens])
+        self.drafter.extend(states, counts, tokens, torch.cat(features) if features else None)
         for state in states:
             state.waiting.clear()
 
