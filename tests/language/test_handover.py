@@ -79,7 +79,13 @@ def answer(engine: LLMEngine, prompt: list[int], params: SamplingParams, pages: 
 
 
 @pytest.mark.parametrize("heat", [0.0, 1.0])
-@pytest.mark.parametrize("kind", ["none", "ngram", "eagle3", "eagle1", "window", "eagle and look-up"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("none", "eagle and look-up"),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("ngram", "eagle3", "eagle1", "window")),
+    ],
+)
 def test_pages_from_elsewhere_give_the_same_answer_and_nothing_is_computed_twice(kind: str, heat: float) -> None:
     there, here, alone = (engine_of(kind) for _ in range(3))
     for prompt in PROMPTS:

@@ -13,7 +13,8 @@ from language.engine_models import tiny_llama
 from tenfold.data.tensors import save_own
 from tenfold.errors import UsageError, WeightsError
 from tenfold.export.gguf import open_gguf
-from tenfold.export.weights import Weights
+from tenfold.export.weights import Weights, convert
+from tenfold.language.drafter_weights import fingerprint
 from tenfold.language.prepare import open_target, pack_linears, prepare, weight_bytes
 from tenfold.nn import decode
 from tenfold.nn.formats import Int4Linear, Int8Linear, pack, refusal, unpack_q4_1
@@ -71,6 +72,18 @@ def test_a_prepared_model_gives_the_models_logits(form: str, tmp_path: Path) -> 
     assert (ours - exact).norm() <= most * exact.norm()
     assert target.form == form
     assert weight_bytes(target.model) > 0
+
+
+@torch.inference_mode()
+def test_of_a_folder_only_what_a_fingerprint_needs_stays_in_memory(tmp_path: Path) -> None:
+    plain = tiny_llama(64, dim=64, hidden=96)
+    save_own(tmp_path / "m.safetensors", plain.state_dict(), "llama", plain.config)
+    folder = convert(tmp_path / "m.safetensors", tmp_path / "hf", to="hf")
+    target = open_target(folder, "fp32")
+    tokens = torch.randint(0, 64, (2, 11))
+    assert torch.allclose(target.model(tokens).logits, plain(tokens).logits, atol=1e-4)
+    assert fingerprint(target.source) == fingerprint(plain)
+    assert not [n for n in target.source.state if n.startswith("blocks.1.") and "norm" not in n]
 
 
 def test_a_format_that_cannot_be_had_says_why(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.errors import UsageError, WeightsError
-from tenfold.export.weights import Weights, load
+from tenfold.export.weights import Weights, read
 from tenfold.language.gguf_weights import GGUFLlama, open_llama, parameter
-from tenfold.language.llama import Llama
+from tenfold.language.llama import Llama, LlamaConfig
 from tenfold.nn.formats import Format, Int4Linear, pack, unpack_q4_1
 from tenfold.nn.linear import bf16_refusal
 from tenfold.nn.outline import outline
@@ -35,8 +35,8 @@ FormatChoice = Literal["auto", "fp32", "bf16", "int8", "int4"]
 
 @dataclass(frozen=True)
 class Target:
-    """`model` decodes, in `form`; `source` is what its file holds, by which a drafter knows its target. Of a GGUF file a
-    tensor of `source` is read when it is asked for."""
+    """`model` decodes, in `form`; `source` is what its file holds, by which a drafter knows its target: of a GGUF file a tensor
+    is read when it is asked for, of another the embedding, the norms and the first block are kept."""
 
     model: Llama
     form: Format
@@ -56,24 +56,26 @@ def open_target(path: str | Path, form: FormatChoice = "auto") -> Target:
         held = open_llama(Path(path))
         source = Weights(held.config, held)
     else:
-        loaded = load(path)
-        if not isinstance(loaded, Llama):
-            raise WeightsError(f"{path} is a {type(loaded).__name__}, not a language model.")
-        source = Weights(loaded.config, loaded.state_dict())
+        family, weights = read(path)
+        if not isinstance(weights.config, LlamaConfig):
+            raise WeightsError(f"{path} is a {family.kind}; what decodes here is a llama.")
+        # What stays is copied, so that nothing keeps the file mapped (its pages count as memory) when the rest is packed.
+        source = Weights(weights.config, {n: t.clone() if _stays(n) else t for n, t in weights.state.items()})
+        del weights
     c = source.config
     if c.memory_layers or c.activation != "swiglu":
         kind = "memory layers" if c.memory_layers else f"the activation {c.activation}"
         raise WeightsError(
             f"{path} has {kind}; the engine decodes plain Llamas (SwiGLU, no memory). tenfold.load(PATH) is the model itself."
         )
-    target = Target(prepare(source, chosen), chosen, source)
+    target = Target(prepare(source, chosen, spend=True), chosen, source)
     _give_back()
     return target
 
 
-def prepare(source: Weights, form: Format) -> Llama:
+def prepare(source: Weights, form: Format, spend: bool = False) -> Llama:
     """A model that shares what it can with `source`, of which every parameter is asked for once. int4 takes rows that a GGUF
-    file holds in Q4_1."""
+    file holds in Q4_1. spend: linear maps leave `source` once they are packed, but those of the first block."""
     config, state = source.config, source.state
     with outline():
         ready = Llama(config)
@@ -81,19 +83,25 @@ def prepare(source: Weights, form: Format) -> Llama:
     embedding = parameter(state, "embedding.weight", dtype)
     norms = {name: parameter(state, name, dtype) for name in state if "norm" in name}
     ready.load_state_dict({"embedding.weight": embedding, **norms}, strict=False, assign=True)
-    for number, into in enumerate(ready.blocks):
-        for stem in LINEAR:
-            name = f"blocks.{number}.{stem}"
-            bias = state.get(f"{name}.bias")
-            made = _int4(state, name, bias) if form == "int4" else pack(state[f"{name}.weight"], bias, form)
-            into.set_submodule(stem, made, strict=True)
-    # The output projection in 8 bits is slower than in bf16 at every width, so int4 and int8 leave it there.
+    # The output projection in 8 bits is slower than in bf16 at every width, so int4 and int8 leave it there. It is the largest
+    # map, so it comes first: packing holds it twice.
     wide: Format = "fp32" if form == "fp32" or bf16_refusal() else "bf16"
     if config.tied and dtype == DTYPE[wide]:
         head = embedding
     else:
         head = parameter(state, "embedding.weight" if config.tied else "head.weight", DTYPE[wide])
     ready.head = pack(head, None, wide)
+    del head
+    if spend and isinstance(state, dict):
+        state.pop("head.weight", None)
+    for number, into in enumerate(ready.blocks):
+        for stem in LINEAR:
+            name = f"blocks.{number}.{stem}"
+            bias = state.get(f"{name}.bias")
+            made = _int4(state, name, bias) if form == "int4" else pack(state[f"{name}.weight"], bias, form)
+            into.set_submodule(stem, made, strict=True)
+            if spend and not _stays(name) and isinstance(state, dict):
+                del state[f"{name}.weight"]
     return ready.eval().requires_grad_(False)
 
 
@@ -109,6 +117,11 @@ def pack_linears(module: nn.Module, form: Format) -> nn.Module:
 def weight_bytes(model: nn.Module) -> int:
     """Bytes that one pass of a prepared model reads: its linear maps (of the embedding it reads single rows)."""
     return sum(getattr(module, "bytes", 0) for module in model.modules())
+
+
+def _stays(name: str) -> bool:
+    """Whether a parameter is of use beside the prepared model: it is what a fingerprint is made of, or small."""
+    return name.startswith(("embedding.", "blocks.0.")) or "norm" in name or name.endswith(".bias")
 
 
 def _give_back() -> None:
