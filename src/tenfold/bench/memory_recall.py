@@ -201,7 +201,7 @@ def _arm(arm: str, lr: float, seed: int) -> dict[str, Any]:
         "process": os.getpid(),
     }
     write_atomic(results, json.dumps(found, indent=2).encode())
-    return found
+    return json.loads(results.read_text())  # as it will be read again: JSON's keys are strings
 
 
 def _final(found: dict[str, Any]) -> float:
