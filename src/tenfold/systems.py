@@ -48,8 +48,9 @@ SYSTEMS: tuple[System, ...] = (
         "EAGLE speculative decoding for Llama",
         "language",
         "partial",
-        "a drafter trained for SmolLM2 ships; trees, look-up and both together, exact sampling, an engine with continuous "
-        "batching and grammars, an OpenAI-compatible server; not yet a GPU, prefill apart from decoding, replicas",
+        "a drafter trained for SmolLM2 ships; fixed and dynamic trees, look-up and both together, exact sampling, an engine "
+        "with continuous batching and grammars, an OpenAI-compatible server, alone, as replicas, or with prompts computed in "
+        "another process; the paths for a GPU are not written or have not been run",
         (
             "tenfold language generate",
             "tenfold language chat",

@@ -91,6 +91,17 @@ def test_streamed_whole_and_offline_text_are_the_same(server: Server, llm: LLM, 
         assert parts[-1].usage.completion_tokens == len(offline.token_ids)
 
 
+def test_penalties_reach_the_engine(server: Server, llm: LLM) -> None:
+    plain = llm.generate(["the "], SamplingParams(max_tokens=40))[0].text
+    given = {"presence_penalty": 1.5, "frequency_penalty": 1.0}
+    offline = llm.generate(["the "], SamplingParams(max_tokens=40, **given))[0].text
+    asked = {"model": "tiny", "prompt": "the ", "max_tokens": 40, "temperature": 0}
+    assert server.client.completions.create(**asked, **given).choices[0].text == offline != plain
+    offline = llm.generate(["the "], SamplingParams(max_tokens=40, repetition_penalty=3.0))[0].text
+    extra = {"repetition_penalty": 3.0}
+    assert server.client.completions.create(**asked, extra_body=extra).choices[0].text == offline != plain
+
+
 def test_a_conversation_streamed_and_whole(server: Server, llm: LLM) -> None:
     messages = [{"role": "user", "content": "abé"}]
     offline = llm.chat(messages, SamplingParams(max_tokens=30))
@@ -147,7 +158,7 @@ def test_an_answer_under_a_schema_is_valid(server: Server) -> None:
         ("completions", {"prompt": "a" * 400, "stream": True}, "does not fit"),
         ("completions", {"prompt": "a", "temperature": -1}, "temperature"),
         ("completions", {"prompt": "a", "model": "tinny"}, "Did you mean 'tiny'"),
-        ("completions", {"prompt": "a", "presence_penalty": 1}, "presence_penalty"),
+        ("completions", {"prompt": "a", "presence_penalty": 3}, "presence_penalty"),
         ("completions", {"prompt": ["a"] * 65}, "at most 64"),
         ("completions", {"prompt": "a", "response_format": {"type": "regex", "value": "(a"}}, "cannot be used"),
         ("chat/completions", {"messages": []}, "messages"),

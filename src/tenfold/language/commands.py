@@ -43,6 +43,7 @@ class Generate:
     top_p: float = 1.0
     top_k: int = 0
     seed: int | None = None  # the same seed gives the same answer
+    repetition_penalty: float = 1.0  # above 1: against tokens that stand in the prompt or the answer already
     stop: tuple[str, ...] = ()  # texts that end an answer
     schema: Path | None = None  # JSON schema that the answer has to follow
     regex: str | None = None  # regular expression that the answer has to follow
@@ -152,6 +153,7 @@ def _params(options: Generate | Chat) -> SamplingParams:
         max_tokens=options.max_tokens,
         stop=options.stop if isinstance(options, Generate) else (),
         seed=options.seed,
+        repetition_penalty=options.repetition_penalty if isinstance(options, Generate) else 1.0,
     )
 
 

@@ -72,8 +72,9 @@ def make_language_app(llm: LLM, name: str, limits: Limits | None = None, prefill
         seed: int | None = Field(None, ge=0, lt=1 << 62)
         ignore_eos: bool = False
         response_format: ResponseFormat | None = None
-        presence_penalty: float = Field(0.0, ge=0, le=0)  # not offered: only 0 is taken
-        frequency_penalty: float = Field(0.0, ge=0, le=0)
+        presence_penalty: float = Field(0.0, ge=-2, le=2)
+        frequency_penalty: float = Field(0.0, ge=-2, le=2)
+        repetition_penalty: float = Field(1.0, gt=0, le=10)
 
     class Completion(Common):
         prompt: str | list[int] | list[str] | list[list[int]]
@@ -107,7 +108,18 @@ def make_language_app(llm: LLM, name: str, limits: Limits | None = None, prefill
         if wanted is not None and wanted.type != "text":
             grammar = await asyncio.to_thread(grammar_of, wanted)
         return SamplingParams(
-            body.temperature, body.top_k, body.top_p, max_tokens, stop, body.seed, body.ignore_eos, logprobs, grammar
+            body.temperature,
+            body.top_k,
+            body.top_p,
+            max_tokens,
+            stop,
+            body.seed,
+            body.ignore_eos,
+            logprobs,
+            grammar,
+            body.repetition_penalty,
+            body.frequency_penalty,
+            body.presence_penalty,
         )
 
     def grammar_of(wanted: ResponseFormat) -> Any:
