@@ -3,8 +3,8 @@
 All sides answer the same prompts greedily, one request at a time, from the same weights file, in turns: a side's figure is
 milliseconds a token, and every ratio is taken prompt by prompt within a round. The processor's time of all threads of the
 side's process is what counts, because other processes on the machine disturb it least; the wall's time stands beside it.
-transformers runs in fp32, its own default for this file; OpenVINO reads the GGUF itself, in a process of its own (`make
-peers`).
+transformers runs in fp32, its own default for this file, and alone in bf16 too, as ours does; OpenVINO reads the GGUF
+itself, in a process of its own (`make peers`).
 
 Prompts: the first of gsm8k and mt_bench in TENFOLD_TEST_DATA, or six of our own where that is not set.
 """
@@ -131,9 +131,11 @@ def marks(name: str, found: dict[str, Measured]) -> list[str]:
     alone = min((side for side in ours if side.startswith("alone")), key=lambda side: median(found[side].ms()))
     wanted = [
         ("alone", "transformers"),
+        ("alone", "transformers, bf16"),
         ("drafter and look-up", "alone"),
         ("drafter and look-up, int4", "alone, int4"),
         ("drafter and look-up", "transformers"),
+        ("drafter and look-up", "transformers, bf16"),
         ("drafter and look-up", "transformers, look-up"),
         (best, alone),
         (best, "OpenVINO GenAI"),
@@ -208,6 +210,7 @@ def _transformers(llm: LLM, peers: Sequence[str]) -> dict[str, Side]:
     sides: dict[str, Side] = {}
     if "hf" in peers:
         sides["transformers"] = answering(model)
+        sides["transformers, bf16"] = answering(copy.deepcopy(model).to(torch.bfloat16))
     if "prompt-lookup" in peers:
         sides["transformers, look-up"] = answering(model, prompt_lookup_num_tokens=6)
     return sides
