@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 import tenfold
+from tenfold.cli import main
 from tenfold.engine.trainer import Trainer
 from tenfold.export.weights import convert
+from tenfold.language import evaluate
 from tenfold.language.drafter import Eagle3Drafter
 from tenfold.language.drafter_recipes import eagle3_smollm2
 from tenfold.language.drafter_weights import check_target
@@ -65,6 +68,22 @@ def test_it_saves_passes_and_the_text_is_the_targets_own(smollm2: Path, test_dat
     assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
     assert engine_tpc(plain) == 1.0
     assert engine_tpc(drafted) > 1.5
+
+
+@pytest.mark.slow
+@pytest.mark.samples
+def test_long_contexts_end_where_short_ones_do(
+    smollm2: Path, test_data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "TOKENS", 12)
+    words = ["eval", "speculative", str(SHIPPED), "--target", str(smollm2), "--limit", "2", "--json", "--val"]
+    text = str(test_data / "text/wikitext2_test.txt.gz")
+    assert main([*words, text, "--lengths", "24", "300"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    for length in (24, 300):
+        assert 1 <= report[f"engine TPC tree 16 behind {length} tokens, all answers"] <= 5
+    assert main([*words, text, "--lengths", "24", "9000"]) == 2
+    assert "2 to 8180 tokens" in capsys.readouterr().err
 
 
 @pytest.mark.slow

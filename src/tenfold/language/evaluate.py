@@ -34,6 +34,7 @@ from tenfold.language.prepare import Target, open_target
 from tenfold.language.replay import accepted_lengths, token_ranks, tokens_per_call
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.speculation import LOOK_UP, SIXTEEN, TEN_AND_SIX, Speculation
+from tenfold.language.text import read_documents
 from tenfold.language.tokenizer import load_tokenizer, read_prompts
 from tenfold.language.tree import Tree
 
@@ -48,6 +49,7 @@ class SpeculativeTask:
     weights: tyro.conf.Positional[Path]  # a drafter that tenfold.load reads, or its run folder
     val: Path  # a .jsonl file of prompts, or a folder of such files
     limit: int | None = None  # use only the first prompts of each file
+    lengths: tuple[int, ...] = ()  # with --val a text: go on with it behind so many of its tokens (512 4096, say)
     target: str = "smollm2-135m-instruct"  # the model that is guessed for
     json: bool = False  # print as JSON
 
@@ -134,6 +136,8 @@ def replay(drafter: EagleDrafter, target: Target, answers: list[Answer], depth: 
 
 def speculative(options: SpeculativeTask) -> dict[str, Any]:
     """The verb `tenfold eval speculative`."""
+    if options.lengths:
+        return by_length(options)
     files = sorted(options.val.glob("*.jsonl")) if options.val.is_dir() else [options.val]
     if not files:
         raise UsageError(f"--val {options.val}: the folder holds no .jsonl files.")
@@ -187,6 +191,27 @@ def through_engine(llms: Mapping[str, LLM], prompts: Sequence[Sequence[int]]) ->
         result["engine TPC tree 16, all answers"] = engine_tpc(drafted)
         result["same text as without a drafter"] = f"{same} of {len(alone)} in {llms[name].format}"
     return result
+
+
+def by_length(options: SpeculativeTask) -> dict[str, Any]:
+    """Greedy TPC of the tree of 16 behind long and short contexts that end at the same places of a text."""
+    path = locate(options.target)
+    longest = max(options.lengths)
+    llm = LLM(path, options.weights, Speculation(tree=SIXTEEN), max_batch=1, cache_tokens=longest + 16 * TOKENS)
+    tokens = [t for d in read_documents(options.val) for t in llm.tokenizer.encode(d.text)]
+    allowed = min(llm.model.config.context - TOKENS, len(tokens))
+    if not 2 <= min(options.lengths) <= longest <= allowed:
+        raise UsageError(f"--lengths {' '.join(map(str, options.lengths))}: allowed are 2 to {allowed} tokens here.")
+    ends = torch.linspace(longest, len(tokens), options.limit or 8).long().tolist()
+    report: dict[str, Any] = {"places": len(ends)}
+    for length in options.lengths:
+        prompts = [tokens[end - length : end] for end in ends]
+        results = llm.generate(prompts, SamplingParams(max_tokens=TOKENS))
+        report[f"engine TPC tree 16 behind {length} tokens"] = engine_tpc(
+            [r for r in results if not repeats_itself(r.token_ids)]
+        )
+        report[f"engine TPC tree 16 behind {length} tokens, all answers"] = engine_tpc(results)
+    return report
 
 
 def engine_tpc(results: Sequence[Result]) -> float:
