@@ -6,7 +6,7 @@
 
 Byte models of three blocks on the Python standard library, 240 steps; every arm sees the same text in the same order. The
 rate is chosen once for each kind of network among the same three, by the loss at the end with seed 0 (relu2-24 takes
-relu2's); then three seeds. Two models of one seed and one kind are the same up to the switch.
+relu2's); then six seeds. Two models of one seed and one kind are the same up to the switch.
 
 An arm is a run folder in runs/ffn-quality: a bench that was stopped goes on with the arms that are missing.
 """
@@ -42,7 +42,7 @@ ARMS: dict[str, Callable[[], PretrainRecipe]] = {
     "relu2-24": lm_relu2_24,
 }
 RATES = (1.5e-3, 3e-3, 6e-3)
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4, 5)
 STEPS = 240
 SCORED = 131_072  # held-back bytes
 
