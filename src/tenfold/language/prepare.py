@@ -82,7 +82,9 @@ def prepare(source: Weights, form: Format, spend: bool = False) -> Llama:
     dtype = DTYPE.get(form, torch.bfloat16)
     embedding = parameter(state, "embedding.weight", dtype)
     norms = {name: parameter(state, name, dtype) for name in state if "norm" in name}
-    ready.load_state_dict({"embedding.weight": embedding, **norms}, strict=False, assign=True)
+    # The linear maps come below, one at a time; a name that the model does not have would be a fault of ours.
+    unknown = ready.load_state_dict({"embedding.weight": embedding, **norms}, strict=False, assign=True).unexpected_keys
+    assert not unknown, unknown
     # The output projection in 8 bits is slower than in bf16 at every width, so int4 and int8 leave it there. It is the largest
     # map, so it comes first: packing holds it twice.
     wide: Format = "fp32" if form == "fp32" or bf16_refusal() else "bf16"
@@ -102,6 +104,8 @@ def prepare(source: Weights, form: Format, spend: bool = False) -> Llama:
             into.set_submodule(stem, made, strict=True)
             if spend and not _stays(name) and isinstance(state, dict):
                 del state[f"{name}.weight"]
+    missing = [name for name, weight in ready.named_parameters() if weight.is_meta]
+    assert not missing, missing
     return ready.eval().requires_grad_(False)
 
 
