@@ -21,14 +21,12 @@ from tenfold.language.evaluate import Replayed, replay, write_greedily
 from tenfold.language.ngram import HybridDrafter, HybridTree
 from tenfold.language.prepare import open_target
 from tenfold.language.sampling import SamplingParams
-from tenfold.language.speculation import SHIPPED, SIXTEEN, TEN, Speculation
+from tenfold.language.speculation import SEVEN, SHIPPED, SIXTEEN, TEN, THREE, Speculation
 from tenfold.language.tree import Tree
 from tenfold.language.tree_costs import measure_costs, step_clock
 from tenfold.language.tree_picture import speed_svg
 
 TOKENS, EACH = 96, 4
-THREE = Tree.from_paths([[0], [1], [0, 0]])
-SEVEN = Tree.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]])
 SWEEP = (
     *((Tree.chain(0), 0), (Tree.chain(1), 0), (Tree.chain(1), 2), (THREE, 0), (THREE, 4)),
     *((SEVEN, 0), (SEVEN, 4), (TEN, 6), (SIXTEEN, 0), (SIXTEEN, 8)),
