@@ -44,7 +44,7 @@ class Describe:
     size: int = 224
     sha256: str = ""
 
-    def __call__(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float32[np.ndarray, "n d"]:
+    def __call__(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "n d"]:
         """Unit vectors of the images. Raises DataError when the network's output is not finite."""
         rows = np.stack([cosines(i) for i in images]) if self.by == PIXELS else _through(self.by, self.size, images)
         if not np.isfinite(rows).all():
