@@ -42,6 +42,8 @@ def test_every_command_explains_itself(entry: Entry, capsys: pytest.CaptureFixtu
         (["convert", "a", "b", "--to", "hff"], "official"),
         (["--json"], "comes before any command"),
         (["bench", "vitt"], "Did you mean 'vit'"),
+        (["bench", "ffn", "--threads", "2"], "--threads: not an option of the benchmark ffn"),
+        (["bench", "speculative", "--each", "0"], "--each 0: allowed are whole numbers >= 1"),
     ],
 )
 def test_a_wrong_word_leaves_with_2_and_names_the_right_one(args: list[str], said: str) -> None:

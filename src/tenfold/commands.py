@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -127,6 +128,8 @@ class Bench:
 
     name: tyro.conf.Positional[str] = "all"  # trainer | ffn | ffn-quality | memory | vit | ... | all
     peers: str = ""  # speculative: hf,prompt-lookup,openvino (default: all that are installed)
+    each: int | None = None  # speculative: prompts of each set (default: 4)
+    threads: int | None = None  # speculative, speculative-batches: of every side (default: 1)
     save: Path | None = None  # folder of benchmark pages
     json: bool = False  # print as JSON
 
@@ -139,11 +142,26 @@ def bench(options: Bench) -> None:
         BENCHES.entry(name)
     for name in names:
         print(f"measuring {name} ...", file=sys.stderr)
-        peers = tuple(options.peers.split(",")) if options.peers else ()
-        result = BENCHES.load(name)(peers=peers) if name == "speculative" and peers else BENCHES.load(name)()
+        result = BENCHES.load(name)(**bench_options(name, options))
         print(json.dumps(result, indent=2) if options.json else present(name, result))
         if options.save:
             print(f"added to {save(options.save, name, result)}", file=sys.stderr)
+
+
+def bench_options(name: str, options: Bench) -> dict[str, Any]:
+    """What was given of the options that only some benchmarks have. Raises UsageError where this one has it not."""
+    given = {
+        "peers": tuple(options.peers.split(",")) if options.peers else None,
+        "each": options.each,
+        "threads": options.threads,
+    }
+    known = inspect.signature(BENCHES.load(name)).parameters
+    for option, value in given.items():
+        if value is not None and option not in known:
+            raise UsageError(f"--{option}: not an option of the benchmark {name}.")
+        if isinstance(value, int) and value < 1:
+            raise UsageError(f"--{option} {value}: allowed are whole numbers >= 1.")
+    return {option: value for option, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)

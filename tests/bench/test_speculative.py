@@ -26,11 +26,20 @@ def test_ratios_are_taken_against_the_peer_that_is_named() -> None:
     found["look-up"].answers[0].ids[3] = 99
     said = "\n".join(marks("sums", found))
     assert "alone is 3.00 (3.00 to 3.00) times transformers" in said
-    assert "drafter and look-up is 2.00 (2.00 to 2.00) times alone." in said
-    assert "drafter and look-up, int4 is 1.40 (1.40 to 1.40) times alone, int4." in said
-    assert "drafter and look-up, int4 is 2.00 (2.00 to 2.00) times OpenVINO GenAI." in said
+    assert "drafter and look-up is 2.00 (2.00 to 2.00) times alone, 2.00 over all tokens." in said
+    assert "drafter and look-up, int4 is 1.40 (1.40 to 1.40) times alone, int4, 1.40 over" in said
+    assert "drafter and look-up, int4 is 2.00 (2.00 to 2.00) times OpenVINO GenAI, 2.00 over" in said
     assert "look-up wrote 1 of 2 answers like the target alone" in said
     assert "drafter and look-up wrote 2 of 2" in said
+
+
+def test_long_answers_weigh_more_over_all_tokens() -> None:
+    short, long = Answered([0] * 10, 0.1, 0.4), Answered([0] * 30, 0.6, 0.6)
+    measured = Measured([short, long])
+    assert measured.whole == pytest.approx(1e3 * 0.7 / 40)
+    measured.clock = "wall"
+    assert measured.ms() == [40.0, 20.0]
+    assert measured.whole == 25.0
 
 
 def test_sides_take_turns_and_the_first_answers_do_not_count() -> None:

@@ -17,6 +17,7 @@ from tenfold.language.drafting import TreeDrafter
 from tenfold.language.engine import LLMEngine
 from tenfold.language.llama import Llama
 from tenfold.language.sampling import SamplingParams
+from tenfold.language.service import Service
 from tenfold.language.speculation import Speculation
 from tenfold.language.tree import Tree
 
@@ -209,6 +210,26 @@ def test_speculation_saves_passes_and_counts_them() -> None:
     assert 0 <= last.calls + sum(last.accepted) - 60 <= TREE.height
     assert sorted(last.accepted, reverse=True) == last.accepted
     assert last.drafted == last.calls * TREE.nodes
+
+
+def test_a_coin_in_place_of_the_target_keeps_its_odds_and_says_what_it_is() -> None:
+    engine = make_engine(tiny_llama(), "tree", max_batch=8)
+    engine.speculation = Speculation(Tree.chain(3), simulated_accept=0.7)
+    for i in range(8):
+        engine.add_request(str(i), [1, 2, i], SamplingParams(max_tokens=120, seed=i))
+    stats = []
+    while engine.busy:
+        stats += [delta.stats for delta in engine.step() if delta.stats]
+    assert all(s.simulated for s in stats)
+    calls = sum(s.calls for s in stats)
+    for depth in range(3):  # 0.7, 0.49, 0.343 of the calls, within four deviations
+        share = sum(s.accepted[depth] for s in stats) / calls
+        expected = 0.7 ** (depth + 1)
+        assert abs(share - expected) < 4 * (expected * (1 - expected) / calls) ** 0.5
+    with pytest.raises(UsageError, match="for timing, not for serving"):
+        Service(engine)
+    with pytest.raises(UsageError, match="a probability from 0 to 1"):
+        Speculation(simulated_accept=1.5)
 
 
 @pytest.mark.parametrize(

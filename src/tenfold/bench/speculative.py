@@ -4,7 +4,8 @@ All sides answer the same prompts greedily, one request at a time, from the same
 milliseconds a token, and every ratio is taken prompt by prompt within a round. The processor's time of all threads of the
 side's process is what counts, because other processes on the machine disturb it least; the wall's time stands beside it.
 transformers runs in fp32, its own default for this file, and alone in bf16 too, as ours does; OpenVINO reads the GGUF
-itself, in a process of its own (`make peers`).
+itself, in a process of its own (`make peers`). With more threads than one (`--threads 2`) the clock on the wall counts, because
+some sides spin while they wait; the machine must then be idle.
 
 Prompts: the first of gsm8k and mt_bench in TENFOLD_TEST_DATA, or six of our own where that is not set.
 """
@@ -67,19 +68,25 @@ class Measured:
     """All answers of one side to one set of prompts, in the same order for every side."""
 
     answers: list[Answered] = field(default_factory=list)
+    clock: str = "cpu"  # or "wall": what counts
 
-    def ms(self, clock: str = "cpu") -> list[float]:
-        return [1e3 * getattr(a, clock) / len(a.ids) for a in self.answers]
+    def ms(self, clock: str = "") -> list[float]:
+        return [1e3 * getattr(a, clock or self.clock) / len(a.ids) for a in self.answers]
+
+    @property
+    def whole(self) -> float:
+        """Milliseconds a token over all answers together."""
+        return 1e3 * sum(getattr(a, self.clock) for a in self.answers) / sum(len(a.ids) for a in self.answers)
 
 
-def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH) -> dict[str, Any]:
+def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH, threads: int = 1) -> dict[str, Any]:
     """Milliseconds a token and tokens per call of every side, by set of prompts. peers: of PEERS, or () for all that are
-    here."""
+    here. threads: of every side."""
     for name in peers:
         if name not in PEERS:
             raise unknown_name("peer", name, PEERS)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before, clock = torch.get_num_threads(), "cpu" if threads == 1 else "wall"
+    torch.set_num_threads(threads)
     notes = []
     try:
         llms = {}
@@ -96,19 +103,23 @@ def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH) -> dict[st
             if reason := openvino_missing():
                 notes.append(f"OpenVINO GenAI: not measured, {reason}.")
             else:
-                sides["OpenVINO GenAI"], version = _openvino(llms["alone"])
+                sides["OpenVINO GenAI"], version = _openvino(llms["alone"], threads)
                 notes.append(f"OpenVINO GenAI {version}.")
         prompts = benchmark_prompts(llms["alone"], each)
         found = {name: measure(some, sides, rounds) for name, some in prompts.items()}
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+    for sides_found in found.values():
+        for measured in sides_found.values():
+            measured.clock = clock
+    counted = {"cpu": "of the processor", "wall": "on the wall"}[clock]
     return {
         "title": f"Speculative decoding of {MODEL}, batch 1, greedy",
         "rows": [row for name, sides_found in found.items() for row in _rows(name, sides_found)],
         "notes": [
-            f"One thread; {TOKENS} tokens an answer at most; ms of the processor (and of the wall) a token of whole answers, "
-            "the prompt's pass included, median over prompts and rounds; ratios = alone / side and transformers / side by the "
-            "processor's time, median (smallest to largest) over prompts and rounds.",
+            f"Threads: {threads}; {each} prompts of each set, {rounds} rounds; {TOKENS} tokens an answer at most; ms {counted} "
+            "a token of whole answers, the prompt's pass included, median over prompts and rounds; ratios = alone / side and "
+            "transformers / side, median (smallest to largest) over prompts and rounds, and over all tokens together.",
             *(f"{name}: {note}" for name, llm in llms.items() if "drafter" in name for note in llm.notes[:2]),
             *notes,
             *(mark for name, some in found.items() for mark in marks(name, some)),
@@ -144,7 +155,10 @@ def marks(name: str, found: dict[str, Measured]) -> list[str]:
     for side, peer in wanted:
         if side in found and peer in found and side != peer:
             middle, low, high = ratio(found[side].ms(), found[peer].ms())
-            sentences.append(f"{name}: {side} is {middle:.2f} ({low:.2f} to {high:.2f}) times {peer}.")
+            overall = found[peer].whole / found[side].whole
+            sentences.append(
+                f"{name}: {side} is {middle:.2f} ({low:.2f} to {high:.2f}) times {peer}, {overall:.2f} over all tokens."
+            )
     same = {
         drafted: sum(a.ids == b.ids for a, b in zip(found[drafted].answers, found[plain].answers, strict=True))
         for drafted, plain in (
@@ -216,8 +230,8 @@ def _transformers(llm: LLM, peers: Sequence[str]) -> dict[str, Side]:
     return sides
 
 
-def _openvino(llm: LLM) -> tuple[Side, str]:
-    peer, stops = OpenVINO(locate(MODEL), threads=1), sorted(llm.tokenizer.stop_ids)
+def _openvino(llm: LLM, threads: int) -> tuple[Side, str]:
+    peer, stops = OpenVINO(locate(MODEL), threads=threads), sorted(llm.tokenizer.stop_ids)
 
     def answer(prompt: list[int]) -> Answered:
         ids, cpu, wall = peer.answer(prompt, TOKENS, stops)

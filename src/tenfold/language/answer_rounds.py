@@ -6,7 +6,9 @@
 
 Online (the default): in every round the target first writes user turns (from the bare beginning of a conversation, at
 temperature 1 with top-p 0.95), then answers them and the prompts of a file, half greedily and half at temperature 1. Answers
-that repeat themselves are dropped; the rest stays in memory with its features for `reuse` passes. Offline: `stored` is a
+that repeat themselves are dropped; the rest stays in memory with its features for `reuse` passes. With `texts`, half of a
+round goes on with a text behind many of its tokens instead: a target's features thousands of tokens deep are not those of a
+first question, and a drafter that has not seen them guesses worse there. Offline: `stored` is a
 folder of shards (language/answers.py; `keep` writes one per round), each a round; after the last comes the first again.
 
 A round is a function of (seed, number) alone, so the place in the stream is three numbers and a resumed run writes the very
@@ -36,6 +38,7 @@ from tenfold.language.engine import locate
 from tenfold.language.llama import Llama, LlamaConfig
 from tenfold.language.prepare import open_target
 from tenfold.language.prompts import is_benchmark, refuse_benchmarks
+from tenfold.language.text import read_documents
 from tenfold.language.tokenizer import Tokenizer, load_tokenizer, read_prompts
 
 RANDOM = "random-tiny"  # a target without weights or words, for tests of the machinery
@@ -53,6 +56,9 @@ class AnswerConfig:
     prompts: Path | None = (
         None  # .jsonl(.gz) with turns, question, prompt or instruction: half of every round's prompts
     )
+    texts: Path | None = None  # documents (.txt, .parquet, .gz): half of every round goes on behind a passage of them
+    behind: tuple[int, int] = (256, 4096)  # shortest and longest such passage, in tokens
+    kept_rows: int = 512  # of a prompt, its last ones: what the drafter's window can see of it
     skip_last: int = 200  # prompts at the end of the file that are never used (for `tenfold language tree`)
     round_answers: int = 256  # answers of a round
     max_tokens: int = 192  # of an answer
@@ -66,6 +72,9 @@ class AnswerConfig:
         require(self.round_answers >= 4, "answers.round_answers", self.round_answers, "a whole number >= 4")
         require(self.max_tokens >= SHORTEST, "answers.max_tokens", self.max_tokens, f"a whole number >= {SHORTEST}")
         require(self.writers >= 1, "answers.writers", self.writers, "a whole number >= 1")
+        short, long = self.behind
+        require(2 <= short <= long, "answers.behind", self.behind, "two lengths, 2 <= shortest <= longest")
+        require(self.kept_rows >= 2, "answers.kept_rows", self.kept_rows, "a whole number >= 2")
         require(self.skip_last >= 0, "answers.skip_last", self.skip_last, "a whole number >= 0")
 
 
@@ -167,7 +176,7 @@ class AnswerRounds:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
         prompts = self._prompts(number, generator)
         temperatures = [float(i % 2) for i in range(len(prompts))]
-        return write(
+        answers = write(
             self._writer,
             prompts,
             temperatures,
@@ -177,11 +186,36 @@ class AnswerRounds:
             generator=generator,
             batch=self.config.writers,
         )
+        return [answer.tail(self.config.kept_rows) for answer in answers]
 
     def _prompts(self, number: int, generator: torch.Generator) -> list[list[int]]:
         count = self.config.round_answers
         if self.tokenizer is None:
             return torch.randint(1, self.target.config.vocabulary, (count, 6), generator=generator).tolist()
+        passages = self._passages(count // 2, generator) if self.config.texts is not None else []
+        return [*self._conversations(number, count - len(passages), generator), *passages]
+
+    def _passages(self, count: int, generator: torch.Generator) -> list[list[int]]:
+        """Passages of the text that end anywhere; the logarithm of their length is uniform."""
+        tokens, (short, long) = self._text, self.config.behind
+        room = min(len(tokens), self.target.config.context - self.config.max_tokens)
+        if room < long:
+            raise UsageError(
+                f"answers.behind = {short} {long}: allowed are 2 to {room} tokens with {self.config.texts}."
+            )
+        spread = torch.rand(count, generator=generator, dtype=torch.float64)
+        lengths = (short * (long / short) ** spread).long().tolist()
+        ends = [int(torch.randint(n, len(tokens) + 1, (), generator=generator)) for n in lengths]
+        return [tokens[end - n : end] for n, end in zip(lengths, ends)]
+
+    @cached_property
+    def _text(self) -> list[int]:
+        assert self.tokenizer is not None
+        assert self.config.texts is not None
+        return [t for d in read_documents(self.config.texts) for t in self.tokenizer.encode(d.text)]
+
+    def _conversations(self, number: int, count: int, generator: torch.Generator) -> list[list[int]]:
+        assert self.tokenizer is not None
         given = (
             []
             if not self._given

@@ -48,6 +48,15 @@ class Answer:
         """Tokens of the answer alone."""
         return len(self.tokens) - self.prompt
 
+    def tail(self, rows: int) -> Answer:
+        """Without the prompt's tokens before its last `rows`. A drafter with a window of so many rows learns the same from
+        it: rotated positions are relative, and the features have seen the whole prompt."""
+        cut = max(0, self.prompt - rows)
+        if cut == 0:
+            return self
+        tokens, features, argmax = (part[cut:].clone() for part in (self.tokens, self.features, self.argmax))
+        return Answer(tokens, self.prompt - cut, features, argmax, self.temperature)
+
 
 def repeats_itself(tokens: Sequence[int], n: int = 8) -> bool:
     """Whether over half of the n-grams have stood before: a greedy small model that has fallen into a loop."""

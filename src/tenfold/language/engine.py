@@ -146,7 +146,7 @@ class LLMEngine:
         ready = scheduler.decodable(tree.nodes)
         if not ready:
             return handed
-        step = runner.decode(ready, tree, rule)
+        step = runner.decode(ready, tree, rule, self.speculation.simulated_accept)
         deltas, alive = handed, []
         for b, request in enumerate(ready):
             deltas.append(request.take(step.emitted[b], step.logprobs[b]))

@@ -23,7 +23,7 @@ FinishReason = Literal["stop", "length", "abort", "prefilled"]
 @dataclass
 class Stats:
     """What an answer has cost. `calls` are passes of the target over the root and its tree; prompts are not counted.
-    accepted[d] counts the nodes of depth d + 1 that stood."""
+    accepted[d] counts the nodes of depth d + 1 that stood. simulated: by a coin, not by the target; the text is nobody's."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -34,6 +34,7 @@ class Stats:
     started: float = field(default_factory=time.monotonic)
     first_token: float | None = None
     finished: float | None = None
+    simulated: bool = False
 
     @property
     def tokens_per_call(self) -> float:

@@ -30,7 +30,7 @@ from tenfold.language.penalties import penalise
 from tenfold.language.request import Logprob, Request
 from tenfold.language.sampling import ACCEPT, BONUS, DRAFT, Laws, allow, uniforms
 from tenfold.language.tree import Tree
-from tenfold.language.verify import Accepted, verify_greedy, verify_sampled
+from tenfold.language.verify import Accepted, simulate, verify_greedy, verify_sampled
 from tenfold.nn.pages import PageAllocator, PagedCache, PageTable
 
 
@@ -101,8 +101,11 @@ class Runner:
             request.last_feature = features[at - 1].clone()
 
     @torch.inference_mode()
-    def decode(self, requests: list[Request], shape: Tree | DynamicTree, rule: Rule) -> Step:
-        """One pass of the target over the root and the tree of every request; their pages must be there."""
+    def decode(
+        self, requests: list[Request], shape: Tree | DynamicTree, rule: Rule, simulated: float | None = None
+    ) -> Step:
+        """One pass of the target over the root and the tree of every request; their pages must be there. simulated: see
+        Speculation.simulated_accept."""
         starts = [r.rows for r in requests]
         laws = Laws.of([r.params for r in requests])
         if isinstance(self.drafter, HybridDrafter) and isinstance(shape, Tree):
@@ -120,7 +123,14 @@ class Runner:
         allowed = self._allowed(requests, tree, draft)
         if allowed is not None:
             logits = allow(logits, allowed)
-        accepted = self._verify(requests, logits, laws, draft, tree, rule)
+        if simulated is None:
+            accepted = self._verify(requests, logits, laws, draft, tree, rule)
+        else:
+            seeds, lengths = [r.seed for r in requests], [len(r.tokens) for r in requests]
+            coins = uniforms(seeds, lengths, [ACCEPT], max(1, tree.height))[:, 0]
+            accepted = simulate(logits, draft, tree, coins, simulated)
+            for request in requests:
+                request.stats.simulated = True
         paths, emitted = [], []
         for path, length, bonus, row in zip(
             accepted.path.tolist(), accepted.length.tolist(), accepted.bonus.tolist(), nodes.tolist()

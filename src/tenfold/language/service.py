@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
-from tenfold.errors import TenfoldError
+from tenfold.errors import TenfoldError, UsageError
 from tenfold.language.engine import LLMEngine
 from tenfold.language.request import Delta, Page, Stats
 from tenfold.language.sampling import SamplingParams
@@ -46,6 +46,10 @@ class Service:
     def __init__(
         self, engine: LLMEngine, done: Callable[[Stats], None] | None = None, fetch: Fetch | None = None
     ) -> None:
+        if engine.speculation.simulated_accept is not None:
+            raise UsageError(
+                "simulated_accept writes texts that the model did not choose: it is for timing, not for serving."
+            )
         self.engine, self._done, self._fetch = engine, done, fetch
         self._inbox: queue.SimpleQueue[_Ask | str] = queue.SimpleQueue()
         self._names = (f"request-{i}" for i in itertools.count())

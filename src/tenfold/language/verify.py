@@ -121,6 +121,25 @@ def verify_sampled(
     return Accepted(path, length, bonus)
 
 
+def simulate(
+    logits: Float[Tensor, "B N V"], draft: Draft, tree: Tree | TreeBatch, coins: Float[Tensor, "B K"], share: float
+) -> Accepted:
+    """For timing with weights that guess nothing: at every depth the first child stands when its coin is below `share`,
+    whatever the target says of it. The text is nobody's."""
+    batch = torch.arange(len(logits))
+    path = torch.full((len(logits), tree.height + 1), -1)
+    path[:, 0] = 0
+    node = length = torch.zeros(len(logits), dtype=torch.int64)
+    live = torch.ones(len(logits), dtype=torch.bool)
+    for depth in range(tree.height):
+        child = tree.children_of(node)[:, 0]
+        live = live & (child >= 0) & (draft.tokens[batch, (child - 1).clamp_min(0)] >= 0) & (coins[:, depth] < share)
+        node = torch.where(live, child, node)
+        path[:, depth + 1] = torch.where(live, child, -1)
+        length = length + live
+    return Accepted(path, length, first_largest(logits)[batch, node])
+
+
 def _proposal(draft: Draft, tree: Tree | TreeBatch, node: Tensor, like: Tensor) -> Tensor:
     """The law from which the children of `node` were drawn, over the target's vocabulary; zeros for a leaf."""
     if draft.q is None or isinstance(tree, TreeBatch) or not len(tree.inner):

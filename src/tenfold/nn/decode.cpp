@@ -22,6 +22,10 @@
 #include <thread>
 #include <vector>
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
     defined(__AVX512DQ__)
 #define TENFOLD_DECODES 1
@@ -89,7 +93,7 @@ constexpr int64_t LANES = 16, TILES = 4, OUTPUTS = LANES * TILES, GROUP = 32;
 // All threads of a pass meet here between its stages. Waiting threads spin for a moment and then let others run.
 class Meeting {
   public:
-    explicit Meeting(int64_t threads) : threads_(threads) {}
+    void expect(int64_t threads) { threads_ = threads; }
     void wait() {
         if (threads_ == 1) return;
         const int64_t round = round_.load(std::memory_order_relaxed);
@@ -105,7 +109,7 @@ class Meeting {
     }
 
   private:
-    const int64_t threads_;
+    int64_t threads_ = 1;
     std::atomic<int64_t> arrived_{0}, round_{0};
 };
 
@@ -570,13 +574,24 @@ void work(const Pass& p, Room& room, Meeting& meeting, Share share) {
     multiply(p.head, room.rows(room.a.data()), p.read_count, p.logits, false, share);
 }
 
+// run(meeting, share) in as many threads as there are of those asked for: OpenMP's, which GCC lets us share with torch.
 template <class F>
 void with_threads(int64_t threads, F run) {
-    Meeting meeting(threads);
+    Meeting meeting;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(static_cast<int>(threads))
+    {
+#pragma omp single
+        meeting.expect(omp_get_num_threads());
+        run(meeting, Share{omp_get_thread_num(), omp_get_num_threads()});
+    }
+#else
+    meeting.expect(threads);
     std::vector<std::thread> others;
     for (int64_t i = 1; i < threads; i++) others.emplace_back([&, i] { run(meeting, Share{i, threads}); });
     run(meeting, Share{0, threads});
     for (auto& other : others) other.join();
+#endif
 }
 
 }  // namespace

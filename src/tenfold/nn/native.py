@@ -38,6 +38,9 @@ ARGUMENTS = {  # of functions that are called with plain numbers, by source
     "bag.cpp": {n: [_P, _N, _N, _P, _N, _P, ctypes.c_int] for n in ("nonzero_bag_f32", "nonzero_bag_bf16")},
 }
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
+# Tried in turn, for compilers that do not know them. With GCC, OpenMP's threads are those of torch, which lies in the same
+# process: threads of our own would share the cores with torch's, which spin for a while after every parallel operation.
+WISHES = (("-march=native", "-fopenmp"), ("-march=native",), ())
 LARGE_PAGE = 2 << 20  # bytes
 MADV_HUGEPAGE = 14  # of Linux's mman.h
 WAIT = 120  # seconds that a compiler may take
@@ -121,7 +124,7 @@ def build(source: Path) -> tuple[ctypes.CDLL | None, str]:
 def _load(compiler: str, source: Path) -> ctypes.CDLL:
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=WAIT, check=True).stdout
     root = Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold") / "native"
-    mark = hashlib.sha256(b"\0".join([source.read_bytes(), version, repr(FLAGS).encode(), _processor()]))
+    mark = hashlib.sha256(b"\0".join([source.read_bytes(), version, repr((FLAGS, WISHES)).encode(), _processor()]))
     built = root / f"{source.stem}-{mark.hexdigest()[:20]}.so"
     if not built.exists():
         root.mkdir(parents=True, exist_ok=True)
@@ -139,9 +142,9 @@ def _load(compiler: str, source: Path) -> ctypes.CDLL:
 
 
 def _compile(compiler: str, source: Path, target: Path) -> None:
-    """For this processor, or for its whole family where the compiler does not know -march=native."""
-    for own in (["-march=native"], []):
-        words = [compiler, *FLAGS, *own, str(source), "-o", str(target)]
+    """With as many of the wishes as the compiler grants."""
+    for wishes in WISHES:
+        words = [compiler, *FLAGS, *wishes, str(source), "-o", str(target)]
         result = subprocess.run(words, capture_output=True, text=True, timeout=WAIT, check=False)
         if result.returncode == 0:
             return
