@@ -24,6 +24,7 @@ from tenfold.language.draft_vocabulary import choose, coverage, expected_counts,
 from tenfold.language.drafter import Eagle1Drafter, Eagle3Drafter
 from tenfold.language.drafter_recipes import eagle3_smoke
 from tenfold.language.prompts import benchmark_hashes, is_benchmark, prompt_hash, refuse_benchmarks
+from tenfold.language.text import ByteVocabulary
 from tenfold.language.tokenizer import read_prompts
 
 
@@ -237,6 +238,40 @@ def test_stream_shows_every_answer_and_splits_over_ranks() -> None:
         assert sorted(row[row != 0].tolist() for row in one["tokens"]) == sorted(both), batch
     with pytest.raises(UsageError, match="ranks"):
         AnswerStream(rounds, 3, Shard(0, 2), 0)
+
+
+@torch.no_grad()
+def test_a_window_learns_the_same_from_an_answers_tail() -> None:
+    """Positions are relative and the features have seen the whole prompt, so what no row sees may go."""
+    target, window = tiny_target(), 6
+    answers = tiny_answers(target, 4, prompt=20)
+    drafter = tiny_drafter(target, sliding_window=window)
+    model = Distillation(drafter, target, DistillConfig(levels=3))
+    whole = model(collate(answers))
+    kept = model(collate([a.tail(window + 1) for a in answers]))
+    assert kept["loss_0"].isfinite()
+    assert all(abs(float(whole[k] - kept[k])) < 1e-5 for k in whole), (whole, kept)
+    assert abs(float(whole["loss"] - model(collate([a.tail(3) for a in answers]))["loss"])) > 1e-3
+    assert answers[0].tail(100) is answers[0]
+
+
+def test_passages_are_pieces_of_the_text_of_the_lengths_that_were_asked_for(tmp_path: Path) -> None:
+    text = "".join(f"{i} " for i in range(4000))
+    (tmp_path / "long.txt").write_text(text)
+    config = AnswerConfig(texts=tmp_path / "long.txt", behind=(16, 512))
+    rounds = AnswerRounds(config, "random-tiny", None, seed=0)
+    vars(rounds)["tokenizer"] = ByteVocabulary()
+    found = rounds._passages(200, torch.Generator().manual_seed(1))
+    assert found == rounds._passages(200, torch.Generator().manual_seed(1))
+    assert all(bytes(p).decode() in text for p in found)
+    lengths = sorted(len(p) for p in found)
+    assert 16 <= lengths[0] < 24
+    assert 340 < lengths[-1] <= 512
+    assert 60 < lengths[100] < 135  # the middle one of a uniform logarithm: 90
+    long = AnswerRounds(dataclasses.replace(config, behind=(16, 10**6)), "random-tiny", None, seed=0)
+    vars(long)["tokenizer"] = ByteVocabulary()
+    with pytest.raises(UsageError, match=r"answers\.behind = 16 1000000: allowed are 2 to"):
+        long._passages(4, torch.Generator())
 
 
 def test_benchmark_prompts_are_refused_however_they_are_spaced(test_data: Path, tmp_path: Path) -> None:

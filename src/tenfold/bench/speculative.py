@@ -152,7 +152,7 @@ def marks(name: str, found: dict[str, Measured]) -> list[str]:
         (best, "OpenVINO GenAI"),
     ]
     sentences = []
-    for side, peer in wanted:
+    for side, peer in dict.fromkeys(wanted):
         if side in found and peer in found and side != peer:
             middle, low, high = ratio(found[side].ms(), found[peer].ms())
             overall = found[peer].whole / found[side].whole

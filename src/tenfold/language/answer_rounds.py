@@ -58,7 +58,7 @@ class AnswerConfig:
     )
     texts: Path | None = None  # documents (.txt, .parquet, .gz): half of every round goes on behind a passage of them
     behind: tuple[int, int] = (256, 4096)  # shortest and longest such passage, in tokens
-    kept_rows: int = 512  # of a prompt, its last ones: what the drafter's window can see of it
+    kept_rows: int = 513  # of a prompt, its last ones: what the first row's window can see of it
     skip_last: int = 200  # prompts at the end of the file that are never used (for `tenfold language tree`)
     round_answers: int = 256  # answers of a round
     max_tokens: int = 192  # of an answer

@@ -49,8 +49,8 @@ class Answer:
         return len(self.tokens) - self.prompt
 
     def tail(self, rows: int) -> Answer:
-        """Without the prompt's tokens before its last `rows`. A drafter with a window of so many rows learns the same from
-        it: rotated positions are relative, and the features have seen the whole prompt."""
+        """Without the prompt's tokens before its last `rows`. A drafter whose window is shorter learns the same from it:
+        rotated positions are relative, and the features have seen the whole prompt."""
         cut = max(0, self.prompt - rows)
         if cut == 0:
             return self
