@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tenfold.language.feed_forward import initialise_by_width
+from tenfold.language.feed_forward import SQUARED_GAIN, initialise_by_width
 from tenfold.language.llama import Llama, LlamaConfig
 from tenfold.nn.memory import MemoryLayer
 
@@ -33,7 +33,24 @@ def test_sums_start_at_unit_size_and_what_blocks_add_does_not_grow_with_depth(ki
             wanted = weight.shape[1] ** -0.5
             if name.endswith(("out.weight", "down.weight")):
                 wanted *= (2 * depth) ** -0.5
+            if kind["activation"] == "relu2" and name.endswith("up.weight"):
+                wanted *= SQUARED_GAIN
             assert float(weight.detach().std()) == pytest.approx(wanted, rel=0.1), name
         if memory:
             assert float(block.ffn.out.weight.detach().std()) == pytest.approx(dim**-0.5, rel=0.1)
     assert float(model.embedding.weight.detach().std()) == pytest.approx(dim**-0.5, rel=0.1)
+
+
+def test_hidden_units_of_both_kinds_begin_with_the_same_second_moment() -> None:
+    torch.manual_seed(0)
+    x, moments = torch.randn(2000, 64), {}
+    for kind in ("swiglu", "relu2"):
+        sizes: dict[str, Any] = {"dim": 64, "hidden": 512, "depth": 1, "heads": 4, "kv_heads": 4}
+        model = Llama(LlamaConfig(vocabulary=50, activation=kind, **sizes))
+        initialise_by_width(model)
+        ffn: Any = next(iter(model.blocks)).ffn
+        hidden: list[torch.Tensor] = []
+        ffn.down.register_forward_pre_hook(lambda _, given, hidden=hidden: hidden.append(given[0]))
+        ffn(x)
+        moments[kind] = float(hidden[0].detach().square().mean())
+    assert moments["relu2"] == pytest.approx(moments["swiglu"], rel=0.1)

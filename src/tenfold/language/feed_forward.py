@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from tenfold.engine.config import require
@@ -46,16 +47,24 @@ def feed_forward(config: LlamaConfig) -> tuple[MemoryTable | ExpertTable | None,
     return table, networks
 
 
+# For a standard normal x: E[relu(x)^4] = 3/2, and E[silu(x)^2] E[x^2] = 0.3556.
+SQUARED_GAIN = (0.3556 / 1.5) ** 0.25
+
+
 def initialise_by_width(model: Llama) -> None:
     """Matrices of deviation (inputs)^-1/2 and an embedding of d^-1/2, as in the released memory-layer code; those that write
     to the residual stream smaller by (2 depth)^-1/2, as in GPT-2. Llama's 0.02 suits widths near 2,500; narrow models learn
     more slowly from it, and in one with memory layers the embedding drowns in what they add, so that every token reads the
-    same slots. Without the factor Squared-ReLU, whose hidden units have four times the variance of SwiGLU's, falls behind it
-    (docs/LOG.md)."""
+    same slots. Squared-ReLU's first matrix is smaller by 0.7, so that its hidden units begin with the second moment of
+    SwiGLU's (docs/LOG.md has what each of these did)."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             writes = name.endswith((".attention.out", ".down"))
             nn.init.normal_(module.weight, std=(module.in_features * (2 * model.config.depth if writes else 1)) ** -0.5)
+    for module in model.modules():
+        if isinstance(module, SquaredReLUFFN):
+            with torch.no_grad():
+                module.up.weight.mul_(SQUARED_GAIN)
     nn.init.normal_(model.embedding.weight, std=model.config.dim**-0.5)
     for module in model.modules():
         if isinstance(module, MemoryLayer):
