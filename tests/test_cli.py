@@ -17,6 +17,20 @@ def tenfold(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "tenfold", *args], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("vision match", "WEIGHTS LEFT RIGHT"),
+        ("eval attentive", "WEIGHTS"),
+        ("vision pca", "WEIGHTS IMAGES [IMAGES ...]"),
+    ],
+)
+def test_help_calls_words_by_their_names(command: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert main([*command.split(), "--help"]) == 0
+        assert f" {words}" in capsys.readouterr().out.splitlines()[0]
+
+
 def test_help_lists_every_command_that_exists() -> None:
     result = tenfold("--help")
     assert result.returncode == 0

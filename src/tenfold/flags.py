@@ -30,6 +30,8 @@ def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = Non
     import tyro
 
     given: dict[str, Any] = {} if default is None else {"default": default}
+    if {"-h", "--help"} & set(args):
+        _name_places(kind)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -63,6 +65,16 @@ def flags_of(kind: type, prefix: str = "") -> dict[str, Any]:
         else:
             flags[name] = hint
     return flags
+
+
+def _name_places(kind: type) -> None:
+    """Has the help call words without a flag by their names (WEIGHTS, not PATH), which tyro can but does not by itself."""
+    import tyro
+
+    for name, (hint, _) in _positional(kind).items():
+        word = name.upper().replace("_", "-")
+        shown = f"{word} [{word} ...]" if _arity(hint) is None else word
+        kind.__annotations__[name] = Annotated[hint, tyro.conf.arg(metavar=shown)]
 
 
 def _is_positional(hint: Any) -> bool:

@@ -30,8 +30,8 @@ SYSTEMS: tuple[System, ...] = (
         "vision",
         "partial",
         "ViT and ConvNeXt backbones, dino.txt, released weights both ways, features, matches, tracks, segments, zero-shot; "
-        "pretraining, Gram and high-resolution stages, distillation, text alignment; not yet weights of our own or runs at "
-        "scale",
+        "pretraining, Gram and high-resolution stages, distillation, text alignment; small weights of our own ship; not yet "
+        "runs at scale",
         (
             "tenfold train dinov3-mini",
             "tenfold train dinov3-gram",

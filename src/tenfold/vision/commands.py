@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 class Embed:
     """Features of photographs, from any DINOv2 or DINOv3 weights or a run of your own.
 
-    $ tenfold vision embed runs/dinov3-mini photos/ --out features.parquet --pictures maps/
+    $ tenfold vision embed dinov3-mini photos/ --out features.parquet --pictures maps/
 
     The output has one row per image: its path and the feature vector. An image that cannot be read is named on standard
     error and left out; the others are written all the same, and the exit code is 3.
     """
 
-    weights: tyro.conf.Positional[Path]  # weights file, Hugging Face folder, or run folder
+    weights: tyro.conf.Positional[Path]  # a weights file, Hugging Face folder, run folder, or dinov3-mini, which ships
     images: tyro.conf.Positional[tuple[Path, ...]]  # image files, or folders of them
     out: Path  # features.parquet or features.safetensors, by its ending
     features: Literal["cls", "patch-mean", "both", "map"] = "both"  # both = [CLS ; mean patch]; map = every patch
@@ -168,7 +168,7 @@ class Curate:
 
     weights: tyro.conf.Positional[
         str
-    ]  # weights or run folder for clusters and retrieval; or `pixels`, which needs none
+    ]  # weights or run folder for clusters and retrieval (dinov3-mini ships), or `pixels`, which needs none
     pool: Path  # images to choose from
     target: int  # rows of the manifest
     out: Path  # folder of results and of all stages
@@ -236,12 +236,13 @@ def curate(options: Curate) -> None:
 def _describe(by: str, size: int) -> Describe:
     """`pixels`, or weights with the digest of their files; weights that cannot be used are refused here, before any work."""
     from tenfold.engine.journal import digest
+    from tenfold.export.reading import locate
     from tenfold.vision.embeddings import PIXELS, Describe
 
     if by == PIXELS:
         return Describe()
     model_of(Path(by))
-    path = Path(by).absolute()
+    path = locate(by).absolute()
     if path.is_dir() and (path / "final.safetensors").exists():
         path = path / "final.safetensors"  # the rest of a run folder goes on changing
-    return Describe(str(path) if path.exists() else by, size, digest(path) if path.exists() else "")
+    return Describe(str(path), size, digest(path))

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 class Pca:
     """Photographs beside the first three principal components of their patch features, as red, green and blue.
 
-    $ tenfold vision pca runs/dinov3-mini photos/ --out pca/
+    $ tenfold vision pca dinov3-mini photos/ --out pca/
 
     The components are shared by all the images of the call: a colour means the same in all of them.
     """
 
-    weights: tyro.conf.Positional[Path]  # weights file, Hugging Face folder, or run folder
+    weights: tyro.conf.Positional[Path]  # a weights file, Hugging Face folder, run folder, or dinov3-mini, which ships
     images: tyro.conf.Positional[tuple[Path, ...]]  # image files, or folders of them
     out: Path = Path("pca")  # folder for one PNG per image
     size: int | None = None  # shorter side in pixels (default: as it is)
@@ -60,13 +60,13 @@ def pca(options: Pca) -> int:
 class Match:
     """Matches between two images: mutual nearest neighbours of their patch features, below a cell, as coloured lines.
 
-    $ tenfold vision match W left.png right.png --out matches.png
-    $ tenfold vision match W left.png right.png --points points.json      every match, in pixels
+    $ tenfold vision match dinov3-mini left.png right.png --out matches.png
+    $ tenfold vision match dinov3-mini left.png right.png --points points.json      every match, in pixels
 
     Right matches of a rigid scene run together; a line that crosses the others is wrong.
     """
 
-    weights: tyro.conf.Positional[Path]  # weights file, Hugging Face folder, or run folder
+    weights: tyro.conf.Positional[Path]  # a weights file, Hugging Face folder, run folder, or dinov3-mini, which ships
     left: tyro.conf.Positional[Path]  # an image
     right: tyro.conf.Positional[Path]  # another view of the same
     out: Path = Path("matches.png")  # the picture
@@ -116,13 +116,13 @@ def match(options: Match) -> int:
 class Track:
     """Carries the first frame's labels through a clip and draws them over its frames; the floors stand beside the score.
 
-    $ tenfold vision track W clip.parquet --frames 10 --out track/
-    $ tenfold vision track W clip/ --frames 20          clip/images/*.jpg and clip/masks/*.png of the same names
+    $ tenfold vision track dinov3-mini clip.parquet --frames 10 --out track/
+    $ tenfold vision track dinov3-mini clip/ --frames 20          clip/images/*.jpg and clip/masks/*.png of the same names
 
     The score (mIoU over the frames after the first) needs masks of all frames, which is what the file must hold.
     """
 
-    weights: tyro.conf.Positional[Path]  # weights file, Hugging Face folder, or run folder
+    weights: tyro.conf.Positional[Path]  # a weights file, Hugging Face folder, run folder, or dinov3-mini, which ships
     clip: tyro.conf.Positional[Path]  # parquet (name, image, mask) or a folder of images/ and masks/
     out: Path = Path("track")  # folder for one PNG per frame: the truth left, what was carried right
     frames: int = 10  # how many, from the first
@@ -170,7 +170,7 @@ class Segment:
     The object is found without any label (LOST, arXiv 2109.14279); how good it is depends on the weights alone.
     """
 
-    weights: tyro.conf.Positional[Path]  # weights file, Hugging Face folder, or run folder
+    weights: tyro.conf.Positional[Path]  # a weights file, Hugging Face folder, run folder, or dinov3-mini, which ships
     images: tyro.conf.Positional[tuple[Path, ...]]  # image files, or folders of them
     out: Path = Path("segments")  # folder for one PNG per image
     train: Path | None = None  # images with masks that a linear probe learns from: parquet, or images/ and masks/
