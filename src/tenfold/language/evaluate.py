@@ -202,7 +202,7 @@ def by_length(options: SpeculativeTask) -> dict[str, Any]:
     allowed = min(llm.model.config.context - TOKENS, len(tokens))
     if not 2 <= min(options.lengths) <= longest <= allowed:
         raise UsageError(f"--lengths {' '.join(map(str, options.lengths))}: allowed are 2 to {allowed} tokens here.")
-    ends = torch.linspace(longest, len(tokens), options.limit or 8).long().tolist()
+    ends = torch.linspace(longest, len(tokens), options.limit or 16).long().tolist()
     report: dict[str, Any] = {"places": len(ends)}
     for length in options.lengths:
         prompts = [tokens[end - length : end] for end in ends]
