@@ -113,7 +113,7 @@ def features_panel(out: Path, photographs: Path) -> Report:
     report = Report("features")
     report.text(
         "Left the photograph, then its patch features in the network just trained, right in the weights that come with "
-        "tenfold (dinov3-mini, the same network after two hours of one core on imagenette): the first three principal "
+        "tenfold (dinov3-mini, the same network after 80 minutes of one core on imagenette): the first three principal "
         "components as red, green and blue. Patches that a network finds alike have like colours. Networks of this size "
         "group colour and texture; released weights (tenfold vision embed WEIGHTS photos/) group objects and their parts."
     )
