@@ -127,7 +127,7 @@ def build(arm: str, vocabulary: int) -> Llama:
     sizes: dict[str, Any] = {"dim": DIM, "hidden": hidden, "depth": DEPTH, "heads": 4, "kv_heads": 4}
     memory = {"memory_layers": LAYERS, "memory_variant": arm, **MEMORY} if arm in ("pkm", "plus") else {}
     model = Llama(LlamaConfig(vocabulary=vocabulary, activation="relu2", **sizes, **memory))
-    initialise_by_width(model)
+    initialise_by_width(model, squared_gain=1.0)  # all arms alike, as suits the memory layers (docs/LOG.md)
     return model
 
 

@@ -51,12 +51,14 @@ def feed_forward(config: LlamaConfig) -> tuple[MemoryTable | ExpertTable | None,
 SQUARED_GAIN = (0.3556 / 1.5) ** 0.25
 
 
-def initialise_by_width(model: Llama) -> None:
+def initialise_by_width(model: Llama, squared_gain: float | None = None) -> None:
     """Matrices of deviation (inputs)^-1/2 and an embedding of d^-1/2, as in the released memory-layer code; those that write
     to the residual stream smaller by (2 depth)^-1/2, as in GPT-2. Llama's 0.02 suits widths near 2,500; narrow models learn
     more slowly from it, and in one with memory layers the embedding drowns in what they add, so that every token reads the
     same slots. Squared-ReLU's first matrix is smaller by 0.7, so that its hidden units begin with the second moment of
-    SwiGLU's (docs/LOG.md has what each of these did)."""
+    SwiGLU's, but not beside memory layers, which then learn more slowly; `squared_gain` says otherwise. docs/LOG.md has what
+    each of these did."""
+    gain = (1.0 if model.config.memory_layers else SQUARED_GAIN) if squared_gain is None else squared_gain
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             writes = name.endswith((".attention.out", ".down"))
@@ -64,7 +66,7 @@ def initialise_by_width(model: Llama) -> None:
     for module in model.modules():
         if isinstance(module, SquaredReLUFFN):
             with torch.no_grad():
-                module.up.weight.mul_(SQUARED_GAIN)
+                module.up.weight.mul_(gain)
     nn.init.normal_(model.embedding.weight, std=model.config.dim**-0.5)
     for module in model.modules():
         if isinstance(module, MemoryLayer):
