@@ -19,7 +19,7 @@ from tenfold.language.tree import Tree
 pytestmark = [pytest.mark.samples, pytest.mark.slow]
 
 
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(10_800)  # a dynamic tree has 59 nodes, and fp32 pays for each
 @pytest.mark.parametrize(("each", "tokens"), [(2, 32), (13, 128)])
 @torch.inference_mode()
 def test_greedy_text_equals_transformers_generate(smollm2: Path, test_data: Path, each: int, tokens: int) -> None:
@@ -47,3 +47,4 @@ def test_greedy_text_equals_transformers_generate(smollm2: Path, test_data: Path
         # Alone as in a batch of eight; over the long set for plain decoding and the tree of 16.
         for prompt, text in zip(ids[: None if each == 2 or tree in ("auto", SIXTEEN) else 1], expected):
             assert llm.generate([prompt], SamplingParams(max_tokens=tokens))[0].token_ids == text, (drafter, tree)
+        print(f"{drafter}, {tree}: {len(found)} texts are the same", flush=True)
