@@ -12,7 +12,7 @@ import tenfold
 from tenfold.cli import main
 from tenfold.data.samples import fetch
 from tenfold.errors import WeightsError
-from tenfold.export.reading import SHIPPED, shipped
+from tenfold.export.reading import ASSETS, shipped
 from tenfold.vision.evaluate import LabelledImages, knn
 from tenfold.vision.vit import VisionTransformer
 
@@ -21,7 +21,7 @@ NAME = "dinov3-mini"
 
 def test_name_finds_the_file_and_its_card() -> None:
     assert NAME in shipped()
-    model, file = tenfold.load(NAME), SHIPPED / f"{NAME}.safetensors"
+    model, file = tenfold.load(NAME), ASSETS / f"{NAME}.safetensors"
     assert isinstance(model, VisionTransformer)
     same = tenfold.load(file).state_dict()
     assert all(torch.equal(tensor, same[name]) for name, tensor in model.state_dict().items())
@@ -47,6 +47,9 @@ def test_a_file_of_that_name_comes_first_and_a_near_name_is_told(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsError, match="Did you mean dinov3-mini"):
         tenfold.load("dinov3-mimi")
+    with pytest.raises(WeightsError) as raised:
+        tenfold.load("runs/dinov3-mimi.pth")  # a path, so names are beside the point
+    assert "ship" not in str(raised.value)
     Path(NAME).mkdir()
     with pytest.raises(WeightsError, match="dinov3-mini"):
         tenfold.load(NAME)  # an empty folder of the user's own

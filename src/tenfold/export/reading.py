@@ -4,9 +4,8 @@
 
 A source is a `.safetensors` file, a `.pth`/`.pt`/`.bin` file of torch, a GGUF file (dequantised to fp32 as it is read), a
 Hugging Face folder (one file or shards with an index), a run folder, the name of weights that ship with tenfold, or the id
-of a model on the Hugging Face hub. Pickle
-goes through torch's `weights_only` reader alone, which builds tensors and containers and calls nothing else; archives are
-measured before they are opened.
+of a model on the Hugging Face hub. Pickle goes through torch's `weights_only` reader alone, which builds tensors and
+containers and calls nothing else; archives are measured before they are opened.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ ENTRIES_LIMIT = 200_000  # members of a torch archive: one per tensor
 SAFE, TORCH, GGUF = (".safetensors",), (".pth", ".pt", ".bin"), ".gguf"
 SIDE = "tenfold.safetensors"  # beside another layout: what that layout has no place for
 FOLDER_FILES = ("final.safetensors", "model.safetensors", "pytorch_model.bin")
-SHIPPED = Path(__file__).parents[1] / "assets"  # NAME.safetensors, each with its card NAME.md
+ASSETS = Path(__file__).parents[1] / "assets"  # NAME.safetensors, each with its card NAME.md
 WRAPPERS = ("teacher", "state_dict", "model")  # what a training checkpoint keeps its weights under, in this order
 
 
@@ -55,7 +54,7 @@ class Source:
 
 def open_source(source: str | Path) -> Source:
     """Raises WeightsError for a file that is absent, broken or unsafe; UsageError for a hub id that cannot be fetched."""
-    path = locate(source)
+    path = weights_path(source)
     if path.is_dir():
         tensors, metadata = _read_folder(path)
         return _with_companions(path, path, tensors, metadata)
@@ -66,20 +65,20 @@ def open_source(source: str | Path) -> Source:
     return _with_companions(path, path.parent if path.name in FOLDER_FILES else None, tensors, metadata)
 
 
-def locate(source: str | Path) -> Path:
+def weights_path(source: str | Path) -> Path:
     """The path of weights: as given, of those that ship by this name, or where the hub's lie once fetched. Raises as
     `open_source` does."""
     path = Path(source)
     if path.exists():
         return path
     if str(source) in shipped():
-        return SHIPPED / f"{source}.safetensors"
+        return ASSETS / f"{source}.safetensors"
     return _from_hub(str(source)) if _is_hub_id(path) else _absent(path)
 
 
 def shipped() -> list[str]:
     """Names of the weights that come with tenfold."""
-    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+    return sorted(path.stem for path in ASSETS.glob("*.safetensors"))
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -235,10 +234,11 @@ def _from_hub(name: str) -> Path:
 def _absent(path: Path) -> Path:
     folder = path.parent
     here = [child.name for child in folder.iterdir()] if folder.is_dir() else []
-    guess = nearest(path.name, [*here, *(shipped() if folder == Path() else [])])
+    ours = shipped() if str(path) == path.name and not path.suffix else []  # a bare word may be meant as a name
+    guess = nearest(path.name, [*here, *ours])
     raise WeightsError(
-        f"{path}: no such file or folder.{f' Did you mean {folder / guess}?' if guess else ''} "
-        f"Weights that ship with tenfold: {', '.join(shipped())}."
+        f"{path}: no such file or folder.{f' Did you mean {folder / guess}?' if guess else ''}"
+        + (f" Weights that ship with tenfold: {', '.join(ours)}." if ours else "")
     )
 
 

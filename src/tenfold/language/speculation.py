@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from tenfold.errors import UsageError, WeightsError
+from tenfold.export.reading import ASSETS
 from tenfold.export.weights import load
 from tenfold.language.draft import Drafter, Rule
 from tenfold.language.drafter import EagleDrafter
@@ -37,7 +38,7 @@ TEN = Tree.from_paths([[0], [1], [2], [3], [4], [0, 0], [0, 1], [1, 0], [0, 0, 0
 TEN_AND_SIX = HybridTree.of(TEN, 6)
 LOOK_UP = Tree.chain(6)
 NONE = Tree.chain(0)
-SHIPPED = Path(__file__).parents[1] / "assets" / "eagle3-smollm2-135m.safetensors"
+SHIPPED = ASSETS / "eagle3-smollm2-135m.safetensors"
 
 # Rows that the target's pass takes at little more than the price of one, measured on a processor with AVX512_BF16 and
 # AVX512_VNNI (milliseconds of 1, 4, 8, 17 rows: bf16 16, 16, 17, 28; int8 11, 11, 14, 31; int4 8, 9, 12, 26; fp32 61, 89, 103,
@@ -154,7 +155,7 @@ def _trained(path: Path, target: Target) -> Drafter:
 
 def _shipped(target: Target) -> tuple[Drafter | None, str]:
     """The drafter in the package that was trained for this target, together with prompt look-up; else look-up alone."""
-    for path in sorted((Path(__file__).parents[1] / "assets").glob("eagle*.safetensors")):
+    for path in sorted(ASSETS.glob("eagle*.safetensors")):
         with contextlib.suppress(WeightsError):
             own = _trained(path, target)
             return HybridDrafter(own, NgramDrafter()), f"drafter {path.stem} with look-up: trained for this target"

@@ -236,13 +236,13 @@ def curate(options: Curate) -> None:
 def _describe(by: str, size: int) -> Describe:
     """`pixels`, or weights with the digest of their files; weights that cannot be used are refused here, before any work."""
     from tenfold.engine.journal import digest
-    from tenfold.export.reading import locate
+    from tenfold.export.reading import weights_path
     from tenfold.vision.embeddings import PIXELS, Describe
 
     if by == PIXELS:
         return Describe()
     model_of(Path(by))
-    path = locate(by).absolute()
+    path = weights_path(by).absolute()
     if path.is_dir() and (path / "final.safetensors").exists():
         path = path / "final.safetensors"  # the rest of a run folder goes on changing
     return Describe(str(path), size, digest(path))
