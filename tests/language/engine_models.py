@@ -56,7 +56,7 @@ class NoisyTarget:
         for row, node in enumerate(tree.inner.tolist()):
             children = [c for c in tree.children[node].tolist() if c >= 0]
             path = [n - 1 for n in range(1, node + 1) if tree.mask[node, n]]
-            draws = uniforms([node], max(len(children), vocabulary))[:, 0]
+            draws = uniforms(torch.tensor([node]), max(len(children), vocabulary))[:, 0]
             for b, state in enumerate(states):
                 assert state.rows == len(state.tokens) - 1
                 text = [*state.tokens, *tokens[b, path].tolist()]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tenfold.language.draft import Draft, Rule
-from tenfold.language.sampling import Laws, SamplingParams, allow, draw, token_laws, uniforms
+from tenfold.language.randomness import device_uniforms, uniforms
+from tenfold.language.sampling import Laws, SamplingParams, allow, draw, token_laws
 from tenfold.language.tree import Tree
 from tenfold.language.verify import Accepted, verify_greedy, verify_sampled
 
@@ -244,6 +245,8 @@ def test_a_nucleus_wider_than_the_first_look_is_still_exact() -> None:
 def test_uniforms_depend_on_their_key_alone_and_are_uniform() -> None:
     alone = uniforms([7], [100], [3], 5)
     assert torch.equal(uniforms([1, 7], [5, 100], [9, 3, 4], 5)[1, 1], alone[0, 0])
+    asked = torch.tensor([1, (1 << 63) - 1]), torch.tensor([5, 100]), torch.tensor([9, 3, 1 << 16])
+    assert torch.equal(device_uniforms(*asked, 5), uniforms(*(part.tolist() for part in asked), 5))
     many = uniforms(range(100), [4] * 100, range(10), 100).flatten()
     assert 0 < many.min() < 1e-4
     assert 1 - 1e-4 < many.max() < 1

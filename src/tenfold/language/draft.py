@@ -52,6 +52,13 @@ class Draft:
     ids: Int[Tensor, " W"] | None = None
     point: Bool[Tensor, "B n"] | None = None
 
+    def cpu(self) -> Draft:
+        """The same where the host can read it."""
+        if self.tokens.device.type == "cpu":
+            return self
+        parts = (None if part is None else part.cpu() for part in (self.q, self.ids, self.point))
+        return Draft(self.tokens.cpu(), *parts)
+
 
 @dataclass
 class DraftState:
@@ -75,7 +82,7 @@ class DraftState:
 class Uniforms(Protocol):
     """Numbers in (0, 1) that depend on (request seed, emitted position, slot, index) alone, never on the batch."""
 
-    def __call__(self, slots: Sequence[int], width: int) -> Float[Tensor, "B slots width"]:
+    def __call__(self, slots: Int[Tensor, " S"], width: int) -> Float[Tensor, "B S width"]:
         """One row of `width` for every slot. A drafter's slots are the tree's inner nodes (node numbers)."""
         ...
 

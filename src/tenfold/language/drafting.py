@@ -17,7 +17,8 @@ How siblings are chosen, which verification must know (language/verify.py):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -25,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenfold.language.draft import Draft, DraftState, Features, Rule, Uniforms
-from tenfold.language.drafter import Eagle1Drafter, Eagle3Drafter, EagleDrafter, default_aux_layers
+from tenfold.language.drafter import Eagle1Drafter, Eagle3Drafter, EagleDrafter, Stores, default_aux_layers
 from tenfold.language.llama import Llama, check_aux_layers
 from tenfold.language.tree import Level, Tree
 from tenfold.nn import decode
@@ -34,6 +35,8 @@ from tenfold.nn.pages import PagedCache, PagedStep
 from tenfold.nn.stack import LayerParts, Stack
 
 Kind = Literal["A", "B", "C"]
+Expand = Callable[[Level, Level, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(level, the following one, hidden of `level`, tokens so far) -> hidden and logits of the following one's inner nodes."""
 
 
 class TreeDrafter:
@@ -81,7 +84,7 @@ class TreeDrafter:
         step = self.cache.step([state.table for state in states], starts, counts, lows, window)
         positions = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, counts)])
         last = torch.tensor(counts, device=self.device).cumsum(0) - 1
-        fused = self._fuse(features)[None]
+        fused = self.fuse(features)[None]
         feed, logits = self.run(self.embed(tokens)[None], fused, positions.to(self.device)[None], step, None, last)
         for b, request in enumerate(states):
             request.carry = (feed[b], logits[b])
@@ -99,10 +102,29 @@ class TreeDrafter:
         hidden = torch.stack([state.carry[0] for state in states])[:, None]
         logits = torch.stack([state.carry[1] for state in states])[:, None].float()
         sampled = rule != "A" and bool((temperatures > 0).any())
-        tokens = torch.full((len(states), tree.nodes), -1, device=self.device)
+        return self.grow(
+            hidden, logits, tree, rule if sampled else "A", temperatures.to(self.device),
+            bool((temperatures == 0).any()), uniforms, functools.partial(self._expand, states),
+        )  # fmt: skip
+
+    def grow(
+        self,
+        hidden: Float[Tensor, "B 1 H"],
+        logits: Float[Tensor, "B 1 W"],
+        tree: Tree,
+        rule: Rule,
+        temperatures: Float[Tensor, " B"],
+        greedy: bool,
+        uniforms: Uniforms,
+        expand: Expand,
+    ) -> Draft:
+        """The tree, level by level, from the last row's state and law. greedy: some requests have temperature 0. expand runs
+        the network over the inner nodes of a level. Waits for no device."""
+        tree = tree.on(self.device)
+        tokens = torch.full((len(hidden), tree.nodes), -1, device=self.device)
         laws = []
         for level, following in zip(tree.levels, [*tree.levels[1:], None]):
-            law = self._law(logits, temperatures) if sampled else None
+            law = self._law(logits, temperatures) if rule != "A" else None
             ranked = self._choose(level, logits, law, rule, temperatures, uniforms)
             chosen = ranked[:, level.owner, level.rank]
             chosen = torch.where(chosen < 0, chosen, self.network.target_ids(chosen.clamp_min(0)))
@@ -113,19 +135,15 @@ class TreeDrafter:
             if law is not None:
                 laws.append(law)
             if following is not None:
-                hidden, logits = self._expand(states, level, following, hidden, tokens)
-        if not sampled:
+                hidden, logits = expand(level, following, hidden, tokens)
+        if rule == "A":
             return Draft(tokens)
-        q = torch.cat(laws, dim=1)
-        point = None
-        if bool((temperatures == 0).any()):
-            point = (temperatures == 0)[:, None].expand(-1, tree.nodes)
-        return Draft(tokens, q, self.network.ids if self.network.config.reduced else None, point)
+        point = (temperatures == 0)[:, None].expand(-1, tree.nodes) if greedy else None
+        return Draft(tokens, torch.cat(laws, dim=1), self.network.ids if self.network.config.reduced else None, point)
 
     def _expand(
         self, states: Sequence[DraftState], level: Level, following: Level, hidden: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Runs the inner nodes of the next level: row k of the drafter behind a text of L tokens is at L - 2 + k."""
         assert self.cache is not None
         window, depth, fresh = self.network.config.sliding_window, following.depth, len(following.inner)
         before = following.mask.shape[1] - fresh  # rows of the levels between
@@ -133,25 +151,34 @@ class TreeDrafter:
         lows = None if window is None else [max(0, r + depth - window) for r in rows]
         starts, tables = [r + before for r in rows], [state.table for state in states]
         step = self.cache.step(tables, starts, [fresh] * len(states), lows)
+        return self.expand(level, following, hidden, tokens, torch.tensor(rows, device=self.device), step)
+
+    def expand(
+        self, level: Level, following: Level, hidden: Tensor, tokens: Tensor, rows: Int[Tensor, " B"], step: Stores
+    ) -> tuple[Tensor, Tensor]:
+        """Runs the inner nodes of the next level: row k of the drafter behind a text of L tokens is at L - 2 + k."""
+        fresh = len(following.inner)
         parents = following.parents_inner_rows - level.inner_rows[0]
-        positions = torch.tensor(rows, device=self.device)[:, None] + (depth - 1)
+        positions = (rows[:, None] + (following.depth - 1)).expand(-1, fresh)
         embeds = self.embed(tokens[:, following.inner - 1].clamp_min(0))
-        mask, every = following.mask.to(self.device), torch.arange(len(rows) * fresh, device=self.device)
-        feed, logits = self.run(embeds, hidden[:, parents], positions.expand(-1, fresh), step, mask, every)
+        every = torch.arange(len(rows) * fresh, device=self.device)
+        feed, logits = self.run(embeds, hidden[:, parents], positions, step, following.mask, every)
         return feed.unflatten(0, (-1, fresh)), logits.float().unflatten(0, (-1, fresh))
 
-    def _fuse(self, features: Float[Tensor, "M F"]) -> Float[Tensor, "M H"]:
+    def fuse(self, features: Float[Tensor, "M F"]) -> Float[Tensor, "M H"]:
+        """The first hidden state of rows, from the target's features."""
         if self.stack is not None and isinstance(fc := self.network.get_submodule("fc"), TiledLinear | Int8Linear):
             return decode.linear(fc.native, features)
         return self.network.fuse(features.to(self.dtype))
 
     def run(
-        self, embeds: Tensor, hidden: Tensor, positions: Tensor, step: PagedStep, mask: Tensor | None, read: Tensor
+        self, embeds: Tensor, hidden: Tensor, positions: Tensor, step: Stores, mask: Tensor | None, read: Tensor
     ) -> tuple[Float[Tensor, "m H"], Float[Tensor, "m W"]]:
         """What goes on to the next level, and the logits, of the rows `read` of all (B N)."""
         if self.stack is None:
             state = self.network.advance(embeds, hidden, positions, step, mask).flatten(0, 1)[read]
             return self.network.feed(state), self.network.logits(state)
+        assert isinstance(step, PagedStep)
         rotation = self.network.rope(positions)
         out = self.stack.run(hidden.flatten(0, 1), rotation, step, mask, side=embeds.flatten(0, 1), read=read)
         assert out.logits is not None
@@ -163,7 +190,7 @@ class TreeDrafter:
 
     def _law(self, logits: Float[Tensor, "B m W"], temperatures: Float[Tensor, " B"]) -> Float[Tensor, "B m W"]:
         """q of every inner node: the drafter's own temperature is the request's."""
-        heat = temperatures.to(self.device).where(temperatures.to(self.device) > 0, 1.0)
+        heat = temperatures.where(temperatures > 0, 1.0)
         return (logits / heat[:, None, None]).softmax(-1)
 
     def _choose(
@@ -182,18 +209,17 @@ class TreeDrafter:
             best = torch.nn.functional.pad(best, (0, level.width - width), value=-1)
         if law is None:
             return best
-        numbers = level.inner.tolist()
         if rule == "B":
-            draws = uniforms(numbers, level.width).to(self.device)
+            draws = uniforms(level.inner, level.width).to(self.device)
             cumulative = law.cumsum(-1)
             drawn = torch.searchsorted(cumulative, draws * cumulative[..., -1:]).clamp_max(law.shape[-1] - 1)
         else:
-            noise = uniforms(numbers, law.shape[-1]).to(self.device)
+            noise = uniforms(level.inner, law.shape[-1]).to(self.device)
             keys, drawn = (law.log() - (-noise.log()).log()).topk(width, dim=-1)
             drawn = torch.where(keys > -torch.inf, drawn, -1)
             if level.width > width:
                 drawn = torch.nn.functional.pad(drawn, (0, level.width - width), value=-1)
-        greedy = (temperatures.to(self.device) == 0)[:, None, None]
+        greedy = (temperatures == 0)[:, None, None]
         return torch.where(greedy, best, drawn)
 
 

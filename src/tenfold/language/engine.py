@@ -21,7 +21,8 @@ from functools import cached_property
 from pathlib import Path
 
 from tenfold.errors import UsageError, nearest
-from tenfold.language.draft import Drafter
+from tenfold.language.ahead import Ahead
+from tenfold.language.draft import Drafter, Rule
 from tenfold.language.drafter_weights import fingerprint
 from tenfold.language.grammar import Grammars
 from tenfold.language.llama import Llama
@@ -31,8 +32,9 @@ from tenfold.language.request import Delta, FinishReason, Logprob, Page, Request
 from tenfold.language.runner import Runner
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.scheduler import Scheduler
-from tenfold.language.speculation import Speculation, choose_drafter
+from tenfold.language.speculation import Shape, Speculation, choose_drafter
 from tenfold.language.tokenizer import Tokenizer, load_tokenizer
+from tenfold.language.tree import Tree
 from tenfold.nn.linear import bf16_refusal
 
 SAMPLES = {"smollm2-135m-instruct": ("smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
@@ -53,6 +55,7 @@ class LLMEngine:
     """Requests in, deltas out; any number at once. Not thread-safe: one thread calls it.
 
     cache_tokens: room for keys and values, of all requests together. prefix_tokens: of prompts seen before.
+    ahead: steps stay on the device and the host writes out one while the next runs (language/ahead.py); None: on a GPU.
     """
 
     def __init__(
@@ -66,10 +69,15 @@ class LLMEngine:
         cache_tokens: int = 16384,
         prefix_tokens: int = 2048,
         page_size: int = 16,
+        ahead: bool | None = None,
     ) -> None:
         self.tokenizer, self.context = tokenizer, model.config.context
         self.speculation = speculation or Speculation()
         self.runner = Runner(model, drafter, max(1, cache_tokens // page_size), page_size)
+        self.ahead: Ahead | None = None
+        if (self.runner.device.type == "cuda" if ahead is None else ahead) and Ahead.suits(self.runner):
+            most = self.speculation.largest(drafter) + 1
+            self.ahead = Ahead(self.runner, max_batch, self.context + 3 * most)
         self.scheduler = Scheduler(self.runner, PrefixCache(self.runner, prefix_tokens), max_batch, chunk)
         self._names: set[str] = set()
 
@@ -138,11 +146,13 @@ class LLMEngine:
         handed = self._prefilled()
         ready = [r for r in scheduler.running if r.ready]
         if not ready:
-            return handed
+            return handed + self._landed()
         sampled = any(r.params.temperature > 0 for r in ready)
         # The tree decides which draws are made: with a seed it may not depend on who stands beside the request.
         seeded = any(r.params.temperature > 0 and r.params.seed is not None for r in ready)
         tree, rule = self.speculation.plan(1 if seeded else len(ready), sampled, runner.drafter)
+        if self.ahead and (self.ahead.flying or self.ahead.takes(ready, tree)):
+            return handed + self._step_ahead(self.ahead, ready, tree, rule)
         ready = scheduler.decodable(tree.nodes)
         if not ready:
             return handed
@@ -153,11 +163,38 @@ class LLMEngine:
             if request.finish_reason is None:
                 alive.append(b)
         runner.commit(step, alive)
-        for request in ready:
-            if request.finish_reason is not None:
-                scheduler.remove(request.id)
-                self._names.discard(request.id)
+        self._let_go(ready)
         return deltas
+
+    def _step_ahead(self, ahead: Ahead, ready: list[Request], tree: Shape, rule: Rule) -> list[Delta]:
+        """Starts the next step on the device, and hands out what the oldest one there has brought."""
+        if not ahead.takes(ready, tree):
+            return self._landed()
+        assert isinstance(tree, Tree)
+        plan = ahead.plan(ready, tree, rule, self.speculation.simulated_accept)
+        if ahead.flying and not ahead.same(ready, plan):
+            return self._landed()
+        if not ahead.flying:
+            ready = self.scheduler.decodable(tree.nodes)
+            if not ready:
+                return []
+            plan = ahead.plan(ready, tree, rule, self.speculation.simulated_accept)
+        return self._hand_out(ahead.step(ready, plan, lambda r, rows: self.runner.pages.cover(r.table, rows)))
+
+    def _landed(self) -> list[Delta]:
+        return self._hand_out(self.ahead.land()) if self.ahead and self.ahead.flying else []
+
+    def _hand_out(self, landed: list[tuple[Request, list[int]]]) -> list[Delta]:
+        deltas = [request.take(tokens, []) for request, tokens in landed]
+        self._let_go([request for request, _ in landed])
+        return deltas
+
+    def _let_go(self, requests: Sequence[Request]) -> None:
+        """Frees what belongs to the requests that have ended."""
+        for request in requests:
+            if request.finish_reason is not None:
+                self.scheduler.remove(request.id)
+                self._names.discard(request.id)
 
     def _prefilled(self) -> list[Delta]:
         """Ends the requests that wanted no more than their pages."""

@@ -27,8 +27,9 @@ from tenfold.language.llama import Llama, Output
 from tenfold.language.ngram import HybridDrafter, own_part
 from tenfold.language.passes import Passes
 from tenfold.language.penalties import penalise
+from tenfold.language.randomness import ACCEPT, BONUS, DRAFT, uniforms
 from tenfold.language.request import Logprob, Request
-from tenfold.language.sampling import ACCEPT, BONUS, DRAFT, Laws, allow, uniforms
+from tenfold.language.sampling import Laws, allow
 from tenfold.language.tree import Tree
 from tenfold.language.verify import Accepted, simulate, verify_greedy, verify_sampled
 from tenfold.nn.pages import PageAllocator, PagedCache, PageTable
@@ -55,8 +56,10 @@ class Runner:
         self.forward = Passes(model)
         self.pages = PageAllocator(pages, page_size)
         weight, c = model.embedding.weight, model.config
-        self.cache = PagedCache(c.depth, c.kv_heads, c.width, pages, page_size, weight.dtype, weight.device)
-        self.draft_cache = drafter.open(pages, page_size) if drafter else None
+        self.device = weight.device
+        # One page more than is handed out: for the rows of nobody that fill up a batch (language/resident.py).
+        self.cache = PagedCache(c.depth, c.kv_heads, c.width, pages + 1, page_size, weight.dtype, weight.device)
+        self.draft_cache = drafter.open(pages + 1, page_size) if drafter else None
 
     def start(self, request: Request) -> None:
         """Gives a request an empty page table, with a run held for all that it may become."""
@@ -79,9 +82,9 @@ class Runner:
         tokens = torch.tensor([[t for r, n in parts for t in r.tokens[r.rows : r.rows + n]]])
         positions = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, counts)])[None]
         store = self.cache.step([_table(r) for r in requests], starts, counts)
-        nothing = torch.empty(0, dtype=torch.int64)
-        out = self.forward(tokens, positions, store, None, self._aux, nothing)
-        features = self._features(out)
+        nothing = torch.empty(0, dtype=torch.int64, device=self.device)
+        out = self.forward(tokens.to(self.device), positions.to(self.device), store, None, self.aux_layers, nothing)
+        features = self.features(out)
         for request, count in parts:
             request.rows += count
         if self.drafter is None:
@@ -118,8 +121,12 @@ class Runner:
         nodes = torch.cat([roots, draft.tokens.clamp_min(0)], dim=1)
         positions = torch.tensor(starts)[:, None] + tree.depth
         store = self.cache.step([_table(r) for r in requests], starts, [size] * len(requests))
-        out = self.forward(nodes, positions, store, tree.mask if size > 1 else None, self._aux)
-        logits = self._penalised(requests, out.logits, draft, tree)
+        mask = tree.mask.to(self.device) if size > 1 else None
+        out = self.forward(nodes.to(self.device), positions.to(self.device), store, mask, self.aux_layers)
+        found = out.logits.to(
+            "cpu"
+        )  # on a device, steps that need nothing from the host are those of language/resident.py
+        logits = self._penalised(requests, found, draft, tree)
         allowed = self._allowed(requests, tree, draft)
         if allowed is not None:
             logits = allow(logits, allowed)
@@ -138,8 +145,8 @@ class Runner:
             paths.append(path[: length + 1])
             emitted.append([*(row[node] for node in path[1 : length + 1]), bonus])
         self._count(requests, draft, paths, tree)
-        logprobs = [self._logprobs(r, out.logits[b], p, e) for b, (r, p, e) in enumerate(zip(requests, paths, emitted))]
-        return Step(requests, starts, paths, emitted, logprobs, self._features(out), tree.nodes > 0)
+        logprobs = [self._logprobs(r, found[b], p, e) for b, (r, p, e) in enumerate(zip(requests, paths, emitted))]
+        return Step(requests, starts, paths, emitted, logprobs, self.features(out), tree.nodes > 0)
 
     @torch.inference_mode()
     def commit(self, step: Step, alive: Sequence[int]) -> None:
@@ -158,11 +165,12 @@ class Runner:
             kept = None if all_rows is None else all_rows[b, :1] if len(rows) == 1 else all_rows[b, rows]
             _state(request).waiting.append((step.emitted[b], kept))
         if step.drafted:  # else it may be long until the next draft: a batch too large to speculate pays nothing for it
-            self._catch_up(requests)
+            self.catch_up(requests)
 
-    def _catch_up(self, requests: Sequence[Request]) -> None:
+    def catch_up(self, requests: Sequence[Request]) -> None:
         """Gives the drafter the rows that it does not have yet."""
-        assert self.drafter is not None
+        if self.drafter is None:
+            return
         states = [state for r in requests if (state := _state(r)).waiting]
         if not states:
             return
@@ -187,10 +195,10 @@ class Runner:
             return nothing
         seeds, positions = [requests[b].seed for b in able], [len(requests[b].tokens) for b in able]
 
-        def numbers(slots: Sequence[int], width: int) -> Tensor:
-            return uniforms(seeds, positions, [DRAFT + slot for slot in slots], width)
+        def numbers(slots: Tensor, width: int) -> Tensor:
+            return uniforms(seeds, positions, (DRAFT + slots).tolist(), width)
 
-        self._catch_up([requests[b] for b in able])
+        self.catch_up([requests[b] for b in able])
         states = [_state(requests[b]) for b in able]
         if isinstance(tree, DynamicTree):
             hybrid = isinstance(self.drafter, HybridDrafter)
@@ -201,7 +209,7 @@ class Runner:
                 parents[able] = trees.parents
                 draft, trees = _spread(draft, able, len(requests)), TreeBatch(parents, trees.height)
             return draft, trees
-        draft = self.drafter.draft(states, tree, rule, laws.temperature[able], numbers)
+        draft = self.drafter.draft(states, tree, rule, laws.temperature[able], numbers).cpu()
         return draft if len(able) == len(requests) else _spread(draft, able, len(requests)), tree
 
     def _verify(
@@ -261,10 +269,12 @@ class Runner:
         return [Logprob(t, float(row[t]), tuple(zip(ids, values))[:wanted]) for t, row, ids, values in rows]
 
     @property
-    def _aux(self) -> tuple[int, ...]:
+    def aux_layers(self) -> tuple[int, ...]:
+        """Layers of the target whose inputs the drafter wants."""
         return self.drafter.aux_layers if self.drafter and self.drafter.features == "aux" else ()
 
-    def _features(self, out: Output) -> Tensor | None:
+    def features(self, out: Output) -> Float[Tensor, "B N F"] | None:
+        """What the drafter wants of a pass."""
         kind = self.drafter.features if self.drafter else "none"
         return {"none": None, "aux": out.aux, "hidden": out.hidden}[kind]
 

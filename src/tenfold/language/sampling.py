@@ -1,12 +1,11 @@
-"""The law of the next token, in the one order that plain decoding and speculation share, and the randomness behind it.
+"""The law of the next token, in the one order that plain decoding and speculation share.
 
     penalties -> grammar mask -> temperature -> top-k -> top-p           (the order of transformers' generate and of vLLM)
 
     probabilities = token_laws(logits, Laws.of([SamplingParams(temperature=0.7, top_p=0.9)]))
-    u = uniforms(seeds, positions, purposes)                 (B, purposes), in (0, 1)
 
-A uniform depends on (request seed, emitted position, purpose) alone: neither neighbours in the batch nor the order of
-arrival can change an answer. Ties at the border of top-k or top-p are all kept, so the law does not depend on a sort.
+Ties at the border of top-k or top-p are all kept, so the law does not depend on a sort. The numbers that `draw` takes are those
+of language/randomness.py.
 
     M rows   V vocabulary   B requests
 """
@@ -15,9 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -25,7 +23,7 @@ from torch import Tensor
 from tenfold.engine.config import require
 
 FEW = 1024  # largest candidates looked at before everything is sorted
-BONUS, ACCEPT, DRAFT = 0, 1, 1 << 16  # purposes: the last draw of a step; accepting the sibling of rank r; drafting
+Kind = Literal["greedy", "sampled", "top_k", "top_p"]
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,13 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Laws:
-    """The parameters of every request of a step as tensors (B)."""
+    """The parameters of every request of a step as tensors (B), and which kinds there are: so that nobody has to wait for a
+    device to say it."""
 
     temperature: Float[Tensor, " B"]
     top_k: Int[Tensor, " B"]
     top_p: Float[Tensor, " B"]
+    kinds: frozenset[Kind]
 
     @staticmethod
     def of(params: Sequence[SamplingParams]) -> Laws:
@@ -81,11 +81,25 @@ class Laws:
             torch.tensor([float(p.temperature) for p in params]),
             torch.tensor([p.top_k for p in params]),
             torch.tensor([float(p.top_p) for p in params]),
+            kinds_of(params),
         )
 
     @property
     def greedy(self) -> bool:
-        return not bool(self.temperature.any())
+        """Whether all requests are."""
+        return "sampled" not in self.kinds
+
+
+def kinds_of(params: Sequence[SamplingParams]) -> frozenset[Kind]:
+    """What there is to do for these requests together."""
+    kinds: set[Kind] = set()
+    for p in params:
+        kinds.add("sampled" if p.temperature > 0 else "greedy")
+        if p.temperature > 0 and p.top_k > 0:
+            kinds.add("top_k")
+        if p.temperature > 0 and p.top_p < 1:
+            kinds.add("top_p")
+    return frozenset(kinds)
 
 
 def token_laws(logits: Float[Tensor, "m v"], laws: Laws) -> Float[Tensor, "m v"]:
@@ -95,11 +109,11 @@ def token_laws(logits: Float[Tensor, "m v"], laws: Laws) -> Float[Tensor, "m v"]
     greedy = laws.temperature == 0
     best = wide.argmax(-1, keepdim=True)
     p = (wide / torch.where(greedy, 1.0, laws.temperature)[:, None].to(wide.dtype)).softmax(-1)
-    if bool(((laws.top_k > 0) & ~greedy).any()):
+    if "top_k" in laws.kinds:
         p = _top_k(p, torch.where(greedy, 0, laws.top_k))
-    if bool(((laws.top_p < 1) & ~greedy).any()):
+    if "top_p" in laws.kinds:
         p = _top_p(p, torch.where(greedy, 1.0, laws.top_p))
-    if bool(greedy.any()):
+    if "greedy" in laws.kinds:
         point = torch.zeros_like(p).scatter_(1, best, 1.0)
         p = torch.where(greedy[:, None], point, p)
     return p
@@ -107,7 +121,7 @@ def token_laws(logits: Float[Tensor, "m v"], laws: Laws) -> Float[Tensor, "m v"]
 
 def _top_k(p: Tensor, top_k: Tensor) -> Tensor:
     size = p.shape[-1]
-    most = min(int(top_k.max()), size)
+    most = size if p.device.type != "cpu" else min(int(top_k.max()), size)  # a device is not waited for
     best = p.topk(most, dim=-1).values
     place = (top_k.clamp(1, most) - 1)[:, None]
     border = torch.where(((top_k > 0) & (top_k < size))[:, None], best.gather(1, place), 0.0)
@@ -120,7 +134,7 @@ def _top_p(p: Tensor, top_p: Tensor) -> Tensor:
     best = p.topk(min(FEW, size), dim=-1).values
     limit = top_p[:, None].to(p.dtype)
     total = best.cumsum(-1)
-    if size > FEW and bool(((total[:, -1:] < limit) & (top_p < 1)[:, None]).any()):
+    if size > FEW and (p.device.type != "cpu" or bool(((total[:, -1:] < limit) & (top_p < 1)[:, None]).any())):
         best = p.sort(dim=-1, descending=True).values
         total = best.cumsum(-1)
     inside = total - best < limit  # the mass before this token is not enough yet
@@ -145,22 +159,3 @@ def allow(logits: Float[Tensor, "*b v"], allowed: Bool[Tensor, "*b v"]) -> Float
     """Logits with what a grammar forbids at -inf. A row that allows nothing belongs to no reachable node: it stays."""
     reachable = allowed.any(-1, keepdim=True)
     return logits.masked_fill(~allowed & reachable, -torch.inf)
-
-
-def uniforms(
-    seeds: Sequence[int], positions: Sequence[int], purposes: Sequence[int], width: int = 1
-) -> Float[Tensor, "B purposes width"]:
-    """Counter-based numbers in (0, 1), fp64: three rounds of the SplitMix64 finaliser over (seed, position, purpose, index)."""
-    with np.errstate(over="ignore"):
-        key = _mix(np.array(seeds, np.uint64) + np.uint64(0x9E3779B97F4A7C15))
-        key = _mix(key ^ _mix(np.array(positions, np.uint64)))
-        key = _mix(key[:, None] ^ _mix(np.array(purposes, np.uint64) + np.uint64(1 << 40)))
-        index = np.arange(1, width + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        bits = _mix(key[:, :, None] + index)
-    return torch.from_numpy(((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

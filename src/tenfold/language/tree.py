@@ -16,8 +16,8 @@ tree attention: arXiv 2305.09781.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 
 import torch
 from jaxtyping import Bool, Int
@@ -48,10 +48,17 @@ class Level:
     rank: Tensor
     mask: Tensor
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Guesses that the widest node of this level needs."""
         return int(self.rank.max()) + 1
+
+    def on(self, device: torch.device) -> Level:
+        """The same with its tensors on a device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = Level(**{n: v.to(device) if isinstance(v, Tensor) else v for n, v in values.items()})
+        moved.__dict__["width"] = self.width  # known here, so that nobody waits for the device
+        return moved
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,15 @@ class Tree:
     def nodes(self) -> int:
         """Guessed tokens; the root is not one."""
         return len(self.parents) - 1
+
+    def on(self, device: torch.device) -> Tree:
+        """The same tree with its index tensors on a device, so that no step copies them. Made once for each device."""
+        return self if device.type == "cpu" else _moved(self, device)
+
+    @cached_property
+    def parent(self) -> Int[Tensor, " N"]:
+        """`parents` as a tensor."""
+        return torch.tensor(self.parents)
 
     @cached_property
     def paths(self) -> list[list[int]]:
@@ -191,7 +207,7 @@ class Tree:
     @cached_property
     def levels(self) -> list[Level]:
         """The steps of drafting, from the root down: `height` of them."""
-        parents, levels = torch.tensor(self.parents), []
+        parents, levels = self.parent, []
         for depth in range(self.height):
             inner = self.inner[self.depth[self.inner] == depth]
             rows = self.inner_row[inner]
@@ -202,3 +218,26 @@ class Tree:
             above = self.inner_row[parents[inner]]
             levels.append(Level(depth, inner, rows, above, children, owner, self.rank[children], mask))
         return levels
+
+
+TENSORS = (
+    "parent",
+    "depth",
+    "rank",
+    "mask",
+    "ancestors",
+    "children",
+    "next_token",
+    "next_sibling",
+    "inner",
+    "inner_row",
+)
+
+
+@lru_cache(maxsize=256)
+def _moved(tree: Tree, device: torch.device) -> Tree:
+    moved = Tree(tree.parents)
+    known = {name: getattr(tree, name).to(device) for name in TENSORS}
+    levels = [level.on(device) for level in tree.levels]
+    moved.__dict__.update(known, height=tree.height, levels=levels)  # where cached properties keep their values
+    return moved

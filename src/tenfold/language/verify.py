@@ -46,13 +46,11 @@ def verify_greedy(logits: Float[Tensor, "B N V"], draft: Draft, tree: Tree | Tre
     best = first_largest(logits)
     if isinstance(tree, TreeBatch):
         return _greedy_batch(best, draft, tree)
-    hit = F.pad(draft.tokens == best[:, torch.tensor(tree.parents)[1:]], (1, 0), value=True)
-    missed = (~hit).float() @ tree.mask.t().to(
-        hit.device, torch.float32
-    )  # ancestors, itself among them, that are no hits
-    depth = tree.depth.to(hit.device)
-    node = torch.where(missed == 0, depth, -1).argmax(-1)
-    return Accepted(tree.ancestors.to(hit.device)[node], depth[node], best[torch.arange(len(best)), node])
+    tree = tree.on(best.device)
+    hit = F.pad(draft.tokens == best[:, tree.parent[1:]], (1, 0), value=True)
+    missed = (~hit).float() @ tree.mask.t().float()  # ancestors, itself among them, that are no hits
+    node = torch.where(missed == 0, tree.depth, -1).argmax(-1)
+    return Accepted(tree.ancestors[node], tree.depth[node], best.gather(1, node[:, None])[:, 0])
 
 
 def _greedy_batch(best: Int[Tensor, "B N"], draft: Draft, trees: TreeBatch) -> Accepted:
@@ -76,14 +74,11 @@ def verify_sampled(
     rule: Rule,
 ) -> Accepted:
     """See the module's docstring. uniforms[:, d, j] decides about the sibling of rank j at depth d + 1, the last entry of
-    uniforms[:, d] draws the token when nothing at that depth was accepted. A pure function."""
-    batch = torch.arange(len(logits))
-    path = torch.full((len(logits), tree.height + 1), -1)
-    path[:, 0] = 0
-    length = torch.zeros(len(logits), dtype=torch.int64)
-    node = torch.zeros(len(logits), dtype=torch.int64)
-    bonus = torch.full((len(logits),), -1)
-    live = torch.ones(len(logits), dtype=torch.bool)
+    uniforms[:, d] draws the token when nothing at that depth was accepted. A pure function; it waits for no device."""
+    tree = tree.on(logits.device) if isinstance(tree, Tree) else tree
+    batch, path = _start(logits, tree)
+    length, node = torch.zeros_like(batch), torch.zeros_like(batch)
+    bonus, live = torch.full_like(batch, -1), torch.ones_like(batch, dtype=torch.bool)
     for depth in range(tree.height + 1):
         p = token_laws(logits[batch, node], laws)
         r, q = p, _proposal(draft, tree, node, p)
@@ -94,7 +89,7 @@ def verify_sampled(
                 draft.tokens[batch, (child - 1).clamp_min(0)] if draft.tokens.shape[1] else torch.full_like(child, -1)
             )
             asked = live & (child >= 0) & (guess >= 0) & (accepted < 0)
-            if not bool(asked.any()):
+            if _none(asked):
                 continue
             x = guess.clamp_min(0)[:, None]
             point = _is_point(draft, child, rule)
@@ -110,10 +105,10 @@ def verify_sampled(
                 drawn = (asked & ~point)[:, None]
                 q = torch.where(drawn, _normalised(q.scatter(1, x, 0.0), q), q)
         ended = live & (accepted < 0)
-        if bool(ended.any()):
+        if not _none(ended):
             bonus = torch.where(ended, draw(r, uniforms[:, depth, -1]), bonus)
         live = live & (accepted >= 0)
-        if not bool(live.any()):
+        if depth == tree.height or _none(live):
             break
         node = torch.where(live, accepted, node)
         path[:, depth + 1] = torch.where(live, accepted, -1)
@@ -126,11 +121,10 @@ def simulate(
 ) -> Accepted:
     """For timing with weights that guess nothing: at every depth the first child stands when its coin is below `share`,
     whatever the target says of it. The text is nobody's."""
-    batch = torch.arange(len(logits))
-    path = torch.full((len(logits), tree.height + 1), -1)
-    path[:, 0] = 0
-    node = length = torch.zeros(len(logits), dtype=torch.int64)
-    live = torch.ones(len(logits), dtype=torch.bool)
+    tree = tree.on(logits.device) if isinstance(tree, Tree) else tree
+    batch, path = _start(logits, tree)
+    node = length = torch.zeros_like(batch)
+    live = torch.ones_like(batch, dtype=torch.bool)
     for depth in range(tree.height):
         child = tree.children_of(node)[:, 0]
         live = live & (child >= 0) & (draft.tokens[batch, (child - 1).clamp_min(0)] >= 0) & (coins[:, depth] < share)
@@ -140,12 +134,24 @@ def simulate(
     return Accepted(path, length, first_largest(logits)[batch, node])
 
 
+def _start(logits: Tensor, tree: Tree | TreeBatch) -> tuple[Tensor, Tensor]:
+    """The numbers of the requests, and their paths when only the root stands."""
+    path = torch.full((len(logits), tree.height + 1), -1, device=logits.device)
+    path[:, 0] = 0
+    return torch.arange(len(logits), device=logits.device), path
+
+
+def _none(wanted: Tensor) -> bool:
+    """Whether nobody wants what comes next, where asking costs nothing: a device would have to be waited for."""
+    return wanted.device.type == "cpu" and not bool(wanted.any())
+
+
 def _proposal(draft: Draft, tree: Tree | TreeBatch, node: Tensor, like: Tensor) -> Tensor:
     """The law from which the children of `node` were drawn, over the target's vocabulary; zeros for a leaf."""
     if draft.q is None or isinstance(tree, TreeBatch) or not len(tree.inner):
         return torch.zeros_like(like)
     row = tree.inner_row[node]
-    q = draft.q[torch.arange(len(node)), row.clamp_min(0)].to(like.dtype) * (row >= 0)[:, None]
+    q = draft.q[torch.arange(len(node), device=node.device), row.clamp_min(0)].to(like.dtype) * (row >= 0)[:, None]
     if draft.ids is None:
         return q
     return torch.zeros_like(like).scatter_(1, draft.ids.expand(len(q), -1), q)
@@ -156,7 +162,7 @@ def _is_point(draft: Draft, child: Tensor, rule: Rule) -> Tensor:
         return torch.ones_like(child, dtype=torch.bool)
     if draft.point is None:
         return torch.zeros_like(child, dtype=torch.bool)
-    return draft.point[torch.arange(len(child)), (child - 1).clamp_min(0)]
+    return draft.point.gather(1, (child - 1).clamp_min(0)[:, None])[:, 0]
 
 
 def _normalised(r: Tensor, otherwise: Tensor) -> Tensor:

@@ -108,10 +108,18 @@ class TextRope(nn.Module):
         super().__init__()
         self.head_dim, self.theta, self.scaling = head_dim, theta, scaling or RopeScaling()
         self.cos = self.sin = torch.empty(0, head_dim, device="cpu")  # also in a model that is built without memory
+        self.reserved = 0
+
+    def reserve(self, length: int) -> None:
+        """Promises that no position on a device reaches `length`: the device is not waited for to learn the largest one."""
+        self.reserved = max(self.reserved, length)
 
     def forward(self, positions: Int[Tensor, "*b n"]) -> Rotation:
         """positions (N,) for the whole batch, or (B, N)."""
-        needed = int(positions.max()) + 1 if positions.numel() else 0
+        if positions.device.type != "cpu" and self.reserved:
+            needed = self.reserved
+        else:
+            needed = int(positions.max()) + 1 if positions.numel() else 0
         if needed > len(self.cos) or self.cos.device != positions.device:
             length = max(256, 1 << max(0, needed - 1).bit_length())
             frequencies = scaled_frequencies(self.head_dim, self.theta, self.scaling)
