@@ -27,6 +27,9 @@ BENCHES.add(
 BENCHES.add(
     "speculative-batches", "tenfold.bench.speculative_batches:run", "default trees beside plain decoding, batch 1 to 64"
 )
+BENCHES.add(
+    "speculative-gpu", "tenfold.bench.speculative_gpu:run", "step time of an 8B Llama on a GPU, recorded and not"
+)
 BENCHES.add("memory", "tenfold.bench.memory:run", "the table of a memory layer beside embedding_bag and dense AdamW")
 BENCHES.add(
     "memory-recall", "tenfold.bench.memory_recall:run", "facts recalled with memory layers and without, equal MACs"

@@ -105,3 +105,27 @@ def test_on_a_gpu_the_texts_are_those_of_the_processor(graphs: bool) -> None:
     if not graphs:
         engine.ahead.resident.graphs = None
     assert finish(engine, requests) == expected
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_step_is_started_without_waiting() -> None:
+    """Once its graph is there; the one thing that is waited for is the copy of a step before."""
+    engine = engine_of(tiny_target(context=100).cuda(), True, {}, TREE, "C", max_batch=2)
+    for i, prompt in enumerate(prompts(2, 96)):
+        engine.add_request(str(i), prompt, SamplingParams(max_tokens=60, temperature=0.8, seed=i))
+    while engine.ahead is not None and len(engine.ahead._free) < 1:
+        engine.step()
+    start, started = engine.ahead._start, []  # type: ignore[union-attr]
+
+    def watched(requests: Any, plan: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            start(requests, plan)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        started.append(plan)
+
+    engine.ahead._start = watched  # type: ignore[union-attr, method-assign]
+    for _ in range(4):
+        engine.step()
+    assert started

@@ -15,7 +15,7 @@ from tenfold.errors import UsageError, WeightsError
 from tenfold.export.gguf import open_gguf
 from tenfold.export.weights import Weights, convert
 from tenfold.language.drafter_weights import fingerprint
-from tenfold.language.prepare import open_target, pack_linears, prepare, weight_bytes
+from tenfold.language.prepare import device_of, format_on, moved, open_target, pack_linears, prepare, weight_bytes
 from tenfold.nn import decode
 from tenfold.nn.formats import Int4Linear, Int8Linear, pack, refusal, unpack_q4_1
 from tenfold.nn.linear import bf16_refusal
@@ -119,3 +119,22 @@ def test_packing_a_module_replaces_its_linear_maps_and_their_bytes_are_counted()
     scales = 2 * (64 + 8 * 2) if decode.refusal() is None else 0
     assert weight_bytes(packed) == 32 * 64 + 64 * 8 + scales
     assert (packed(x.bfloat16()).float() - expected).abs().max() <= 0.05 * expected.abs().max()
+
+
+def test_a_device_that_is_not_there_and_a_format_of_processors_are_refused() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="no CUDA"):
+            device_of("cuda")
+        assert device_of("auto").type == "cpu"
+    with pytest.raises(UsageError, match="Allowed on a GPU: auto, bf16, fp32"):
+        format_on("int4", torch.device("cuda"))
+    assert format_on("auto", torch.device("cuda")) == "bf16"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_moved_to_a_device_is_the_model_of_its_file(tied: bool) -> None:
+    model, tokens = tiny_llama(tied=tied), torch.arange(12)[None]
+    there = moved(Weights(model.config, model.state_dict()), "fp32", torch.device("cpu"))
+    assert torch.equal(there(tokens).logits, model(tokens).logits)
+    maps = sum(p.nbytes for name, p in model.named_parameters() if p.ndim == 2 and "embedding" not in name)
+    assert weight_bytes(there) == maps + (model.embedding.weight.nbytes if tied else 0)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from tenfold.bench.peers import torchvision as torchvision_module
-from tenfold.bench.table import interleave, ratio
+from tenfold.bench.table import interleave, on_threads, ratio
 from tenfold.data.readers import read_image
 from tenfold.data.samples import fetch
 from tenfold.errors import MissingExtra
@@ -32,12 +32,8 @@ WIDTH, HEIGHT = 500, 375
 def run() -> dict[str, Any]:
     """Images per second of both sides in both blur modes, the ratio, the resize-only limit, the difference to Pillow."""
     photograph = _photograph()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         rows = [row for blur in ("paper", "released") for row in _measure(photograph, MultiCropConfig(blur=blur))]
-    finally:
-        torch.set_num_threads(threads)
     return {
         "title": f"2 x 224 + 8 x 96 crops of one {WIDTH} x {HEIGHT} photograph, one thread, images per second",
         "rows": rows,

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.bench.ffn_quality import FOLDER
-from tenfold.bench.table import interleave, ratio
+from tenfold.bench.table import interleave, on_threads, ratio
 from tenfold.nn.bag import nonzero_bag
 from tenfold.nn.ffn import SquaredReLUFFN, neuron_major
 from tenfold.nn.native import large_pages, library
@@ -37,14 +37,9 @@ Side = Callable[[], object]
 
 
 def run() -> dict[str, Any]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.manual_seed(0)
-    try:
-        with torch.no_grad():
-            rows = [row for dtype in (torch.bfloat16, torch.float32) for row in _both(dtype)]
-    finally:
-        torch.set_num_threads(threads)
+    with on_threads(1), torch.no_grad():
+        rows = [row for dtype in (torch.bfloat16, torch.float32) for row in _both(dtype)]
     refused = [f"{b.name}: {b.refused_because}" for b in backends() if not b.available]
     notes = [
         f"d {DIM}, h {HIDDEN}, batch 1, one thread, its processor time; weights of {LAYERS} layers and their active sets in "

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tenfold.bench.table import on_threads
 from tenfold.data.atomic import write_atomic
 from tenfold.engine.trainer import Trainer
 from tenfold.export.weights import load
@@ -48,14 +49,10 @@ SCORED = 131_072  # held-back bytes
 
 
 def run() -> dict[str, Any]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         rate = {arm: min(RATES, key=lambda lr, arm=arm: _arm(arm, lr, 0)["loss"]) for arm in ("swiglu", "relu2")}
         rate["relu2-24"] = rate["relu2"]
         found = {arm: [_arm(arm, rate[arm], seed) for seed in SEEDS] for arm in ARMS}
-    finally:
-        torch.set_num_threads(threads)
     return _table(rate, found)
 
 

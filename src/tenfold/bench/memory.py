@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tenfold.bench.table import interleave, ratio
+from tenfold.bench.table import interleave, on_threads, ratio
 from tenfold.engine.row_adamw import RowAdamW
 from tenfold.nn.bag import bag
 from tenfold.nn.memory import MemoryTable
@@ -65,16 +65,12 @@ class _Side:
 
 
 def run() -> dict[str, Any]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         rows, notes = [], []
         for power, clip in ((18, False), (18, True), (20, False), (20, True)):
             rows.append(_against_torch(1 << power, clip, notes))
         rows.append(_forward(1 << 18))
         rows.append(_growth(notes))
-    finally:
-        torch.set_num_threads(threads)
     used = {b.name: b.refused_because or "used" for b in backends() if b.name != "torch"}
     notes += [
         f"backend cpp: {used['cpp']}; triton: {used['triton']}; D {WIDTH}, {TOKENS} tokens x {HITS} rows, one thread"

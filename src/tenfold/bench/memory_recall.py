@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tenfold.bench.table import on_threads
 from tenfold.data.atomic import write_atomic
 from tenfold.engine.config import OptimConfig, Recipe, TrainerConfig
 from tenfold.engine.schedule import Schedule
@@ -162,15 +163,11 @@ def recall(model: nn.Module, world: FactWorld, facts: Any) -> float:
 
 
 def run() -> dict[str, Any]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         tuned = ("dense", "dense-2x", "plus")
         chosen = {arm: max(RATES, key=lambda lr, arm=arm: mean(_arm(arm, lr, 0)["recall"].values())) for arm in tuned}
         chosen["pkm"] = chosen["plus"]
         runs = {arm: [_arm(arm, chosen[arm], seed) for seed in SEEDS] for arm in ARMS}
-    finally:
-        torch.set_num_threads(threads)
     return _table(chosen, runs)
 
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tenfold.bench.table import interleave, ratio
+from tenfold.bench.table import interleave, on_threads, ratio
 from tenfold.bench.vit import transformers_model
 from tenfold.engine.optim import PhaseOptimizer
 from tenfold.engine.parallel import Place
@@ -39,12 +39,8 @@ PACKED, LISTED = "student's backbone, packed crops", "student's backbone, a pass
 
 def run(rounds: int = 5) -> dict[str, Any]:
     """Seconds a step, images a second, and both ratios."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         return _measure(rounds)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def small_recipe() -> PretrainRecipe:

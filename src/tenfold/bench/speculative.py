@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 
 from tenfold.bench.peers import OpenVINO, openvino_missing
-from tenfold.bench.table import ratio
+from tenfold.bench.table import on_threads, ratio
 from tenfold.errors import MissingExtra, unknown_name
 from tenfold.export.weights import convert
 from tenfold.language.engine import LLM, LLMEngine, locate
@@ -85,10 +85,8 @@ def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH, threads: i
     for name in peers:
         if name not in PEERS:
             raise unknown_name("peer", name, PEERS)
-    before, clock = torch.get_num_threads(), "cpu" if threads == 1 else "wall"
-    torch.set_num_threads(threads)
-    notes = []
-    try:
+    clock, notes = "cpu" if threads == 1 else "wall", []
+    with on_threads(threads):
         llms = {}
         forms: tuple[tuple[str, Literal["bf16", "int4"]], ...] = (("", "bf16"), (", int4", "int4"))
         for end, form in forms:
@@ -107,8 +105,6 @@ def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH, threads: i
                 notes.append(f"OpenVINO GenAI {version}.")
         prompts = benchmark_prompts(llms["alone"], each)
         found = {name: measure(some, sides, rounds) for name, some in prompts.items()}
-    finally:
-        torch.set_num_threads(before)
     for sides_found in found.values():
         for measured in sides_found.values():
             measured.clock = clock

@@ -10,10 +10,8 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-import torch
-
 from tenfold.bench.speculative import MODEL, benchmark_prompts, sharing
-from tenfold.bench.table import ratio
+from tenfold.bench.table import on_threads, ratio
 from tenfold.language.engine import LLM
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.tree_costs import step_clock
@@ -23,15 +21,11 @@ BATCHES, STEPS, EACH = (1, 2, 4, 8, 16, 32, 64), 24, 4
 
 def run(rounds: int = 3, threads: int = 1) -> dict[str, Any]:
     """Tokens per second of both sides by batch, and their ratio."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         drafting = LLM(MODEL, "auto", weights="bf16", max_batch=max(BATCHES), cache_tokens=32768)
         sides = {"alone": sharing(drafting, None), "default": drafting}
         prompts = [prompt for some in benchmark_prompts(sides["alone"], EACH).values() for prompt in some]
         rows = [_row(sides, prompts, batch, rounds) for batch in BATCHES]
-    finally:
-        torch.set_num_threads(before)
     worst = min(row["ratio"] for row in rows)
     return {
         "title": f"Speculation by default beside plain decoding, {MODEL}, greedy, bf16",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from tenfold.bench.speculative import MODEL, benchmark_prompts
+from tenfold.bench.table import on_threads
 from tenfold.export.weights import load
 from tenfold.language.drafter import EagleDrafter, default_aux_layers
 from tenfold.language.engine import LLM, locate
@@ -35,9 +36,7 @@ SWEEP = (
 
 def run(each: int = EACH) -> dict[str, Any]:
     """Predicted and measured figures of every tree of the sweep."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         path = locate(MODEL)
         network, target, llm = load(SHIPPED), open_target(path, "bf16"), LLM(MODEL, "auto", weights="bf16")
         assert isinstance(network, EagleDrafter)
@@ -50,8 +49,6 @@ def run(each: int = EACH) -> dict[str, Any]:
             costs = measure_costs(llm, prompts, (1,))
         shapes = [HybridTree.of(own, k) if k else own for own, k in SWEEP]
         measured = _measure(llm, prompts, shapes)
-    finally:
-        torch.set_num_threads(threads)
     rows = []
     for (own, k), shape, (tpc, ms) in zip(SWEEP, shapes, measured, strict=True):
         predicted = (_tpc(replayed, shape), costs.ms(1, own, k))

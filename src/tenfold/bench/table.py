@@ -9,11 +9,14 @@ and machine, because a number without them cannot be believed later.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
+
+import torch
 
 from tenfold.data.atomic import write_atomic
 from tenfold.engine.provenance import commit, machine
@@ -36,6 +39,17 @@ def interleave(
             if turn >= warmup:
                 seconds[name].append(clock() - start)
     return seconds
+
+
+@contextmanager
+def on_threads(count: int = 1) -> Iterator[None]:
+    """torch with this many threads, until the end of the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def ratio(ours: Sequence[float], peer: Sequence[float]) -> tuple[float, float, float]:

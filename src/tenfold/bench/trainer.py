@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tenfold.bench.table import ratio
+from tenfold.bench.table import on_threads, ratio
 from tenfold.engine.task import Shard
 from tenfold.engine.trainer import Trainer, autocast_type
 from tenfold.vision.recipes import dinov3_mini
@@ -73,17 +73,13 @@ class _InTurns(Trainer):
 
 
 def run() -> dict[str, Any]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         recipe = dinov3_mini()
         trainer = dataclasses.replace(recipe.trainer, steps=STEPS, checkpoint_every=0, validate_every=0, device="cpu")
         recipe = dataclasses.replace(recipe, trainer=trainer, val_rows=20)
         with tempfile.TemporaryDirectory() as folder:
             timed = _InTurns(recipe.make_task(), recipe, Path(folder) / "run", bare=_Bare(recipe))
             timed.fit()
-    finally:
-        torch.set_num_threads(threads)
     bare, own = timed.bare_seconds[WARMUP:], timed.own_seconds[WARMUP:]
     middle, low, high = ratio(bare, own)
     milliseconds = [1000 * sorted(side)[len(side) // 2] for side in (bare, own)]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tenfold.bench.table import interleave, ratio
+from tenfold.bench.table import interleave, on_threads, ratio
 from tenfold.data.tensors import save_own
 from tenfold.errors import MissingExtra
 from tenfold.export.weights import convert
@@ -30,13 +30,8 @@ BOUND = "matrix products alone"
 
 def run(rounds: int = 9) -> dict[str, Any]:
     """Milliseconds an image, and how much faster than transformers in the same number format."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            rows = [row for batch in BATCHES for row in _measure(batch, rounds)]
-    finally:
-        torch.set_num_threads(threads)
+    with on_threads(1), torch.inference_mode():
+        rows = [row for batch in BATCHES for row in _measure(batch, rounds)]
     refusal = bf16_refusal()
     notes = [
         "One thread. ms an image, median of the rounds, all sides in turns; ratio = peer / ours in the same format, "

@@ -2,7 +2,7 @@
 
     ahead = Ahead(runner, most=8, rows=4096)
     if ahead.takes(requests, tree):
-        landed = ahead.step(requests, tree, rule, None, cover)     [(request, tokens), ...] of the oldest step in the air
+        landed = ahead.step(requests, ahead.plan(requests, tree, rule, None))      (request, tokens) of the oldest step
     landed = ahead.land()                                          ... of what is left when others are to go on
 
 A second step takes off before the first has landed as long as the same requests go on with the same tree and there are pages
@@ -13,7 +13,7 @@ because the device does everything in order.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,21 +72,22 @@ class Ahead:
         kinds = kinds_of([r.params for r in requests])
         return Plan(1 << (len(requests) - 1).bit_length(), tree, rule if "sampled" in kinds else "A", kinds, simulated)
 
-    def step(
-        self, requests: list[Request], plan: Plan, cover: Callable[[Request, int], bool]
-    ) -> list[tuple[Request, list[int]]]:
-        """Starts what can be started and lands the oldest step. cover(request, rows): gets pages, if there are free ones.
-        The pages of one step must be there."""
+    def step(self, requests: list[Request], plan: Plan) -> list[tuple[Request, list[int]]]:
+        """Starts what can be started and lands the oldest step. The pages of one step must be there; a second one starts if
+        there are free ones for it."""
         if not self._flights:
             self.runner.catch_up(requests)
             self.resident.load(requests, plan)
             self._start(requests, plan)
         # The next step starts where the one in the air ends, at most plan.places rows further.
         rows = plan.places + plan.tree.nodes + 1
-        if self.same(requests, plan) and all(cover(r, r.rows + rows) for r in requests):
+        if self.same(requests, plan) and all(self._cover(r, r.rows + rows) for r in requests):
             self.resident.show_pages(requests)
             self._start(requests, plan)
         return self.land()
+
+    def _cover(self, request: Request, rows: int) -> bool:
+        return request.table is not None and self.runner.pages.cover(request.table, rows)
 
     def same(self, requests: Sequence[Request], plan: Plan) -> bool:
         """Whether the last step in the air was this plan for these requests."""
@@ -125,7 +126,8 @@ class Ahead:
             if request.table is not table or request.finish_reason is not None:
                 continue
             length, guessed, tokens = row[0], row[1], row[2:]
-            _count(request, flight.plan, length, guessed)
+            request.stats.count(length, guessed, flight.plan.tree.height)
+            request.stats.simulated |= flight.plan.simulated is not None
             request.rows += length + 1
             if request.draft is not None:
                 request.draft.rows += length + 1
@@ -138,13 +140,3 @@ class Ahead:
 
 def _plain(request: Request) -> bool:
     return request.grammar is None and not request.params.penalised and request.params.logprobs is None
-
-
-def _count(request: Request, plan: Plan, length: int, guessed: int) -> None:
-    stats = request.stats
-    stats.calls += 1
-    stats.drafted += guessed
-    stats.simulated |= plan.simulated is not None
-    stats.accepted += [0] * (plan.tree.height - len(stats.accepted))
-    for depth in range(length):
-        stats.accepted[depth] += 1

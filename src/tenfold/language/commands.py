@@ -15,6 +15,8 @@ import tyro
 from tenfold.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from tenfold.language.engine import LLM
     from tenfold.language.request import Stats
     from tenfold.language.sampling import SamplingParams
@@ -37,6 +39,7 @@ class Generate:
     model: str = "smollm2-135m-instruct"  # a name (the sample is fetched once), a GGUF file, or a folder
     drafter: str = "auto"  # auto | ngram | none | a drafter's file
     weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"  # number format that decodes
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     raw: bool = False  # continue the text instead of answering in the chat template
     max_tokens: int = 256
     temperature: float = 0.0  # 0: always the most likely token
@@ -95,6 +98,7 @@ class Chat:
     model: str = "smollm2-135m-instruct"  # a name (the sample is fetched once), a GGUF file, or a folder
     drafter: str = "auto"  # auto | ngram | none | a drafter's file
     weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"  # number format that decodes
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     system: str | None = None  # a system turn, instead of the template's own
     max_tokens: int = 512  # of one answer
     temperature: float = 0.7
@@ -129,7 +133,9 @@ def _lines() -> Iterator[str]:
 def _open(options: Generate | Chat) -> LLM:
     from tenfold.language.engine import LLM
 
-    llm = LLM(options.model, drafter=options.drafter, weights=options.weights, max_batch=options.batch)
+    llm = LLM(
+        options.model, drafter=options.drafter, weights=options.weights, max_batch=options.batch, device=options.device
+    )
     _dispatch(llm, options.dispatch if isinstance(options, Generate) else None)
     for note in llm.notes:
         print(note, file=sys.stderr)
@@ -175,19 +181,21 @@ def _cost(llm: LLM, stats: Stats) -> str:
     rate = max(0, stats.calls - 1) * llm.weight_bytes / seconds / 1e9
     return (
         f"{stats.tokens} tokens in {stats.calls} passes: TPC {stats.tokens_per_call:.2f}, {stats.tokens_per_second:.1f} "
-        f"tokens/s; weights read at {rate:.1f} GB/s of {read_rate():.1f} GB/s"
+        f"tokens/s; weights read at {rate:.1f} GB/s of "
+        f"{read_rate(llm.engine.runner.device):.1f} GB/s"
     )
 
 
-def read_rate(megabytes: int = 256) -> float:
-    """GB/s at which this process reads memory now, with its threads: the limit of decoding."""
+def read_rate(device: torch.device) -> float:
+    """GB/s at which this process reads a device's memory now, with its threads: the limit of decoding."""
     import torch
 
-    block = torch.ones(megabytes << 18)
+    megabytes = 256 if device.type == "cpu" else 8192  # more than fits into a cache
+    block = torch.ones(megabytes << 18, device=device)
     best = 0.0
     for _ in range(3):
         start = time.perf_counter()
-        block.sum()
+        float(block.sum())  # waits
         best = max(best, block.numel() * 4 / (time.perf_counter() - start) / 1e9)
     return best
 

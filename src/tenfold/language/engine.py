@@ -27,7 +27,7 @@ from tenfold.language.drafter_weights import fingerprint
 from tenfold.language.grammar import Grammars
 from tenfold.language.llama import Llama
 from tenfold.language.prefix import PrefixCache
-from tenfold.language.prepare import FormatChoice, open_target, weight_bytes
+from tenfold.language.prepare import DeviceChoice, FormatChoice, open_target, weight_bytes
 from tenfold.language.request import Delta, FinishReason, Logprob, Page, Request, Stats
 from tenfold.language.runner import Runner
 from tenfold.language.sampling import SamplingParams
@@ -179,7 +179,7 @@ class LLMEngine:
             if not ready:
                 return []
             plan = ahead.plan(ready, tree, rule, self.speculation.simulated_accept)
-        return self._hand_out(ahead.step(ready, plan, lambda r, rows: self.runner.pages.cover(r.table, rows)))
+        return self._hand_out(ahead.step(ready, plan))
 
     def _landed(self) -> list[Delta]:
         return self._hand_out(self.ahead.land()) if self.ahead and self.ahead.flying else []
@@ -213,7 +213,7 @@ class LLM:
 
     model: "smollm2-135m-instruct" (a sample, fetched once), a GGUF file, or a Hugging Face or own folder.
     drafter: "auto" (the one that belongs to this target, else "ngram"), a path, "ngram" (looks up the text itself), or None.
-    weights: number format, see nn/formats.py. `notes` says what was chosen and why.
+    weights: number format, see nn/formats.py. device: "auto" is a GPU where there is one. `notes` says what was chosen and why.
     """
 
     def __init__(
@@ -224,16 +224,18 @@ class LLM:
         weights: FormatChoice = "auto",
         max_batch: int = 8,
         cache_tokens: int = 16384,
+        device: DeviceChoice = "auto",
     ) -> None:
         path = locate(model)
-        target = open_target(path, weights)
+        target = open_target(path, weights, device)
         self.model, self.format = target.model, target.form
         self.fingerprint = fingerprint(target.source)  # of the weights in the file, whatever the format
         self.tokenizer = load_tokenizer(path)
         self.weight_bytes = weight_bytes(self.model)
         self.drafter, note = choose_drafter(drafter, target)
         self.notes = [f"weights in {self.format} ({self.weight_bytes / 1e6:.0f} MB read per pass)", note]
-        if weights == "auto" and (reason := bf16_refusal()):
+        on_gpu = self.model.embedding.weight.device.type != "cpu"
+        if weights == "auto" and not on_gpu and (reason := bf16_refusal()):
             self.notes.append(reason)
         self.engine = LLMEngine(
             self.model, self.tokenizer, self.drafter, speculation, max_batch=max_batch, cache_tokens=cache_tokens

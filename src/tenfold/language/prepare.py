@@ -2,6 +2,7 @@
 
     target = open_target("SmolLM2.gguf", "auto")                 auto: bf16 where the CPU has units for it, else fp32
     target = open_target("SmolLM2.gguf", "int4")                 Q4_1 as it is stored, nothing quantised again
+    target = open_target("Llama-3.1-8B/", "auto", "cuda")        bf16 on a GPU
     model = prepare(weights, "bf16")                             from Weights (export/weights.py): our names -> tensors
 
 Lossless decoding means: the same text as this model alone, in this format.
@@ -31,6 +32,7 @@ FORMATS = ("auto", "fp32", "bf16", "int8", "int4")
 DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LINEAR = ("attention.qkv", "attention.out", "ffn.gate_up", "ffn.down")  # of a block
 FormatChoice = Literal["auto", "fp32", "bf16", "int8", "int4"]
+DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,16 @@ class Target:
     source: Weights
 
 
-def open_target(path: str | Path, form: FormatChoice = "auto") -> Target:
-    """The model in a file or folder, ready for decoding. Raises UsageError where the format cannot be had, WeightsError
-    where the file cannot be read or is no Llama.
+def open_target(path: str | Path, form: FormatChoice = "auto", device: DeviceChoice = "auto") -> Target:
+    """The model in a file or folder, ready for decoding. Raises UsageError where the format or the device cannot be had,
+    WeightsError where the file cannot be read or is no Llama.
 
     A GGUF file goes from its own format to `form` tensor by tensor: at its highest the memory is the prepared model and one
     tensor more."""
     if form not in FORMATS:
         raise UsageError(f"weights in {form!r}: allowed are {', '.join(FORMATS)}.")
-    chosen: Format = ("bf16" if bf16_refusal() is None else "fp32") if form == "auto" else form
+    place = device_of(device)
+    chosen = format_on(form, place)
     if Path(path).suffix == ".gguf" and Path(path).is_file():
         held = open_llama(Path(path))
         source = Weights(held.config, held)
@@ -68,9 +71,38 @@ def open_target(path: str | Path, form: FormatChoice = "auto") -> Target:
         raise WeightsError(
             f"{path} has {kind}; the engine decodes plain Llamas (SwiGLU, no memory). tenfold.load(PATH) is the model itself."
         )
-    target = Target(prepare(source, chosen, spend=True), chosen, source)
-    _give_back()
-    return target
+    if place.type == "cpu":
+        target = Target(prepare(source, chosen, spend=True), chosen, source)
+        _give_back()
+        return target
+    return Target(moved(source, chosen, place), chosen, source)
+
+
+def device_of(choice: DeviceChoice) -> torch.device:
+    """Where a model decodes; "auto" is a GPU where there is one. Raises UsageError where there is none."""
+    if choice not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device {choice!r}: allowed are auto, cpu, cuda.")
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device 'cuda': this machine has no CUDA. Allowed here: auto, cpu.")
+    return torch.device("cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def format_on(form: FormatChoice, device: torch.device) -> Format:
+    """The number format on a device. Raises UsageError for one that is packed for processors alone."""
+    if device.type == "cpu":
+        return ("bf16" if bf16_refusal() is None else "fp32") if form == "auto" else form
+    if form in ("int8", "int4"):
+        raise UsageError(f"weights in {form}: packed for processors alone. Allowed on a GPU: auto, bf16, fp32.")
+    return "bf16" if form == "auto" else form
+
+
+def moved(source: Weights, form: Format, device: torch.device) -> Llama:
+    """The model on a GPU, tensor by tensor: the host never holds all of it in another format."""
+    with outline():
+        ready = Llama(source.config)
+    state = {name: parameter(source.state, name, DTYPE[form]).to(device) for name in ready.state_dict()}
+    ready.load_state_dict(state, assign=True)
+    return ready.eval().requires_grad_(False)
 
 
 def prepare(source: Weights, form: Format, spend: bool = False) -> Llama:
@@ -119,8 +151,11 @@ def pack_linears(module: nn.Module, form: Format) -> nn.Module:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes that one pass of a prepared model reads: its linear maps (of the embedding it reads single rows)."""
-    return sum(getattr(module, "bytes", 0) for module in model.modules())
+    """Bytes that one pass of a model reads: its linear maps (of the embedding it reads single rows)."""
+    maps = 0
+    for module in model.modules():
+        maps += module.weight.nbytes if isinstance(module, nn.Linear) else int(getattr(module, "bytes", 0))  # type: ignore[arg-type]
+    return maps + (model.embedding.weight.nbytes if isinstance(model, Llama) and model.head is None else 0)
 
 
 def _stays(name: str) -> bool:

@@ -36,6 +36,14 @@ class Stats:
     finished: float | None = None
     simulated: bool = False
 
+    def count(self, accepted: int, drafted: int, height: int) -> None:
+        """Adds a pass over a tree of this height."""
+        self.calls += 1
+        self.drafted += drafted
+        self.accepted += [0] * (height - len(self.accepted))
+        for depth in range(accepted):
+            self.accepted[depth] += 1
+
     @property
     def tokens_per_call(self) -> float:
         """TPC: emitted tokens per pass of the target, the target's own token included; 1.0 without speculation."""

@@ -206,8 +206,8 @@ class Resident:
         assert self.carry is not None
         hidden, logits = (part[:batch, None] for part in self.carry)
 
-        def numbers(nodes: Tensor, width: int) -> Tensor:
-            return device_uniforms(self.seeds[:batch], starts + 1, DRAFT + nodes, width)
+        def numbers(slots: Tensor, width: int) -> Tensor:
+            return device_uniforms(self.seeds[:batch], starts + 1, DRAFT + slots, width)
 
         def expand(level: Level, following: Level, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
             fresh = len(following.inner)

@@ -144,7 +144,8 @@ class Runner:
         ):
             paths.append(path[: length + 1])
             emitted.append([*(row[node] for node in path[1 : length + 1]), bonus])
-        self._count(requests, draft, paths, tree)
+        for request, path, guessed in zip(requests, paths, (draft.tokens >= 0).sum(-1).tolist()):
+            request.stats.count(len(path) - 1, guessed, tree.height)
         logprobs = [self._logprobs(r, found[b], p, e) for b, (r, p, e) in enumerate(zip(requests, paths, emitted))]
         return Step(requests, starts, paths, emitted, logprobs, self.features(out), tree.nodes > 0)
 
@@ -248,16 +249,6 @@ class Runner:
                 own = tree.one(b) if isinstance(tree, TreeBatch) else tree
                 allowed[b] = request.grammar.allowed(own, draft.tokens[b])
         return allowed
-
-    def _count(self, requests: list[Request], draft: Draft, paths: list[list[int]], tree: Tree | TreeBatch) -> None:
-        guesses = (draft.tokens >= 0).sum(-1).tolist()
-        for request, path, guessed in zip(requests, paths, guesses):
-            stats = request.stats
-            stats.calls += 1
-            stats.drafted += guessed
-            stats.accepted += [0] * (tree.height - len(stats.accepted))
-            for depth in range(len(path) - 1):
-                stats.accepted[depth] += 1
 
     def _logprobs(self, request: Request, logits: Tensor, path: list[int], emitted: list[int]) -> list[Logprob]:
         wanted = request.params.logprobs

@@ -35,6 +35,7 @@ class ServeLanguage:
     model: str = "smollm2-135m-instruct"  # a name (the sample is fetched once), a GGUF file, or a folder
     drafter: str = "auto"  # auto | ngram | none | a drafter's file
     weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"  # number format that decodes
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     host: str = "127.0.0.1"
     port: int = 8000  # 0 takes a free one
     batch: int = 8  # requests decoded together
@@ -90,6 +91,7 @@ def make_app(options: ServeLanguage, name: str | None = None) -> FastAPI:
         options.model,
         drafter=options.drafter,
         weights=options.weights,
+        device=options.device,
         max_batch=options.batch,
         cache_tokens=options.cache_tokens,
     )

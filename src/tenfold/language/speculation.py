@@ -22,10 +22,11 @@ from tenfold.language.drafter_weights import check_target
 from tenfold.language.drafting import TreeDrafter
 from tenfold.language.dynamic import DynamicTree
 from tenfold.language.ngram import FittedTree, HybridDrafter, HybridTree, NgramDrafter
-from tenfold.language.prepare import Target, pack_linears
+from tenfold.language.prepare import DTYPE, Target, pack_linears
 from tenfold.language.tree import Tree
 from tenfold.nn import decode
 from tenfold.nn.formats import Format
+from tenfold.nn.linear import bf16_refusal
 
 # The best trees of 16 nodes by `tree_search` for the shipped drafter, on prompts that were held back from its training.
 SIXTEEN = Tree.from_paths(
@@ -140,17 +141,26 @@ def _choose(choice: str | Path | None, target: Target) -> tuple[Drafter | None, 
     return _trained(path, target), f"drafter {path}"
 
 
-def _trained(path: Path, target: Target) -> Drafter:
+def _trained(path: Path, target: Target) -> TreeDrafter:
     network = load(path)
     if not isinstance(network, EagleDrafter):
         raise WeightsError(
             f"{path} is a {type(network).__name__}, not a drafter. Allowed: auto, ngram, none, or a drafter."
         )
     check_target(network.config, target.source, path)
+    device = target.model.embedding.weight.device
+    if device.type != "cpu":
+        return TreeDrafter(network.to(device, DTYPE[target.form]), target.model)
     # Its logits only choose what is checked: 8 bits are exact enough whatever the target's format is, and half the bytes.
-    quick: Format = "int8" if decode.refusal() is None else "bf16"
-    pack_linears(network, "fp32" if target.form == "fp32" else quick)
+    pack_linears(network, "fp32" if target.form == "fp32" else quickest())
     return TreeDrafter(network, target.model)
+
+
+def quickest() -> Format:
+    """The smallest number format in which this processor multiplies a few rows quickly."""
+    if decode.refusal() is None:
+        return "int8"
+    return "fp32" if bf16_refusal() else "bf16"
 
 
 def _shipped(target: Target) -> tuple[Drafter | None, str]:
@@ -158,6 +168,8 @@ def _shipped(target: Target) -> tuple[Drafter | None, str]:
     for path in sorted(ASSETS.glob("eagle*.safetensors")):
         with contextlib.suppress(WeightsError):
             own = _trained(path, target)
+            if own.device.type != "cpu":  # look-up needs the host between two steps (language/resident.py)
+                return own, f"drafter {path.stem}: trained for this target"
             return HybridDrafter(own, NgramDrafter()), f"drafter {path.stem} with look-up: trained for this target"
     return NgramDrafter(), (
         "drafter ngram: none was trained for this target (tenfold train eagle3-smollm2 --target TARGET trains one)"

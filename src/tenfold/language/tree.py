@@ -16,7 +16,7 @@ tree attention: arXiv 2305.09781.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -55,8 +55,7 @@ class Level:
 
     def on(self, device: torch.device) -> Level:
         """The same with its tensors on a device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = Level(**{n: v.to(device) if isinstance(v, Tensor) else v for n, v in values.items()})
+        moved = replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "depth"})
         moved.__dict__["width"] = self.width  # known here, so that nobody waits for the device
         return moved
 

@@ -30,7 +30,7 @@ GROUP = 32
 
 
 class PlainLinear(nn.Module):
-    """fp32, or bf16 on another device."""
+    """fp32, or bf16 on another device. Inputs in another format are taken to the weight's."""
 
     weight: Tensor
     bias: Tensor | None
@@ -42,7 +42,7 @@ class PlainLinear(nn.Module):
         self.bytes = weight.numel() * weight.element_size()
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class TiledLinear(nn.Module):
