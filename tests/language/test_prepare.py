@@ -17,10 +17,9 @@ from tenfold.export.weights import Weights, convert
 from tenfold.language.drafter_weights import fingerprint
 from tenfold.language.prepare import device_of, format_on, moved, open_target, pack_linears, prepare, weight_bytes
 from tenfold.nn import decode
-from tenfold.nn.formats import Int4Linear, Int8Linear, pack, refusal, unpack_q4_1
-from tenfold.nn.linear import bf16_refusal
+from tenfold.nn.formats import Int4Linear, Int8Linear, pack, quickest, refusal, unpack_q4_1
 
-needs_bf16 = pytest.mark.skipif(bf16_refusal() is not None, reason="this CPU has no bf16 units")
+needs_bf16 = pytest.mark.skipif(quickest() != "bf16", reason="nothing here multiplies bf16 quickly")
 
 
 def error(form: str, rows: int) -> float:
@@ -107,7 +106,7 @@ def test_a_format_that_cannot_be_had_says_why(tmp_path: Path) -> None:
         (tmp_path / "odd.safetensors").unlink()
     assert "not made from other weights" in str(refusal("int4", torch.ones(2, 2)))
     auto = open_target(plain)
-    assert auto.form == ("bf16" if bf16_refusal() is None else "fp32")
+    assert auto.form == quickest()
 
 
 def test_packing_a_module_replaces_its_linear_maps_and_their_bytes_are_counted() -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tenfold.nn.linear import bf16_refusal
+from tenfold.nn.formats import quickest
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "peak_memory.py"
 REST = 600_000_000  # bytes for Python, torch, the embedding, the drafter, the tokenizer and whatever loading needs on its way
-needs_bf16 = pytest.mark.skipif(bf16_refusal() is not None, reason="this CPU has no bf16 units")
+needs_bf16 = pytest.mark.skipif(quickest() != "bf16", reason="nothing here multiplies bf16 quickly")
 
 
 @pytest.mark.samples

@@ -234,8 +234,7 @@ class LLM:
         self.weight_bytes = weight_bytes(self.model)
         self.drafter, note = choose_drafter(drafter, target)
         self.notes = [f"weights in {self.format} ({self.weight_bytes / 1e6:.0f} MB read per pass)", note]
-        on_gpu = self.model.embedding.weight.device.type != "cpu"
-        if weights == "auto" and not on_gpu and (reason := bf16_refusal()):
+        if weights == "auto" and self.format == "fp32" and (reason := bf16_refusal()):
             self.notes.append(reason)
         self.engine = LLMEngine(
             self.model, self.tokenizer, self.drafter, speculation, max_batch=max_batch, cache_tokens=cache_tokens

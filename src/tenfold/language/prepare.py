@@ -1,6 +1,6 @@
 """A Llama made ready for decoding: its linear maps in one number format, everything else in the type that goes with it.
 
-    target = open_target("SmolLM2.gguf", "auto")                 auto: bf16 where the CPU has units for it, else fp32
+    target = open_target("SmolLM2.gguf", "auto")                 auto: bf16, or fp32 where neither the CPU nor decode.cpp can
     target = open_target("SmolLM2.gguf", "int4")                 Q4_1 as it is stored, nothing quantised again
     target = open_target("Llama-3.1-8B/", "auto", "cuda")        bf16 on a GPU
     model = prepare(weights, "bf16")                             from Weights (export/weights.py): our names -> tensors
@@ -24,8 +24,7 @@ from tenfold.errors import UsageError, WeightsError
 from tenfold.export.weights import Weights, read
 from tenfold.language.gguf_weights import GGUFLlama, open_llama, parameter
 from tenfold.language.llama import Llama, LlamaConfig
-from tenfold.nn.formats import Format, Int4Linear, pack, unpack_q4_1
-from tenfold.nn.linear import bf16_refusal
+from tenfold.nn.formats import Format, Int4Linear, pack, quickest, unpack_q4_1
 from tenfold.nn.outline import outline
 
 FORMATS = ("auto", "fp32", "bf16", "int8", "int4")
@@ -90,7 +89,7 @@ def device_of(choice: DeviceChoice) -> torch.device:
 def format_on(form: FormatChoice, device: torch.device) -> Format:
     """The number format on a device. Raises UsageError for one that is packed for processors alone."""
     if device.type == "cpu":
-        return ("bf16" if bf16_refusal() is None else "fp32") if form == "auto" else form
+        return quickest() if form == "auto" else form
     if form in ("int8", "int4"):
         raise UsageError(f"weights in {form}: packed for processors alone. Allowed on a GPU: auto, bf16, fp32.")
     return "bf16" if form == "auto" else form
@@ -119,7 +118,7 @@ def prepare(source: Weights, form: Format, spend: bool = False) -> Llama:
     assert not unknown, unknown
     # The output projection in 8 bits is slower than in bf16 at every width, so int4 and int8 leave it there. It is the largest
     # map, so it comes first: packing holds it twice.
-    wide: Format = "fp32" if form == "fp32" or bf16_refusal() else "bf16"
+    wide: Format = "fp32" if form == "fp32" else quickest()
     if config.tied and dtype == DTYPE[wide]:
         head = embedding
     else:

@@ -25,8 +25,7 @@ from tenfold.language.ngram import FittedTree, HybridDrafter, HybridTree, NgramD
 from tenfold.language.prepare import DTYPE, Target, pack_linears
 from tenfold.language.tree import Tree
 from tenfold.nn import decode
-from tenfold.nn.formats import Format
-from tenfold.nn.linear import bf16_refusal
+from tenfold.nn.formats import Format, quickest
 
 # The best trees of 16 nodes by `tree_search` for the shipped drafter, on prompts that were held back from its training.
 SIXTEEN = Tree.from_paths(
@@ -152,15 +151,9 @@ def _trained(path: Path, target: Target) -> TreeDrafter:
     if device.type != "cpu":
         return TreeDrafter(network.to(device, DTYPE[target.form]), target.model)
     # Its logits only choose what is checked: 8 bits are exact enough whatever the target's format is, and half the bytes.
-    pack_linears(network, "fp32" if target.form == "fp32" else quickest())
+    quick: Format = "int8" if decode.refusal() is None else quickest()
+    pack_linears(network, "fp32" if target.form == "fp32" else quick)
     return TreeDrafter(network, target.model)
-
-
-def quickest() -> Format:
-    """The smallest number format in which this processor multiplies a few rows quickly."""
-    if decode.refusal() is None:
-        return "int8"
-    return "fp32" if bf16_refusal() else "bf16"
 
 
 def _shipped(target: Target) -> tuple[Drafter | None, str]:

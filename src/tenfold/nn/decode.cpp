@@ -1,6 +1,6 @@
 // One pass of a stack of pre-norm Llama blocks over a few rows (decode.py): what a decoding step computes, in one call.
 //
-// Plain C functions over raw pointers, built by nn/native.py for this processor; it needs AVX512_BF16, and says so otherwise.
+// Plain C functions over raw pointers, built by nn/native.py for this processor: with AVX512_BF16 and VNNI, or with AVX2 (lanes.h).
 // Every row's numbers are computed in one order of sums, whatever stands beside it: products go through their inputs one
 // pair after the other, attention through the visible keys in the order of the text. So a row has the same bits alone, in a
 // batch, in a chunk of a prompt and as a node of a tree of guesses, and with any number of threads.
@@ -26,13 +26,8 @@
 #include <omp.h>
 #endif
 
-#if defined(__AVX512BF16__) && defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
-    defined(__AVX512DQ__)
-#define TENFOLD_DECODES 1
-#include <immintrin.h>
-#else
-#define TENFOLD_DECODES 0
-#endif
+#include "lanes.h"
+#include "products.h"
 
 extern "C" {
 
@@ -81,14 +76,12 @@ struct Pass {
     int64_t threads;
 };
 
-int64_t decode_supported() { return TENFOLD_DECODES; }
+int64_t decode_supported() { return TENFOLD_LANES; }
 }
 
-#if TENFOLD_DECODES
+#if TENFOLD_LANES
 
 namespace {
-
-constexpr int64_t LANES = 16, TILES = 4, OUTPUTS = LANES * TILES, GROUP = 32;
 
 // All threads of a pass meet here between its stages. Waiting threads spin for a moment and then let others run.
 class Meeting {
@@ -119,137 +112,6 @@ struct Share {
     int64_t last(int64_t n) const { return n * (thread + 1) / threads; }
 };
 
-inline __m512 widen(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
-inline __m512 widen_at(const uint16_t* at) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))); }
-inline void narrow_to(uint16_t* at, __m512 x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), (__m256i)_mm512_cvtneps_pbh(x));
-}
-inline __m512 dot_pairs(__m512 sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
-inline __m512i pair(const uint16_t* at) {
-    int32_t two;
-    std::memcpy(&two, at, 4);
-    return _mm512_set1_epi32(two);
-}
-
-inline __m512 exponential(__m512 x) {  // for x <= 88; relative error below 2e-7
-    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(p, n);
-}
-
-inline void finish(float* y, __m512 sum, int64_t left, bool add) {
-    if (left <= 0) return;
-    const __mmask16 some = left >= LANES ? 0xFFFF : __mmask16((1u << left) - 1);
-    if (add) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(some, y));
-    _mm512_mask_storeu_ps(y, some, sum);
-}
-
-// 64 outputs of R rows. `ahead` is asked for on the way: `lines` cache lines in all.
-template <int R>
-void product(const uint16_t* a, int64_t stride, const uint16_t* w, int64_t pairs, float* y, int64_t width, int64_t left,
-             bool add, const char* ahead, int64_t lines) {
-    __m512 sum[R][TILES];
-    for (int r = 0; r < R; r++)
-        for (int t = 0; t < TILES; t++) sum[r][t] = _mm512_setzero_ps();
-    const int64_t each = (lines + pairs - 1) / pairs;
-    for (int64_t p = 0; p < pairs; p++) {
-        __m512i weight[TILES];
-        for (int t = 0; t < TILES; t++) weight[t] = _mm512_loadu_si512(w + (p * TILES + t) * 2 * LANES);
-        for (int64_t i = 0; i < each; i++) _mm_prefetch(ahead + (p * each + i) * 64, _MM_HINT_T1);
-        for (int r = 0; r < R; r++) {
-            const __m512i x = pair(a + r * stride + 2 * p);
-            for (int t = 0; t < TILES; t++) sum[r][t] = dot_pairs(sum[r][t], x, weight[t]);
-        }
-    }
-    for (int r = 0; r < R; r++)
-        for (int t = 0; t < TILES; t++) finish(y + r * width + t * LANES, sum[r][t], left - t * LANES, add);
-}
-
-// Rows in 8 bits: x = scale * code, a scale for every 32; sums of the codes beside them.
-struct Codes {
-    const int8_t* codes;
-    const float* scales;
-    const int32_t* sums;
-};
-
-// The same with 4- or 8-bit weights: a group's codes are multiplied as whole numbers, then scaled. For int4 the offset is
-// multiplied with the sum of the group's inputs; for int8 the 128 that makes its codes positive is taken off again.
-template <int R, int KIND>
-void product8(Codes x, int64_t stride, const uint8_t* w, const uint16_t* scales, int64_t groups, float* y, int64_t width,
-              int64_t left, bool add, const char* ahead, int64_t lines) {
-    alignas(64) float total[R][OUTPUTS] = {};
-    const int64_t each = (lines + groups - 1) / groups;
-    const __m512i low = _mm512_set1_epi8(15);
-    const auto quad = [&](int r, int64_t at) {
-        int32_t four;
-        std::memcpy(&four, x.codes + r * stride + at, 4);
-        return _mm512_set1_epi32(four);
-    };
-    for (int64_t g = 0; g < groups; g++) {
-        for (int64_t i = 0; i < each; i++) _mm_prefetch(ahead + (g * each + i) * 64, _MM_HINT_T1);
-        __m512i sum[R][TILES];
-        for (int r = 0; r < R; r++)
-            for (int t = 0; t < TILES; t++) sum[r][t] = _mm512_setzero_si512();
-        if (KIND == 1) {
-            for (int q = 0; q < 4; q++) {
-                const uint8_t* at = w + (g * TILES * 4 + q) * 64;
-                __m512i weight[TILES];
-                for (int t = 0; t < TILES; t++) weight[t] = _mm512_and_si512(_mm512_loadu_si512(at + t * 256), low);
-                for (int r = 0; r < R; r++) {
-                    const __m512i four = quad(r, g * GROUP + q * 8);
-                    for (int t = 0; t < TILES; t++) sum[r][t] = _mm512_dpbusd_epi32(sum[r][t], weight[t], four);
-                }
-                for (int t = 0; t < TILES; t++)
-                    weight[t] = _mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(at + t * 256), 4), low);
-                for (int r = 0; r < R; r++) {
-                    const __m512i four = quad(r, g * GROUP + q * 8 + 4);
-                    for (int t = 0; t < TILES; t++) sum[r][t] = _mm512_dpbusd_epi32(sum[r][t], weight[t], four);
-                }
-            }
-        } else {
-            for (int q = 0; q < 8; q++) {
-                const uint8_t* at = w + (g * TILES * 8 + q) * 64;
-                __m512i weight[TILES];
-                for (int t = 0; t < TILES; t++) weight[t] = _mm512_loadu_si512(at + t * 512);
-                for (int r = 0; r < R; r++) {
-                    const __m512i four = quad(r, g * GROUP + q * 4);
-                    for (int t = 0; t < TILES; t++) sum[r][t] = _mm512_dpbusd_epi32(sum[r][t], weight[t], four);
-                }
-            }
-        }
-        const uint16_t* group = scales + g * (KIND == 1 ? 2 : 1) * OUTPUTS;
-        for (int t = 0; t < TILES; t++) {
-            const auto half = [&](const uint16_t* at) {
-                return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
-            };
-            const __m512 scale = half(group + t * LANES);
-            const __m512 offset = KIND == 1 ? half(group + OUTPUTS + t * LANES) : scale;
-            for (int r = 0; r < R; r++) {
-                const int32_t codes = x.sums[r * groups + g];
-                const __m512 own = _mm512_set1_ps(x.scales[r * groups + g]);
-                __m512 part;
-                if (KIND == 1) {
-                    part = _mm512_mul_ps(offset, _mm512_set1_ps(float(codes)));
-                    part = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum[r][t]), part);
-                } else {
-                    part = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[r][t], _mm512_set1_epi32(128 * codes)));
-                    part = _mm512_mul_ps(scale, part);
-                }
-                _mm512_store_ps(total[r] + t * LANES, _mm512_fmadd_ps(own, part, _mm512_load_ps(total[r] + t * LANES)));
-            }
-        }
-    }
-    for (int r = 0; r < R; r++)
-        for (int t = 0; t < TILES; t++)
-            finish(y + r * width + t * LANES, _mm512_load_ps(total[r] + t * LANES), left - t * LANES, add);
-}
-
 // Rows of a product: bf16, and for 4- and 8-bit weights their codes.
 struct Rows {
     const uint16_t* a;
@@ -257,17 +119,28 @@ struct Rows {
 };
 
 // y (M, outputs) = or += a W^T for this thread's share of the outputs.
-void multiply(const Linear& f, Rows in, int64_t rows, float* y, bool add, Share share) {
-    constexpr int64_t MOST = 6;
+void multiply(const Linear& f, Rows in, int64_t rows, float* y, bool adds, Share share) {
     const int64_t blocks = (f.outputs + OUTPUTS - 1) / OUTPUTS, pairs = f.inputs / 2, groups = f.inputs / GROUP;
     const int64_t bytes = f.inputs * OUTPUTS * (f.kind == 0 ? 4 : f.kind == 2 ? 2 : 1) / 2;
     const int64_t parts = (rows + MOST - 1) / MOST, last = share.last(blocks);
+#if TENFOLD_LANES == 512
+    const uint16_t* all_rows = in.a;
+#else
+    std::vector<float> wide(f.kind == 0 ? size_t(rows * f.inputs) : 0);
+    size_t i = 0;
+    for (; i + LANES <= wide.size(); i += LANES) store(wide.data() + i, widen_at(in.a + i));
+    for (; i < wide.size(); i++) {
+        const uint32_t bits = uint32_t(in.a[i]) << 16;
+        std::memcpy(&wide[i], &bits, 4);
+    }
+    const float* all_rows = wide.data();
+#endif
     for (int64_t o = share.first(blocks); o < last; o++) {
         const char* w = static_cast<const char*>(f.weight) + o * bytes;
         const int64_t left = f.outputs - o * OUTPUTS, lines = o + 1 < last ? bytes / 64 / parts : 0;
         for (int64_t part = 0; part < parts; part++) {
             const int64_t at = rows * part / parts, n = rows * (part + 1) / parts - at;
-            const uint16_t* x = in.a + at * f.inputs;
+            const auto* x = all_rows + at * f.inputs;
             const Codes c{in.codes.codes + at * f.inputs, in.codes.scales + at * groups, in.codes.sums + at * groups};
             const auto* words = reinterpret_cast<const uint16_t*>(w);
             const auto* codes = reinterpret_cast<const uint8_t*>(w);
@@ -276,18 +149,20 @@ void multiply(const Linear& f, Rows in, int64_t rows, float* y, bool add, Share 
             const uint16_t* scales = f.groups + o * groups * (f.kind == 1 ? 2 : 1) * OUTPUTS;
 #define TENFOLD_CASE(R)                                                                                                   \
     case R:                                                                                                               \
-        if (f.kind == 0) product<R>(x, f.inputs, words, pairs, to, f.outputs, left, add, ahead, lines);                   \
+        if (f.kind == 0) product<R>(x, f.inputs, words, pairs, to, f.outputs, left, adds, ahead, lines);                  \
         else if (f.kind == 1)                                                                                             \
-            product8<R, 1>(c, f.inputs, codes, scales, groups, to, f.outputs, left, add, ahead, lines);                   \
-        else product8<R, 2>(c, f.inputs, codes, scales, groups, to, f.outputs, left, add, ahead, lines);                  \
+            product8<R, 1>(c, f.inputs, codes, scales, groups, to, f.outputs, left, adds, ahead, lines);                  \
+        else product8<R, 2>(c, f.inputs, codes, scales, groups, to, f.outputs, left, adds, ahead, lines);                 \
         break;
             switch (n) {
                 TENFOLD_CASE(1)
                 TENFOLD_CASE(2)
                 TENFOLD_CASE(3)
                 TENFOLD_CASE(4)
+#if TENFOLD_LANES == 512
                 TENFOLD_CASE(5)
                 TENFOLD_CASE(6)
+#endif
             }
 #undef TENFOLD_CASE
         }
@@ -296,52 +171,47 @@ void multiply(const Linear& f, Rows in, int64_t rows, float* y, bool add, Share 
 
 void to_codes(const uint16_t* row, int64_t inputs, int8_t* codes, float* scales, int32_t* sums) {
     for (int64_t g = 0; g < inputs / GROUP; g++) {
-        const __m512 a = widen_at(row + g * GROUP), b = widen_at(row + g * GROUP + LANES);
-        const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-        const __m512 inverse = _mm512_set1_ps(most > 0 ? 127.0f / most : 0.0f);
-        const __m512i i = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), j = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
-        auto* to = reinterpret_cast<__m128i*>(codes + g * GROUP);
-        _mm_storeu_si128(to, _mm512_cvtsepi32_epi8(i));
-        _mm_storeu_si128(to + 1, _mm512_cvtsepi32_epi8(j));
+        const Floats a = widen_at(row + g * GROUP), b = widen_at(row + g * GROUP + LANES);
+        const float most = largest_of(larger(size(a), size(b)));
+        const Floats inverse = all(most > 0 ? 127.0f / most : 0.0f);
+        int8_t* to = codes + g * GROUP;
         scales[g] = most / 127.0f;
-        sums[g] = _mm512_reduce_add_epi32(_mm512_add_epi32(i, j));
+        sums[g] = codes_to(to, times(a, inverse)) + codes_to(to + LANES, times(b, inverse));
     }
 }
 
 // RMSNorm: to = x / rms(x) * weight. dim is a multiple of 16.
 void normalise(const float* x, const float* weight, int64_t dim, float eps, uint16_t* to) {
-    __m512 square = _mm512_setzero_ps();
+    Floats square = none();
     for (int64_t i = 0; i < dim; i += LANES) {
-        const __m512 v = _mm512_loadu_ps(x + i);
-        square = _mm512_fmadd_ps(v, v, square);
+        const Floats v = load(x + i);
+        square = times_add(v, v, square);
     }
-    const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(_mm512_reduce_add_ps(square) / float(dim) + eps));
-    for (int64_t i = 0; i < dim; i += LANES)
-        narrow_to(to + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), scale), _mm512_loadu_ps(weight + i)));
+    const Floats scale = all(1.0f / std::sqrt(sum_of(square) / float(dim) + eps));
+    for (int64_t i = 0; i < dim; i += LANES) narrow_to(to + i, times(times(load(x + i), scale), load(weight + i)));
 }
 
 void copy_narrow(const float* x, int64_t n, uint16_t* to) {
-    for (int64_t i = 0; i < n; i += LANES) narrow_to(to + i, _mm512_loadu_ps(x + i));
+    for (int64_t i = 0; i < n; i += LANES) narrow_to(to + i, load(x + i));
 }
 
 // Turns a head in place; entry i goes with i + D / 2. D is a multiple of 32.
 void turn(float* head, const float* cos, const float* sin, int64_t width) {
     const int64_t half = width / 2;
     for (int64_t i = 0; i < half; i += LANES) {
-        const __m512 a = _mm512_loadu_ps(head + i), b = _mm512_loadu_ps(head + half + i);
-        const __m512 c = _mm512_loadu_ps(cos + i), s = _mm512_loadu_ps(sin + i);
-        _mm512_storeu_ps(head + i, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
-        _mm512_storeu_ps(head + half + i, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+        const Floats a = load(head + i), b = load(head + half + i), c = load(cos + i), s = load(sin + i);
+        store(head + i, times_subtract(a, c, times(b, s)));
+        store(head + half + i, times_add(b, c, times(a, s)));
     }
 }
 
 // gate and up side by side -> silu(gate) * up
 void gated(const float* both, int64_t hidden, uint16_t* to) {
     for (int64_t i = 0; i < hidden; i += LANES) {
-        const __m512 gate = _mm512_loadu_ps(both + i), up = _mm512_loadu_ps(both + hidden + i), one = _mm512_set1_ps(1.0f);
-        const __m512 low = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_max_ps(gate, _mm512_set1_ps(-80.0f)));
-        const __m512 silu = _mm512_div_ps(gate, _mm512_add_ps(one, exponential(low)));
-        narrow_to(to + i, _mm512_mul_ps(silu, up));
+        const Floats gate = load(both + i), up = load(both + hidden + i);
+        const Floats low = subtract(none(), larger(gate, all(-80.0f)));
+        const Floats silu = over(gate, add(all(1.0f), exponential(low)));
+        narrow_to(to + i, times(silu, up));
     }
 }
 
@@ -371,41 +241,43 @@ void visible(const Queries& q, int64_t tail, uint16_t* bits) {
     }
 }
 
+constexpr int AT_ONCE = TENFOLD_LANES == 512 ? 6 : 3;  // sums that stay in registers
+
 template <int C>
 void weigh(const float* weights, const uint16_t* values, const int64_t* places, int64_t keys, int64_t width, int64_t column,
            int64_t lane, int64_t lanes, const float* inverse, const Queries& q, uint16_t* out, int64_t out_stride) {
-    constexpr int MOST = 6;
+    constexpr int MOST = AT_ONCE;
     for (int64_t from = lane; from < lanes; from += MOST) {
         const int64_t n = std::min<int64_t>(MOST, lanes - from);
-        __m512 sum[MOST][C];
+        Floats sum[MOST][C];
         for (int i = 0; i < MOST; i++)
-            for (int c = 0; c < C; c++) sum[i][c] = _mm512_setzero_ps();
+            for (int c = 0; c < C; c++) sum[i][c] = none();
         if (n == MOST) {
             for (int64_t t = 0; t < keys; t++) {
                 const uint16_t* row = values + places[t] * width + column;
-                __m512 v[C];
+                Floats v[C];
                 for (int c = 0; c < C; c++) v[c] = widen_at(row + c * LANES);
                 for (int i = 0; i < MOST; i++) {
-                    const __m512 p = _mm512_set1_ps(weights[t * LANES + from + i]);
-                    for (int c = 0; c < C; c++) sum[i][c] = _mm512_fmadd_ps(p, v[c], sum[i][c]);
+                    const Floats p = all(weights[t * LANES + from + i]);
+                    for (int c = 0; c < C; c++) sum[i][c] = times_add(p, v[c], sum[i][c]);
                 }
             }
         } else {
             for (int64_t t = 0; t < keys; t++) {
                 const uint16_t* row = values + places[t] * width + column;
-                __m512 v[C];
+                Floats v[C];
                 for (int c = 0; c < C; c++) v[c] = widen_at(row + c * LANES);
                 for (int i = 0; i < MOST - 1; i++) {
                     if (i >= n) break;
-                    const __m512 p = _mm512_set1_ps(weights[t * LANES + from + i]);
-                    for (int c = 0; c < C; c++) sum[i][c] = _mm512_fmadd_ps(p, v[c], sum[i][c]);
+                    const Floats p = all(weights[t * LANES + from + i]);
+                    for (int c = 0; c < C; c++) sum[i][c] = times_add(p, v[c], sum[i][c]);
                 }
             }
         }
         for (int i = 0; i < n; i++) {
             const int64_t l = from + i;
             uint16_t* to = out + q.row(l) * out_stride + (q.first_head + (q.first_lane + l) % q.repeat) * width + column;
-            for (int c = 0; c < C; c++) narrow_to(to + c * LANES, _mm512_mul_ps(sum[i][c], _mm512_set1_ps(inverse[l])));
+            for (int c = 0; c < C; c++) narrow_to(to + c * LANES, times(sum[i][c], all(inverse[l])));
         }
     }
 }
@@ -413,7 +285,6 @@ void weigh(const float* weights, const uint16_t* values, const int64_t* places, 
 // Attention of up to 16 queries. scratch: (keys + 1) * 16 floats, then 2 bytes a key.
 void attend(const Queries& q, const uint16_t* keys, const uint16_t* values, const int64_t* places, float* scratch,
             uint16_t* bits, uint16_t* out, int64_t out_stride) {
-    constexpr int AT_ONCE = 6;
     const int64_t pairs = q.width / 2;
     alignas(64) uint16_t turned[128 * 2 * LANES];  // [pairs][lanes][2]
     std::memset(turned, 0, size_t(pairs) * 2 * LANES * 2);
@@ -426,37 +297,36 @@ void attend(const Queries& q, const uint16_t* keys, const uint16_t* values, cons
     visible(q, tail, bits);
     int64_t end = q.keys;
     while (end > q.keys - tail && bits[end - 1 - (q.keys - tail)] == 0) end--;
-    const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(float(q.width))), low = _mm512_set1_ps(-INFINITY);
-    __m512 best = low;
+    const Floats scale = all(1.0f / std::sqrt(float(q.width))), low = all(-INFINITY);
+    Floats best = low;
     for (int64_t t = 0; t < end; t += AT_ONCE) {
         const int64_t n = std::min<int64_t>(AT_ONCE, end - t);
         const uint16_t* key[AT_ONCE];
         for (int i = 0; i < AT_ONCE; i++) key[i] = keys + places[t + std::min<int64_t>(i, n - 1)] * q.width;
-        __m512 sum[AT_ONCE];
-        for (int i = 0; i < AT_ONCE; i++) sum[i] = _mm512_setzero_ps();
+        Floats sum[AT_ONCE];
+        for (int i = 0; i < AT_ONCE; i++) sum[i] = none();
         for (int64_t p = 0; p < pairs; p++) {
-            const __m512i queries = _mm512_load_si512(turned + p * 2 * LANES);
+            const Pairs queries = pairs_at(turned + p * 2 * LANES);
             for (int i = 0; i < AT_ONCE; i++) sum[i] = dot_pairs(sum[i], queries, pair(key[i] + 2 * p));
         }
         for (int i = 0; i < n; i++) {
             const int64_t place = t + i - (q.keys - tail);
-            const __mmask16 seen = place < 0 ? 0xFFFF : bits[place];
-            const __m512 score = _mm512_mask_mul_ps(low, seen, sum[i], scale);
-            best = _mm512_max_ps(best, score);
-            _mm512_store_ps(scratch + (t + i) * LANES, score);
+            const Seen seen = place < 0 ? 0xFFFF : bits[place];
+            const Floats score = where(seen, times(sum[i], scale), low);
+            best = larger(best, score);
+            store(scratch + (t + i) * LANES, score);
         }
     }
-    best = _mm512_max_ps(best, _mm512_set1_ps(-1e30f));  // lanes that are not used
-    __m512 total = _mm512_setzero_ps();
+    best = larger(best, all(-1e30f));  // lanes that are not used
+    Floats total = none();
     for (int64_t t = 0; t < end; t++) {
-        const __m512 score = _mm512_load_ps(scratch + t * LANES);
-        const __mmask16 seen = _mm512_cmp_ps_mask(score, low, _CMP_GT_OQ);
-        const __m512 weight = _mm512_maskz_mov_ps(seen, exponential(_mm512_sub_ps(score, best)));
-        total = _mm512_add_ps(total, weight);
-        _mm512_store_ps(scratch + t * LANES, weight);
+        const Floats score = load(scratch + t * LANES);
+        const Floats weight = where(above(score, low), exponential(subtract(score, best)), none());
+        total = add(total, weight);
+        store(scratch + t * LANES, weight);
     }
     alignas(64) float inverse[LANES];
-    _mm512_store_ps(inverse, _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_max_ps(total, _mm512_set1_ps(1e-30f))));
+    store(inverse, over(all(1.0f), larger(total, all(1e-30f))));
     int64_t column = 0;
     for (; column + 64 <= q.width; column += 64)
         weigh<4>(scratch, values, places, end, q.width, column, 0, q.lanes, inverse, q, out, out_stride);
@@ -642,14 +512,14 @@ void decode_linear(const Linear* f, const uint16_t* x, int64_t rows, float* y, i
 void decode_argmax(const float* x, int64_t rows, int64_t width, int64_t* best) {
     for (int64_t r = 0; r < rows; r++) {
         const float* row = x + r * width;
-        __m512 top = _mm512_set1_ps(-INFINITY);
+        Floats top = all(-INFINITY);
         int64_t i = 0;
-        for (; i + LANES <= width; i += LANES) top = _mm512_max_ps(top, _mm512_loadu_ps(row + i));
-        float most = _mm512_reduce_max_ps(top);
+        for (; i + LANES <= width; i += LANES) top = larger(top, load(row + i));
+        float most = largest_of(top);
         for (; i < width; i++) most = std::max(most, row[i]);
-        const __m512 wanted = _mm512_set1_ps(most);
+        const Floats wanted = all(most);
         int64_t j = 0;
-        while (j + LANES <= width && !_mm512_cmp_ps_mask(_mm512_loadu_ps(row + j), wanted, _CMP_EQ_OQ)) j += LANES;
+        while (j + LANES <= width && !equal(load(row + j), wanted)) j += LANES;
         while (j < width && row[j] != most) j++;
         best[r] = j < width ? j : 0;
     }

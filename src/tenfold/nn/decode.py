@@ -61,7 +61,7 @@ class Pass(ctypes.Structure):
 def _library() -> tuple[ctypes.CDLL | None, str]:
     native, reason = build(SOURCE)
     if native is not None and not native.decode_supported():
-        return None, "this CPU, or its compiler, has no AVX512_BF16 and AVX512_VNNI"
+        return None, "this CPU, or its compiler, has neither AVX512_BF16 with VNNI nor AVX2 with FMA"
     return native, reason
 
 

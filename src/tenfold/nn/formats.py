@@ -4,7 +4,7 @@
     refusal("int4", weight)                             why a format cannot be used here, or None
 
     fp32   as it is
-    bf16   half the bytes, reordered once for the CPU's bf16 units: in tiles for decode.cpp, or in oneDNN's own order
+    bf16   half the bytes: in tiles for decode.cpp, or in oneDNN's own order for the CPU's bf16 units
     int8   a quarter of fp32; with decode.cpp groups of 32 with a scale, and inputs rounded alike
     int4   groups of 32 with a scale and an offset, as GGUF's Q4_1 stores them: taken over without quantising again; with
            decode.cpp inputs are rounded to 8 bits, a scale for every 32
@@ -168,7 +168,14 @@ def refusal(form: Format, weight: Float[Tensor, "o i"]) -> str | None:
         return "4 bits are taken from a GGUF file in Q4_1, not made from other weights"
     if form == "int8" and weight.device.type != "cpu":
         return f"the 8-bit kernel runs on a CPU, the weights are on {weight.device}"
-    return bf16_refusal() if form == "bf16" and weight.device.type == "cpu" else None
+    if form == "bf16" and weight.device.type == "cpu" and (decode.refusal() or weight.shape[1] % 2):
+        return bf16_refusal()
+    return None
+
+
+def quickest() -> Format:
+    """The smallest lossless format in which this processor multiplies a few rows by a weight quickly."""
+    return "fp32" if decode.refusal() and bf16_refusal() else "bf16"
 
 
 def unpack_q4_1(

@@ -26,8 +26,8 @@ from tenfold.errors import UsageError
 from tenfold.nn.attention import attend
 from tenfold.nn.block import Block
 from tenfold.nn.ffn import GeluFFN, SwiGLUFFN
-from tenfold.nn.formats import ReorderedLinear, refusal
-from tenfold.nn.linear import PackedLinear, Workspace
+from tenfold.nn.formats import ReorderedLinear
+from tenfold.nn.linear import PackedLinear, Workspace, bf16_refusal
 from tenfold.nn.rope import Rotation
 
 PLAIN_BELOW_BF16 = 1024  # tokens; torch's fused kernel is slower in bf16 than three products up to about here
@@ -87,7 +87,7 @@ class HalfBlock(nn.Module):
         first, down = _feed_forward(block)
         self.config, self.gated = block.config.attention, isinstance(block.ffn, SwiGLUFFN)
         self.norm1, self.norm2 = (copy.deepcopy(norm).bfloat16() for norm in (block.norm1, block.norm2))
-        if reason := refusal("bf16", first.weight):
+        if reason := bf16_refusal():
             raise UsageError(f"weights in bf16: {reason}.")
         self.qkv = ReorderedLinear(*_side_by_side(block))
         self.out = _summing(block.attention.out, block.scale1)

@@ -124,7 +124,8 @@ def build(source: Path) -> tuple[ctypes.CDLL | None, str]:
 def _load(compiler: str, source: Path) -> ctypes.CDLL:
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=WAIT, check=True).stdout
     root = Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold") / "native"
-    mark = hashlib.sha256(b"\0".join([source.read_bytes(), version, repr((FLAGS, WISHES)).encode(), _processor()]))
+    texts = [source.read_bytes(), *(part.read_bytes() for part in sorted(source.parent.glob("*.h")))]
+    mark = hashlib.sha256(b"\0".join([*texts, version, repr((FLAGS, WISHES)).encode(), _processor()]))
     built = root / f"{source.stem}-{mark.hexdigest()[:20]}.so"
     if not built.exists():
         root.mkdir(parents=True, exist_ok=True)
