@@ -23,8 +23,11 @@ from torch.utils._pytree import tree_leaves
 from language.drafting_models import tiny_drafter, tiny_target
 from language.engine_models import TREE
 from tenfold.language.drafting import TreeDrafter
+from tenfold.language.dynamic import DynamicTree, draft_dynamic
+from tenfold.language.request import Request
 from tenfold.language.resident import Plan, Resident
 from tenfold.language.runner import Runner
+from tenfold.language.sampling import SamplingParams
 from tenfold.language.tree import TENSORS, Level
 
 DEVICE = "gpu"
@@ -80,6 +83,29 @@ def check_step(kinds: frozenset, drafter: dict | None, simulated: float | None) 
         out + torch.ones(4, 1, dtype=torch.int64)
 
 
+def check_steps_of_the_host(drafter: dict) -> None:
+    """Prompts, drafts and dynamic trees: the host waits for these, but they join no two devices either."""
+    target = tiny_target(context=100)
+    network = moved(tiny_drafter(target, **drafter))
+    moved(target)
+    made = TreeDrafter(network, target)  # type: ignore[arg-type]
+    runner = Runner(target, made, 50, 4)
+    for rope in (target.rope, made.network.rope):
+        rope.reserve(200)
+    requests = [Request(str(i), [5, 6, 7, 8, 9][: 5 - i], SamplingParams(), i, None, frozenset()) for i in range(2)]
+    for request in requests:
+        runner.start(request)
+        assert request.table is not None
+        assert runner.pages.cover(request.table, 60)
+    runner.prefill([(requests[0], 4), (requests[1], 3)])
+    states = [r.draft for r in requests if r.draft is not None]
+    draft = made.draft(states, TREE, "A", torch.zeros(2), lambda slots, width: torch.zeros(0))
+    assert draft.tokens.device.type == DEVICE
+    guesses, trees_of_two = draft_dynamic(made, states, DynamicTree(top_k=3, depth=2, total=7))
+    assert guesses.tokens.device.type == "cpu"
+    assert trees_of_two.parents.shape == (2, 7)
+
+
 def check_all() -> None:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -99,6 +125,8 @@ def check_all() -> None:
     TREE.__dict__.update(values, height=TREE.height, levels=levels)
     with mode:
         steps = [check_step(frozenset(kinds), drafter, simulated) for kinds, drafter, simulated in every]
+        for drafter in ({}, {"method": "eagle1"}, {"sliding_window": 6}):
+            check_steps_of_the_host(drafter)
     print(len(steps), "steps")
 
 

@@ -83,8 +83,8 @@ class TreeDrafter:
         lows = None if window is None else [max(0, start - window + 1) for start in starts]
         step = self.cache.step([state.table for state in states], starts, counts, lows, window)
         positions = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, counts)])
-        last = torch.tensor(counts, device=self.device).cumsum(0) - 1
-        fused = self.fuse(features)[None]
+        last = torch.tensor(counts).to(self.device).cumsum(0) - 1
+        fused = self.fuse(features.to(self.device))[None]
         feed, logits = self.run(self.embed(tokens)[None], fused, positions.to(self.device)[None], step, None, last)
         for b, request in enumerate(states):
             request.carry = (feed[b], logits[b])
@@ -102,9 +102,10 @@ class TreeDrafter:
         hidden = torch.stack([state.carry[0] for state in states])[:, None]
         logits = torch.stack([state.carry[1] for state in states])[:, None].float()
         sampled = rule != "A" and bool((temperatures > 0).any())
+        greedy = sampled and bool((temperatures == 0).any())
         return self.grow(
-            hidden, logits, tree, rule if sampled else "A", temperatures.to(self.device),
-            bool((temperatures == 0).any()), uniforms, functools.partial(self._expand, states),
+            hidden, logits, tree, rule if sampled else "A", temperatures.to(self.device), greedy, uniforms,
+            functools.partial(self._expand, states),
         )  # fmt: skip
 
     def grow(
@@ -151,7 +152,7 @@ class TreeDrafter:
         lows = None if window is None else [max(0, r + depth - window) for r in rows]
         starts, tables = [r + before for r in rows], [state.table for state in states]
         step = self.cache.step(tables, starts, [fresh] * len(states), lows)
-        return self.expand(level, following, hidden, tokens, torch.tensor(rows, device=self.device), step)
+        return self.expand(level, following, hidden, tokens, torch.tensor(rows).to(self.device), step)
 
     def expand(
         self, level: Level, following: Level, hidden: Tensor, tokens: Tensor, rows: Int[Tensor, " B"], step: Stores

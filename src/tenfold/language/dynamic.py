@@ -104,20 +104,20 @@ class TreeBatch:
 
 
 def draft_dynamic(drafter: TreeDrafter, states: Sequence[DraftState], shape: DynamicTree) -> tuple[Draft, TreeBatch]:
-    """Guesses and trees for all requests. Leaves the drafter's rows as they were."""
+    """Guesses and trees for all requests, on the host. Leaves the drafter's rows as they were."""
     assert drafter.cache is not None
-    batch, window = len(states), drafter.network.config.sliding_window
+    batch, window, device = len(states), drafter.network.config.sliding_window, drafter.device
     hidden = torch.stack([state.carry[0] for state in states])[:, None]
     logits = torch.stack([state.carry[1] for state in states])[:, None].float()
     k = min(shape.top_k, logits.shape[-1])
     rows, tables = [state.rows for state in states], [state.table for state in states]
-    every = torch.arange(batch * k)
-    here = torch.arange(batch)[:, None]
+    every = torch.arange(batch * k, device=device)
+    here = torch.arange(batch, device=device)[:, None]
     # Of the candidates so far: scores, tokens, and the candidate that each hangs on (-1: the root).
-    scores = torch.empty(batch, 0)
-    tokens = parents = torch.empty(batch, 0, dtype=torch.int64)
-    beams = torch.full((batch, 1), -1)
-    seen = torch.empty(batch, 1, 0, dtype=torch.bool)  # which of the drafter's new rows a beam sees
+    scores = torch.empty(batch, 0, device=device)
+    tokens = parents = torch.empty(batch, 0, dtype=torch.int64, device=device)
+    beams = torch.full((batch, 1), -1, device=device)
+    seen = torch.empty(batch, 1, 0, dtype=torch.bool, device=device)  # which of the drafter's new rows a beam sees
     for level in range(shape.depth + 1):
         best, ids = logits.log_softmax(-1).topk(k, dim=-1)
         best = best if level == 0 else best + scores.gather(1, beams)[..., None]
@@ -128,24 +128,21 @@ def draft_dynamic(drafter: TreeDrafter, states: Sequence[DraftState], shape: Dyn
         if level == shape.depth:
             break
         order = scores[:, first:].sort(dim=1, descending=True, stable=True).indices[:, :k]
-        order = order.sort(
-            dim=1
-        ).values  # in the order of the candidates, so that children stand in that of their parents
+        order = order.sort(dim=1).values  # of the candidates, so that children stand in the order of their parents
         owner = order // k
         beams = first + order
-        own = torch.eye(k, dtype=torch.bool).expand(batch, k, k)
+        own = torch.eye(k, dtype=torch.bool, device=device).expand(batch, k, k)
         seen = torch.cat([seen[here, owner], own], dim=2)
         lows = None if window is None else [max(0, r + level + 1 - window) for r in rows]
         step = drafter.cache.step(tables, [r + level * k for r in rows], [k] * batch, lows)
-        positions = (torch.tensor(rows)[:, None] + level).expand(-1, k)
+        positions = (torch.tensor(rows).to(device)[:, None] + level).expand(-1, k)
         embeds = drafter.embed(tokens.gather(1, beams))
         feed, logits = drafter.run(embeds, hidden[here, owner], positions, step, seen[:, None], every)
         hidden, logits = feed.unflatten(0, (batch, k)), logits.float().unflatten(0, (batch, k))
     kept = scores.sort(dim=1, descending=True, stable=True).indices[:, : shape.total - 1].sort(dim=1).values
-    number = torch.zeros(
-        batch, scores.shape[1] + 1, dtype=torch.int64
-    )  # of a candidate in the tree; the last is the root
-    number[here, kept] = torch.arange(1, kept.shape[1] + 1)
+    # The number of a candidate in the tree; the last is the root.
+    number = torch.zeros(batch, scores.shape[1] + 1, dtype=torch.int64, device=device)
+    number[here, kept] = torch.arange(1, kept.shape[1] + 1, device=device)
     above = number.gather(1, parents.gather(1, kept) % number.shape[1])
-    whole = torch.cat([torch.zeros(batch, 1, dtype=torch.int64), above], dim=1)
-    return Draft(tokens.gather(1, kept)), TreeBatch(whole, shape.height)
+    whole = torch.cat([torch.zeros_like(above[:, :1]), above], dim=1)
+    return Draft(tokens.gather(1, kept)).cpu(), TreeBatch(whole.cpu(), shape.height)

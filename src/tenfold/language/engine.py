@@ -134,7 +134,8 @@ class LLMEngine:
         return bool(self.scheduler.waiting or self.scheduler.running)
 
     def step(self) -> list[Delta]:
-        """Admits, computes the next chunk of prompts, and decodes once whatever is ready."""
+        """Admits, computes the next chunk of prompts, and decodes once whatever is ready. With `ahead` what comes back may be
+        that of a step before, while the next one runs."""
         scheduler, runner = self.scheduler, self.runner
         scheduler.admit()
         parts = scheduler.prompts()

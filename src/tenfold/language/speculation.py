@@ -40,10 +40,11 @@ LOOK_UP = Tree.chain(6)
 NONE = Tree.chain(0)
 SHIPPED = ASSETS / "eagle3-smollm2-135m.safetensors"
 
-# Rows that the target's pass takes at little more than the price of one, measured on a processor with AVX512_BF16 and
-# AVX512_VNNI (milliseconds of 1, 4, 8, 17 rows: bf16 16, 16, 17, 28; int8 11, 11, 14, 31; int4 8, 9, 12, 26; fp32 61, 89, 103,
-# 144); a GPU has room for more.
+# Rows that the target's pass takes at little more than the price of one. Milliseconds of 1, 4, 8, 17 rows of SmolLM2 on one core:
+# with AVX512_BF16 and VNNI: bf16 16, 16, 17, 28; int8 11, 11, 14, 31; int4 8, 9, 12, 26; fp32 61, 89, 103, 144
+# with AVX2: bf16 16, 20, 35, 67; int8 10, 16, 30, 60; int4 9, 14, 26, 46. A GPU has room for more.
 FREE_ROWS = {"fp32": 8, "bf16": 8, "int8": 8, "int4": 4}
+FREE_ROWS_AVX2 = {"fp32": 8, "bf16": 4, "int8": 2, "int4": 2}
 FREE_ROWS_GPU = 64
 
 # What "auto" drafts, the largest first that fits: all requests' roots and nodes stay within the free rows. Chosen as above.
@@ -123,7 +124,8 @@ def choose_drafter(choice: str | Path | None, target: Target) -> tuple[Drafter |
     drafter, note = _choose(choice, target)
     if isinstance(drafter, NgramDrafter | TreeDrafter | HybridDrafter):
         on_gpu = target.model.embedding.weight.device.type != "cpu"
-        drafter.free_rows = FREE_ROWS_GPU if on_gpu else FREE_ROWS[target.form]
+        here = FREE_ROWS_AVX2 if decode.lanes() == 256 else FREE_ROWS
+        drafter.free_rows = FREE_ROWS_GPU if on_gpu else here[target.form]
     return drafter, note
 
 

@@ -159,10 +159,8 @@ void multiply(const Linear& f, Rows in, int64_t rows, float* y, bool adds, Share
                 TENFOLD_CASE(2)
                 TENFOLD_CASE(3)
                 TENFOLD_CASE(4)
-#if TENFOLD_LANES == 512
                 TENFOLD_CASE(5)
                 TENFOLD_CASE(6)
-#endif
             }
 #undef TENFOLD_CASE
         }

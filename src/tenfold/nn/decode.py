@@ -70,6 +70,12 @@ def refusal() -> str | None:
     return _library()[1] or None
 
 
+def lanes() -> int:
+    """Bits of the registers that the compiled passes use: 512, 256, or 0 where they cannot be used."""
+    native, _ = _library()
+    return 0 if native is None else int(native.decode_supported())
+
+
 def functions() -> ctypes.CDLL:
     native, reason = _library()
     assert native is not None, reason

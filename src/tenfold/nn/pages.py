@@ -168,8 +168,8 @@ class PagedCache:
         return self.keys[:, :, slots], self.values[:, :, slots]
 
     def store(self, slots: Int[Tensor, " n"], keys: Float[Tensor, "l g n d"], values: Float[Tensor, "l g n d"]) -> None:
-        self.keys[:, :, slots] = keys
-        self.values[:, :, slots] = values
+        self.keys[:, :, slots] = keys.to(self.keys.device)
+        self.values[:, :, slots] = values.to(self.values.device)
 
 
 class PagedStep:

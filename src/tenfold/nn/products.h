@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t TILES = 4, OUTPUTS = LANES * TILES, GROUP = 32, MOST = TENFOLD_LANES == 512 ? 6 : 4;
+constexpr int64_t TILES = 4, OUTPUTS = LANES * TILES, GROUP = 32, MOST = 6;
 
 // Rows in 8 bits: x = scale * code, a scale for every 32; sums of the codes beside them.
 struct Codes {
@@ -130,13 +130,12 @@ void product(const float* x, int64_t stride, const uint16_t* w, int64_t pairs, f
         Floats sum[R];
         for (int r = 0; r < R; r++) sum[r] = none();
         for (int64_t p = 0; p < pairs; p++) {
-            const Pairs weight = pairs_at(w + (p * TILES + t) * 2 * LANES);
+            const auto* bits = reinterpret_cast<const __m256i*>(w + (p * TILES + t) * 2 * LANES);
             for (int64_t i = 0; i < each; i++) _mm_prefetch(ahead + ((t * pairs + p) * each + i) * 64, _MM_HINT_T1);
-            for (int r = 0; r < R; r++) {
-                const float* two = x + r * stride + 2 * p;
-                sum[r] = times_add(weight.even, all(two[0]), sum[r]);
-                sum[r] = times_add(weight.odd, all(two[1]), sum[r]);
-            }
+            const Floats even{even_of(_mm256_loadu_si256(bits)), even_of(_mm256_loadu_si256(bits + 1))};
+            for (int r = 0; r < R; r++) sum[r] = times_add(even, all(x[r * stride + 2 * p]), sum[r]);
+            const Floats odd{odd_of(_mm256_loadu_si256(bits)), odd_of(_mm256_loadu_si256(bits + 1))};
+            for (int r = 0; r < R; r++) sum[r] = times_add(odd, all(x[r * stride + 2 * p + 1]), sum[r]);
         }
         for (int r = 0; r < R; r++) finish(y + r * width + t * LANES, sum[r], left - t * LANES, adds);
     }
