@@ -38,6 +38,7 @@ def examine() -> list[Finding]:
         Finding(True, "torch", f"{torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores"),
         Finding(True, "processor", torch.backends.cpu.get_cpu_capability() + (", bf16 units" if _bf16_units() else "")),
         _cuda(),
+        _compiler(),
     ]
     for extra, modules in EXTRAS.items():
         absent = [m for m in modules if importlib.util.find_spec(m) is None]
@@ -69,6 +70,14 @@ def _bf16_units() -> bool:
     import torch
 
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _compiler() -> Finding:
+    from tenfold.nn.native import find_compiler
+
+    found = find_compiler()
+    value = found or "none: language models decode and memory tables train through torch, 2 to 4 times slower"
+    return Finding(found is not None, "C++ compiler", value, "" if found else "apt install g++, or your system's way")
 
 
 def _cuda() -> Finding:

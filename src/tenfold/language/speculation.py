@@ -40,7 +40,7 @@ LOOK_UP = Tree.chain(6)
 NONE = Tree.chain(0)
 SHIPPED = ASSETS / "eagle3-smollm2-135m.safetensors"
 
-# Rows that the target's pass takes at little more than the price of one. Milliseconds of 1, 4, 8, 17 rows of SmolLM2 on one core:
+# Rows that the target's pass takes at little more than the price of one. Milliseconds of 1, 4, 8, 17 rows of SmolLM2, one core:
 # with AVX512_BF16 and VNNI: bf16 16, 16, 17, 28; int8 11, 11, 14, 31; int4 8, 9, 12, 26; fp32 61, 89, 103, 144
 # with AVX2: bf16 16, 20, 35, 67; int8 10, 16, 30, 60; int4 9, 14, 26, 46. A GPU has room for more.
 FREE_ROWS = {"fp32": 8, "bf16": 8, "int8": 8, "int4": 4}

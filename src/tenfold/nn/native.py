@@ -43,6 +43,7 @@ FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", 
 WISHES = (("-march=native", "-fopenmp"), ("-march=native",), ())
 LARGE_PAGE = 2 << 20  # bytes
 MADV_HUGEPAGE = 14  # of Linux's mman.h
+COMPILERS = ("c++", "g++", "clang++")
 WAIT = 120  # seconds that a compiler may take
 
 
@@ -106,15 +107,20 @@ def check(result: int, index: Tensor, rows: int) -> int:
     return result
 
 
+def find_compiler() -> str | None:
+    """The C++ compiler that CXX names, or the first one there is."""
+    wanted = os.environ.get("CXX")
+    return next(filter(None, map(shutil.which, [wanted] if wanted else COMPILERS)), None)
+
+
 @cache
 def build(source: Path) -> tuple[ctypes.CDLL | None, str]:
     """A source's functions, and an empty text; or None, and why. Built at the first call."""
     if os.environ.get("TENFOLD_NATIVE") == "0":
         return None, "TENFOLD_NATIVE=0"
-    wanted = os.environ.get("CXX")
-    compiler = next(filter(None, map(shutil.which, [wanted] if wanted else ["c++", "g++", "clang++"])), None)
+    compiler = find_compiler()
     if compiler is None:
-        return None, f"no C++ compiler ({wanted or 'c++, g++, clang++'} not found)"
+        return None, f"no C++ compiler ({os.environ.get('CXX') or ', '.join(COMPILERS)} not found)"
     try:
         return _load(compiler, source), ""
     except (OSError, UsageError, subprocess.SubprocessError) as error:
