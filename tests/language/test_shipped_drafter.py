@@ -57,15 +57,6 @@ def test_it_belongs_to_the_sample_and_auto_finds_it(smollm2: Path) -> None:
 
 
 @pytest.mark.samples
-@pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_every_processor_can_use_it_beside_small_weights(smollm2: Path, weights: str) -> None:
-    """Also one that multiplies bf16 slowly, where the drafter stays in fp32."""
-    llm = LLM(smollm2, weights=weights)  # type: ignore[arg-type]
-    assert isinstance(llm.drafter, HybridDrafter)
-    assert len(llm.chat([{"role": "user", "content": "Say hi."}], SamplingParams(max_tokens=6)).token_ids) >= 2
-
-
-@pytest.mark.samples
 def test_it_saves_passes_and_the_text_is_the_targets_own(smollm2: Path, test_data: Path) -> None:
     """In fp32, where rounding decides nothing; few prompts, so the bars are below the figures of the docs."""
     texts = read_prompts(test_data / "text/prompts/gsm8k.jsonl")[:2]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from language.drafting_models import tiny_drafter, tiny_target
 from language.engine_models import finish
 from tenfold.language.draft import Drafter
+from tenfold.language.drafter import EagleDrafter
 from tenfold.language.drafting import TreeDrafter
 from tenfold.language.engine import LLMEngine
 from tenfold.language.ngram import HybridDrafter, NgramDrafter
+from tenfold.language.prepare import pack_linears
 from tenfold.language.sampling import SamplingParams
-from tenfold.language.speculation import NONE, SIXTEEN, Speculation
+from tenfold.language.speculation import NONE, SIXTEEN, Speculation, drafter_format
 from tenfold.language.tree import Tree
+from tenfold.nn import decode, formats
+from tenfold.nn.formats import Format
+from tenfold.nn.linear import bf16_refusal
 
 
 def drafters() -> list[TreeDrafter | NgramDrafter | HybridDrafter]:
@@ -84,3 +90,19 @@ def test_a_drafter_that_caught_up_stands_where_one_stands_that_read_the_text_at_
     fresh.step()
     assert len(drafted) == 2
     assert drafted[0] == drafted[1]
+
+
+@pytest.mark.parametrize("passes", sorted({decode.refusal() or "", "no compiler"}))
+@pytest.mark.parametrize("units", sorted({bf16_refusal() or "", "no bf16 units"}))
+@pytest.mark.parametrize("target", ["fp32", "bf16", "int8", "int4"])
+def test_every_processor_can_have_the_drafters_format(
+    passes: str, units: str, target: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside 4-bit weights on a processor that multiplies bf16 slowly too."""
+    monkeypatch.setattr(decode, "refusal", lambda: passes or None)
+    monkeypatch.setattr(formats, "bf16_refusal", lambda: units or None)
+    model = tiny_target()
+    network = pack_linears(tiny_drafter(model), drafter_format(target))
+    assert isinstance(network, EagleDrafter)
+    fused = TreeDrafter(network, model).fuse(torch.randn(3, network.config.features, dtype=torch.bfloat16))
+    assert fused.shape == (3, network.config.dim)

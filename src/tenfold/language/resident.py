@@ -118,7 +118,7 @@ class Resident:
         self._put(self.tables[: len(tables)], wide)
 
     def _put(self, buffer: Tensor, values: Tensor) -> None:
-        """CUDA has taken small values from the host's memory when this returns; nobody waits for the device."""
+        """CUDA has taken the values from ordinary memory of the host when this returns; nobody waits for the device."""
         buffer.copy_(values, non_blocking=True)
 
     @torch.inference_mode()

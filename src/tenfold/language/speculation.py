@@ -152,10 +152,16 @@ def _trained(path: Path, target: Target) -> TreeDrafter:
     device = target.model.embedding.weight.device
     if device.type != "cpu":
         return TreeDrafter(network.to(device, DTYPE[target.form]), target.model)
-    # Its logits only choose what is checked: 8 bits are exact enough whatever the target's format is, and half the bytes.
-    quick: Format = "int8" if decode.refusal() is None else quickest()
-    pack_linears(network, "fp32" if target.form == "fp32" else quick)
+    pack_linears(network, drafter_format(target.form))
     return TreeDrafter(network, target.model)
+
+
+def drafter_format(target: Format) -> Format:
+    """A drafter's number format beside a target's: its logits only choose what is checked, so 8 bits are exact enough whatever
+    the target has, and half the bytes. A processor that cannot multiply them quickly has the quickest format that it can."""
+    if target == "fp32":
+        return "fp32"
+    return "int8" if decode.refusal() is None else quickest()
 
 
 def _shipped(target: Target) -> tuple[Drafter | None, str]:
