@@ -3,9 +3,9 @@
 All sides answer the same prompts greedily, one request at a time, from the same weights file, in turns: a side's figure is
 milliseconds a token, and every ratio is taken prompt by prompt within a round. The processor's time of all threads of the
 side's process is what counts, because other processes on the machine disturb it least; the wall's time stands beside it.
-transformers runs in fp32, its own default for this file, and alone in bf16 too, as ours does; OpenVINO reads the GGUF
-itself, in a process of its own (`make peers`). With more threads than one (`--threads 2`) the clock on the wall counts, because
-some sides spin while they wait; the machine must then be idle.
+transformers runs in fp32, its own default for this file, and alone in bf16 too, where the processor has units for that;
+OpenVINO reads the GGUF itself, in a process of its own (`make peers`). With more threads than one (`--threads 2`) the clock on
+the wall counts, because some sides spin while they wait; the machine must then be idle.
 
 Prompts: the first of gsm8k and mt_bench in TENFOLD_TEST_DATA, or six of our own where that is not set.
 """
@@ -33,6 +33,7 @@ from tenfold.language.engine import LLM, LLMEngine, locate
 from tenfold.language.ngram import NgramDrafter
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.tokenizer import read_prompts
+from tenfold.nn.linear import bf16_refusal
 
 MODEL, TOKENS, EACH = "smollm2-135m-instruct", 96, 4
 PEERS = ("hf", "prompt-lookup", "openvino")
@@ -97,6 +98,8 @@ def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH, threads: i
         del llms["look-up, int4"]
         sides: dict[str, Side] = {name: _ours(llm) for name, llm in llms.items()}
         sides |= _transformers(whole, peers or PEERS)
+        if "transformers" in sides and (reason := bf16_refusal()):
+            notes.append(f"transformers in bf16: not measured, {reason}.")
         if "openvino" in (peers or PEERS):
             if reason := openvino_missing():
                 notes.append(f"OpenVINO GenAI: not measured, {reason}.")
@@ -220,7 +223,8 @@ def _transformers(llm: LLM, peers: Sequence[str]) -> dict[str, Side]:
     sides: dict[str, Side] = {}
     if "hf" in peers:
         sides["transformers"] = answering(model)
-        sides["transformers, bf16"] = answering(copy.deepcopy(model).to(torch.bfloat16))
+        if bf16_refusal() is None:
+            sides["transformers, bf16"] = answering(copy.deepcopy(model).to(torch.bfloat16))
     if "prompt-lookup" in peers:
         sides["transformers, look-up"] = answering(model, prompt_lookup_num_tokens=6)
     return sides
