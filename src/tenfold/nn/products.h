@@ -155,61 +155,87 @@ inline __m256i quad_at(const int8_t* at) {
     std::memcpy(&four, at, 4);
     return _mm256_set1_epi32(four);
 }
-// Four products of each lane in 16 bits, two by two. Weights of 4 bits: eight such sums fit into 16 bits (15 * 127 * 2 * 8).
-inline __m256i small_pairs(__m256i weight, __m256i x) { return _mm256_maddubs_epi16(weight, x); }
-// Weights of 8 bits with their sign: |w| times x with w's sign fits once (127 * 127 * 2).
-inline __m256i signed_sum(__m256i weight, __m256i size, __m256i x) {
-    return wide_sum(_mm256_maddubs_epi16(size, _mm256_sign_epi8(x, weight)));
-}
+
+// The sum of a group: add(codes of weights, codes of a row), then done(). KIND 1: codes of 0 to 15; 2: codes with 128 added, of
+// which the sum still holds `taken_off` for every input.
+#if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
+template <int KIND>
+struct Sum {
+    static constexpr int32_t taken_off = KIND == 1 ? 0 : 128;
+    __m256i sum = _mm256_setzero_si256();
+    void add(__m256i weight, __m256i x) {
+#ifdef __AVXVNNI__
+        sum = _mm256_dpbusd_avx_epi32(sum, weight, x);
+#else
+        sum = _mm256_dpbusd_epi32(sum, weight, x);
+#endif
+    }
+    __m256i done() const { return sum; }
+};
+#else
+template <int KIND>
+struct Sum {  // 4 bits: eight sums of two products fit into 16 bits (15 * 127 * 2 * 8)
+    static constexpr int32_t taken_off = 0;
+    __m256i sum = _mm256_setzero_si256();
+    void add(__m256i weight, __m256i x) { sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(weight, x)); }
+    __m256i done() const { return wide_sum(sum); }
+};
+template <>
+struct Sum<2> {  // 8 bits with their sign: |w| times x with w's sign fits into 16 bits once (127 * 127 * 2)
+    static constexpr int32_t taken_off = 0;
+    __m256i sum = _mm256_setzero_si256();
+    void add(__m256i weight, __m256i x) {
+        const __m256i w = _mm256_xor_si256(weight, _mm256_set1_epi8(int8_t(0x80)));
+        sum = _mm256_add_epi32(sum, wide_sum(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))));
+    }
+    __m256i done() const { return sum; }
+};
+#endif
 
 // The same with 4- or 8-bit weights: a group's codes are multiplied as whole numbers, then scaled.
 template <int R, int KIND>
 void product8(Codes x, int64_t stride, const uint8_t* w, const uint16_t* scales, int64_t groups, float* y, int64_t width,
               int64_t left, bool adds, const char* ahead, int64_t lines) {
     const int64_t each = (lines + TILES * groups - 1) / (TILES * groups);
-    const __m256i low = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(int8_t(0x80));
+    const __m256i mask = _mm256_set1_epi8(15);
     for (int t = 0; t < TILES; t++) {
         Floats total[R];
         for (int r = 0; r < R; r++) total[r] = none();
         for (int64_t g = 0; g < groups; g++) {
             for (int64_t i = 0; i < each; i++) _mm_prefetch(ahead + ((t * groups + g) * each + i) * 64, _MM_HINT_T1);
-            Whole sum[R];
-            for (int r = 0; r < R; r++) sum[r] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+            Sum<KIND> low[R], high[R];
             if (KIND == 1) {
                 for (int q = 0; q < 4; q++) {
                     const Whole both = bytes_at(w + ((g * TILES + t) * 4 + q) * 64);
-                    const Whole first{_mm256_and_si256(both.low, low), _mm256_and_si256(both.high, low)};
-                    const Whole second{_mm256_and_si256(_mm256_srli_epi16(both.low, 4), low),
-                                       _mm256_and_si256(_mm256_srli_epi16(both.high, 4), low)};
+                    const Whole first{_mm256_and_si256(both.low, mask), _mm256_and_si256(both.high, mask)};
+                    const Whole second{_mm256_and_si256(_mm256_srli_epi16(both.low, 4), mask),
+                                       _mm256_and_si256(_mm256_srli_epi16(both.high, 4), mask)};
                     for (int r = 0; r < R; r++) {
-                        const __m256i a = quad_at(x.codes + r * stride + g * GROUP + q * 8);
-                        const __m256i b = quad_at(x.codes + r * stride + g * GROUP + q * 8 + 4);
-                        sum[r].low = _mm256_add_epi16(sum[r].low, small_pairs(first.low, a));
-                        sum[r].high = _mm256_add_epi16(sum[r].high, small_pairs(first.high, a));
-                        sum[r].low = _mm256_add_epi16(sum[r].low, small_pairs(second.low, b));
-                        sum[r].high = _mm256_add_epi16(sum[r].high, small_pairs(second.high, b));
+                        const int8_t* codes = x.codes + r * stride + g * GROUP + q * 8;
+                        const __m256i a = quad_at(codes), b = quad_at(codes + 4);
+                        low[r].add(first.low, a), high[r].add(first.high, a);
+                        low[r].add(second.low, b), high[r].add(second.high, b);
                     }
                 }
-                for (int r = 0; r < R; r++) sum[r] = {wide_sum(sum[r].low), wide_sum(sum[r].high)};
             } else {
                 for (int q = 0; q < 8; q++) {
-                    const Whole codes = bytes_at(w + ((g * TILES + t) * 8 + q) * 64);
-                    const Whole weight{_mm256_xor_si256(codes.low, sign), _mm256_xor_si256(codes.high, sign)};
-                    const Whole sizes{_mm256_abs_epi8(weight.low), _mm256_abs_epi8(weight.high)};
+                    const Whole weight = bytes_at(w + ((g * TILES + t) * 8 + q) * 64);
                     for (int r = 0; r < R; r++) {
                         const __m256i a = quad_at(x.codes + r * stride + g * GROUP + q * 4);
-                        sum[r].low = _mm256_add_epi32(sum[r].low, signed_sum(weight.low, sizes.low, a));
-                        sum[r].high = _mm256_add_epi32(sum[r].high, signed_sum(weight.high, sizes.high, a));
+                        low[r].add(weight.low, a), high[r].add(weight.high, a);
                     }
                 }
             }
             const uint16_t* group = scales + g * (KIND == 1 ? 2 : 1) * OUTPUTS + t * LANES;
             const Floats scale = half_at(group);
             for (int r = 0; r < R; r++) {
-                const Floats whole{_mm256_cvtepi32_ps(sum[r].low), _mm256_cvtepi32_ps(sum[r].high)};
+                const int32_t codes = x.sums[r * groups + g];
+                const __m256i off = _mm256_set1_epi32(Sum<KIND>::taken_off * codes);
+                const Floats whole{_mm256_cvtepi32_ps(_mm256_sub_epi32(low[r].done(), off)),
+                                   _mm256_cvtepi32_ps(_mm256_sub_epi32(high[r].done(), off))};
                 Floats part;
                 if (KIND == 1) {
-                    part = times(half_at(group + OUTPUTS), all(float(x.sums[r * groups + g])));
+                    part = times(half_at(group + OUTPUTS), all(float(codes)));
                     part = times_add(scale, whole, part);
                 } else {
                     part = times(scale, whole);
