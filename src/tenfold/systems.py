@@ -50,7 +50,7 @@ SYSTEMS: tuple[System, ...] = (
         "partial",
         "a drafter trained for SmolLM2 ships; fixed and dynamic trees, look-up and both together, exact sampling, an engine "
         "with continuous batching and grammars, an OpenAI-compatible server, alone, as replicas, or with prompts computed in "
-        "another process; the paths for a GPU are not written or have not been run",
+        "another process; the paths for a GPU are written and have not been run",
         (
             "tenfold language generate",
             "tenfold language chat",
