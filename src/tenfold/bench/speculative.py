@@ -29,8 +29,9 @@ from tenfold.bench.peers import OpenVINO, openvino_missing
 from tenfold.bench.table import on_threads, ratio
 from tenfold.errors import MissingExtra, unknown_name
 from tenfold.export.weights import convert
+from tenfold.language.drafting import TreeDrafter
 from tenfold.language.engine import LLM, LLMEngine, locate
-from tenfold.language.ngram import NgramDrafter
+from tenfold.language.ngram import HybridDrafter, NgramDrafter
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.tokenizer import read_prompts
 from tenfold.nn.linear import bf16_refusal
@@ -130,6 +131,8 @@ def sharing(llm: LLM, drafter: Literal["ngram"] | None) -> LLM:
     """The same weights with another drafter, or none."""
     other = copy.copy(llm)
     other.drafter = None if drafter is None else NgramDrafter()
+    if isinstance(other.drafter, NgramDrafter) and isinstance(llm.drafter, NgramDrafter | TreeDrafter | HybridDrafter):
+        other.drafter.free_rows = llm.drafter.free_rows
     other.engine = LLMEngine(llm.model, llm.tokenizer, other.drafter, max_batch=64, cache_tokens=32768)
     return other
 
