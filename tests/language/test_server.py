@@ -224,8 +224,9 @@ def test_no_request_made_from_the_api_document_makes_a_server_error(server: Serv
     def ask(data: st.DataObject) -> None:
         for operation in schema.get_all_operations():
             case = data.draw(operation.ok().as_strategy())
-            if isinstance(case.body, dict):
+            if isinstance(case.body, dict):  # short answers: the other name of the limit goes before this one
                 case.body["max_tokens"] = 3
+                case.body.pop("max_completion_tokens", None)
             answer = case.call(timeout=60)
             assert answer.status_code < 500
             assert "Traceback" not in answer.text
