@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from language.engine_models import finish, make_engine, tiny_llama
 from tenfold.engine.config import FieldError
 from tenfold.language.penalties import penalise
-from tenfold.language.sampling import SamplingParams
+from tenfold.language.sampling import Laws, SamplingParams, allow, token_laws
 from tenfold.language.tree import Tree
 
 CHOICES = [
@@ -83,3 +83,17 @@ def test_a_penalty_out_of_range_says_what_is_allowed() -> None:
         SamplingParams(repetition_penalty=0)
     with pytest.raises(FieldError, match="-2 to 2"):
         SamplingParams(presence_penalty=3)
+
+
+@pytest.mark.parametrize("extreme", [{"repetition_penalty": 1e-150}, {"temperature": 1e-42}, {"temperature": 1e-300}])
+def test_extreme_numbers_leave_a_law_that_a_grammar_can_rely_on(extreme: dict) -> None:
+    """No infinity becomes NaN: what is forbidden stays at 0, and the rest is a law."""
+    params = SamplingParams(**{"temperature": 0.8, "top_p": 0.7, "presence_penalty": 0.5, **extreme})
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)) * 20
+    alone = torch.ones(1, 1, dtype=torch.bool)
+    none = torch.empty(0, dtype=torch.int64)
+    rows = torch.cat([penalise(row[None], params, [1, 2, 3, 3], 1, none, alone) for row in logits])
+    allowed = torch.arange(9)[None] > 4
+    p = token_laws(allow(rows, allowed.expand(4, -1)), Laws.of([params] * 4))
+    assert torch.allclose(p.sum(-1), torch.ones(4))
+    assert bool((p[:, :5] == 0).all())

@@ -28,6 +28,7 @@ from torch import Tensor
 from tenfold.language.draft import Draft, DraftState, Features, Rule, Uniforms
 from tenfold.language.drafter import Eagle1Drafter, Eagle3Drafter, EagleDrafter, Stores, default_aux_layers
 from tenfold.language.llama import Llama, check_aux_layers
+from tenfold.language.sampling import heated
 from tenfold.language.tree import Level, Tree
 from tenfold.nn import decode
 from tenfold.nn.formats import Int8Linear, TiledLinear
@@ -192,7 +193,7 @@ class TreeDrafter:
     def _law(self, logits: Float[Tensor, "B m W"], temperatures: Float[Tensor, " B"]) -> Float[Tensor, "B m W"]:
         """q of every inner node: the drafter's own temperature is the request's."""
         heat = temperatures.where(temperatures > 0, 1.0)
-        return (logits / heat[:, None, None]).softmax(-1)
+        return heated(logits, heat[:, None, None])
 
     def _choose(
         self,

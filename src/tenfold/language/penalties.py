@@ -22,6 +22,8 @@ from torch import Tensor
 
 from tenfold.language.sampling import SamplingParams
 
+LARGEST = 1e30  # of a logit; what temperature makes of it is still a number
+
 
 def penalise(
     logits: Float[Tensor, "n1 v"],
@@ -44,4 +46,5 @@ def penalise(
         known[:, torch.tensor(text[:prompt], dtype=torch.int64)] = True
         factor = params.repetition_penalty
         out = torch.where(known, torch.where(out > 0, out / factor, out * factor), out)
-    return out - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
+    out = out - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
+    return out.nan_to_num(LARGEST, LARGEST, -LARGEST).clamp(-LARGEST, LARGEST)  # a factor near 0 makes infinities

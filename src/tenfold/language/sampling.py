@@ -108,7 +108,7 @@ def token_laws(logits: Float[Tensor, "m v"], laws: Laws) -> Float[Tensor, "m v"]
     wide = logits if logits.dtype == torch.float64 else logits.float()
     greedy = laws.temperature == 0
     best = wide.argmax(-1, keepdim=True)
-    p = (wide / torch.where(greedy, 1.0, laws.temperature)[:, None].to(wide.dtype)).softmax(-1)
+    p = heated(wide, torch.where(greedy, 1.0, laws.temperature)[:, None])
     if "top_k" in laws.kinds:
         p = _top_k(p, torch.where(greedy, 0, laws.top_k))
     if "top_p" in laws.kinds:
@@ -117,6 +117,11 @@ def token_laws(logits: Float[Tensor, "m v"], laws: Laws) -> Float[Tensor, "m v"]
         point = torch.zeros_like(p).scatter_(1, best, 1.0)
         p = torch.where(greedy[:, None], point, p)
     return p
+
+
+def heated(logits: Float[Tensor, "*b v"], temperature: Float[Tensor, "*b 1"]) -> Float[Tensor, "*b v"]:
+    """softmax(logits / temperature). The largest is taken off first, so that no small temperature makes an infinity of it."""
+    return ((logits - logits.amax(-1, keepdim=True)) / temperature.to(logits.dtype)).softmax(-1)
 
 
 def _top_k(p: Tensor, top_k: Tensor) -> Tensor:
