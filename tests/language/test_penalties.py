@@ -85,7 +85,17 @@ def test_a_penalty_out_of_range_says_what_is_allowed() -> None:
         SamplingParams(presence_penalty=3)
 
 
-@pytest.mark.parametrize("extreme", [{"repetition_penalty": 1e-150}, {"temperature": 1e-42}, {"temperature": 1e-300}])
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"repetition_penalty": 1e-150},
+        {"temperature": 2e-5},
+        {"temperature": 1e-42},
+        {"temperature": 1e-300, "top_k": 3},
+        {"top_p": 1e-60},
+        {"top_k": (1 << 63) - 1},
+    ],
+)
 def test_extreme_numbers_leave_a_law_that_a_grammar_can_rely_on(extreme: dict) -> None:
     """No infinity becomes NaN: what is forbidden stays at 0, and the rest is a law."""
     params = SamplingParams(**{"temperature": 0.8, "top_p": 0.7, "presence_penalty": 0.5, **extreme})

@@ -23,12 +23,14 @@ from torch import Tensor
 from tenfold.engine.config import require
 
 FEW = 1024  # largest candidates looked at before everything is sorted
+COLDEST = 1e-5  # below it a temperature is 0, as in vLLM: fp32 cannot hold the smallest that a JSON number can say
 Kind = Literal["greedy", "sampled", "top_k", "top_p"]
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one request is answered. temperature 0 is greedy; top_k 0 and top_p 1 cut nothing; `seed` None draws one.
+    """How one request is answered. temperature 0 is greedy, and so is any below 1e-5; top_k 0 and top_p 1 cut nothing; `seed`
+    None draws one.
 
     `stop` ends the answer at the first of these texts (which is left out); `ignore_eos` goes on past the model's end
     tokens; `logprobs` returns the log-probabilities of the model (before temperature) of the token and this many others.
@@ -50,7 +52,9 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         require(0 <= self.temperature < 100, "temperature", self.temperature, "a number from 0 to below 100")
-        require(self.top_k >= 0, "top_k", self.top_k, "a whole number >= 0 (0: off)")
+        if self.temperature < COLDEST:
+            object.__setattr__(self, "temperature", 0.0)
+        require(0 <= self.top_k < 1 << 63, "top_k", self.top_k, "a whole number from 0 (off) to 2^63 - 1")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "a number above 0, at most 1")
         require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "a whole number >= 1")
         require(len(self.stop) <= 16 and all(self.stop), "stop", self.stop, "at most 16 texts, none empty")
@@ -119,7 +123,7 @@ def token_laws(logits: Float[Tensor, "m v"], laws: Laws) -> Float[Tensor, "m v"]
     return p
 
 
-def heated(logits: Float[Tensor, "*b v"], temperature: Float[Tensor, "*b 1"]) -> Float[Tensor, "*b v"]:
+def heated(logits: Float[Tensor, "*b v"], temperature: Float[Tensor, "*#b 1"]) -> Float[Tensor, "*b v"]:
     """softmax(logits / temperature). The largest is taken off first, so that no small temperature makes an infinity of it."""
     return ((logits - logits.amax(-1, keepdim=True)) / temperature.to(logits.dtype)).softmax(-1)
 
@@ -137,7 +141,7 @@ def _top_p(p: Tensor, top_p: Tensor) -> Tensor:
     """The smallest set of most likely tokens with at least this mass, and those as likely as the last of them."""
     size = p.shape[-1]
     best = p.topk(min(FEW, size), dim=-1).values
-    limit = top_p[:, None].to(p.dtype)
+    limit = top_p[:, None].to(p.dtype).clamp_min(torch.finfo(p.dtype).tiny)  # a top_p too small for fp32 keeps the best
     total = best.cumsum(-1)
     if size > FEW and (p.device.type != "cpu" or bool(((total[:, -1:] < limit) & (top_p < 1)[:, None]).any())):
         best = p.sort(dim=-1, descending=True).values
