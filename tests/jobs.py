@@ -44,7 +44,8 @@ def run_ranks(function: Callable[..., None], world: int, *args: object, seconds:
     for process in processes:
         process.join(max(0.0, end - time.monotonic()))
         if process.is_alive():
-            process.kill()
+            for rank in processes:
+                rank.kill()
             pytest.fail(f"a rank is still running after {seconds} s")
     assert [process.exitcode for process in processes] == [0] * world
 

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import leaving_ranks
 import pytest
 import torch
 
+from jobs import free_port, run_ranks
 from tenfold.engine.parallel import join, wrap
 from tenfold.errors import UsageError
 
@@ -24,6 +26,11 @@ def test_collectives_on_two_ranks_have_the_value_and_gradient_of_one_process(tmp
     one, two = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "2.pt")
     torch.testing.assert_close(two["loss"], one["loss"], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(two["gradient"], one["gradient"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_rank_that_is_done_ends() -> None:
+    """Gloo's thread and the destructor of the group wait for nothing of each other's, whoever holds the group last."""
+    run_ranks(leaving_ranks.main, 2, [free_port() for _ in range(20)], seconds=60)
 
 
 def test_one_process_is_its_own_group() -> None:

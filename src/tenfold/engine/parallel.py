@@ -12,6 +12,7 @@ sees the global batch through them has the gradient of the same loss in one proc
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -96,6 +97,14 @@ class _Gather(torch.autograd.Function):
         return total[start : start + ctx.rows], None
 
 
+# The group that was left. Its destructor waits for gloo's threads, and these take the GIL to let go of a tensor that Python
+# has dropped already. Through this list it runs with the GIL released; through DDP's reducer, which would else be the last
+# to hold the group, it does not, and now and then a rank that was done never ended. Python's own end would be too late:
+# a thread that asks for the GIL then is aborted.
+_left: list[dist.ProcessGroup | None] = []
+atexit.register(_left.clear)
+
+
 @dataclass(frozen=True)
 class Place:
     """This process among the ranks, and the device that it works on."""
@@ -127,6 +136,7 @@ class Place:
     def leave(self) -> None:
         """Ends the process group, if there is one."""
         if self.world > 1 and dist.is_initialized():
+            _left[:] = [dist.group.WORLD]
             dist.destroy_process_group()
 
 
