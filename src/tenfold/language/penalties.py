@@ -47,4 +47,4 @@ def penalise(
         factor = params.repetition_penalty
         out = torch.where(known, torch.where(out > 0, out / factor, out * factor), out)
     out = out - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
-    return out.nan_to_num(LARGEST, LARGEST, -LARGEST).clamp(-LARGEST, LARGEST)  # a factor near 0 makes infinities
+    return out.clamp(-LARGEST, LARGEST)  # a factor near 0 makes infinities
