@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tenfold.engine.config import Recipe, require
+from tenfold.config import require
+from tenfold.engine.recipe import Recipe
 from tenfold.engine.schedule import Schedule
 
 

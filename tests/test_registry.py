@@ -66,7 +66,7 @@ def test_the_recipes_are_listed_without_importing_a_wing() -> None:
 
 @pytest.mark.parametrize("name", [entry.name for entry in recipes])
 def test_every_recipe_loads_and_is_documented(name: str) -> None:
-    from tenfold.engine.config import Recipe
+    from tenfold.engine.recipe import Recipe
 
     function = recipes.load(name)
     assert isinstance(function(), Recipe)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from tenfold.engine.config import from_dict, spell, to_dict
+from tenfold.config import from_dict, spell, to_dict
 from tenfold.errors import UsageError, nearest
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from tenfold.errors import CheckpointError, MissingExtra, UsageError, unknown_na
 from tenfold.registry import recipes
 
 if TYPE_CHECKING:
-    from tenfold.engine.config import Recipe
+    from tenfold.engine.recipe import Recipe
 
 
 def train(args: list[str]) -> int:
@@ -93,7 +93,7 @@ def _sized(name: str, args: list[str]) -> tuple[Recipe, list[str]]:
 
 def _parse_recipe(name: str, default: Recipe, args: list[str]) -> tuple[Recipe, Path]:
     """The recipe with the flags applied, and the run folder: the recipe's own fields are the flags, and `--out` one more."""
-    from tenfold.engine.config import from_dict, to_dict
+    from tenfold.config import from_dict, to_dict
     from tenfold.flags import parse
 
     if {"-h", "--help"} & set(args):
@@ -151,7 +151,7 @@ def run_recipe(name: str, recipe: Recipe, out: Path, resume: bool = False) -> di
 
 def reopen(folder: Path) -> tuple[str, Recipe]:
     """The recipe's name and resolved configuration of a run folder."""
-    from tenfold.engine.config import from_dict
+    from tenfold.config import from_dict
 
     path = folder / "config.json"
     try:

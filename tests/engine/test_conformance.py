@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tenfold.engine.config import Recipe
 from tenfold.engine.conformance import check_task
+from tenfold.engine.recipe import Recipe
 from tenfold.engine.schedule import Schedule, constant
 from tenfold.engine.task import Phase, Shard, Task
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tenfold.engine.config import OptimConfig
 from tenfold.engine.optim import PhaseOptimizer, WeightAverage
+from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Place
 from tenfold.engine.schedule import Schedule
 from tenfold.engine.task import Phase, Task

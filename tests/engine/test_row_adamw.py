@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tenfold.engine.config import OptimConfig
 from tenfold.engine.optim import PhaseOptimizer
+from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Place
 from tenfold.engine.row_adamw import RowAdamW
 from tenfold.engine.task import Phase, Task

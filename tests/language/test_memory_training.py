@@ -13,8 +13,8 @@ import torch
 import tenfold
 from conftest import package
 from tenfold.cli import main
-from tenfold.engine.config import TrainerConfig
 from tenfold.engine.conformance import check_task
+from tenfold.engine.recipe import TrainerConfig
 from tenfold.errors import CheckpointError, UsageError
 from tenfold.language.fact_mixing import FactsConfig
 from tenfold.language.facts import FactWorld

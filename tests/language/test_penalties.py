@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from language.engine_models import finish, make_engine, tiny_llama
-from tenfold.engine.config import FieldError
+from tenfold.config import FieldError
 from tenfold.language.penalties import penalise
 from tenfold.language.sampling import Laws, SamplingParams, allow, token_laws
 from tenfold.language.tree import Tree

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from tenfold.cli import main
 from tenfold.engine.checkpoint import CheckpointStore
-from tenfold.engine.config import OptimConfig, Recipe, TrainerConfig
+from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Place
+from tenfold.engine.recipe import Recipe, TrainerConfig
 from tenfold.engine.task import Phase, Shard, Task
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tenfold.engine.config import OptimConfig
 from tenfold.engine.memory_parallel import average_rows, own_columns, split_tables
 from tenfold.engine.optim import PhaseOptimizer
+from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Place, join, wrap
 from tenfold.engine.schedule import Schedule
 from tenfold.engine.task import Phase, Task, unwrap

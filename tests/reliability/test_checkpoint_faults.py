@@ -75,7 +75,7 @@ def _hash(run: Path) -> str:
 
     from byte_lm import ByteRecipe
 
-    from tenfold.engine.config import config_hash, from_dict
+    from tenfold.config import config_hash, from_dict
 
     return config_hash(from_dict(ByteRecipe, json.loads((run / "config.json").read_text())["config"]))
 

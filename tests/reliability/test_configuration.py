@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from sample_recipe import sample
 from tenfold.cli import main
-from tenfold.engine.config import from_dict, to_dict
+from tenfold.config import from_dict, to_dict
 from tenfold.errors import UsageError
 from tenfold.flags import flags_of
 from tenfold.registry import Entry, recipes

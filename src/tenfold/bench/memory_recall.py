@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from tenfold.bench.table import on_threads
 from tenfold.data.atomic import write_atomic
-from tenfold.engine.config import OptimConfig, Recipe, TrainerConfig
+from tenfold.engine.optim_config import OptimConfig
+from tenfold.engine.recipe import Recipe, TrainerConfig
 from tenfold.engine.schedule import Schedule
 from tenfold.engine.task import Phase, Shard, Task, unwrap
 from tenfold.engine.trainer import Trainer

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tenfold.engine.config import Recipe
+from tenfold.engine.recipe import Recipe
 from tenfold.engine.task import Shard, Task
 from tenfold.nn.bag import coalesced
 

@@ -31,10 +31,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
+from tenfold.config import require, to_dict
 from tenfold.data.lock import held
 from tenfold.data.progress import Progress
 from tenfold.engine.attempt import Function, Job, Outcome, item_seed
-from tenfold.engine.config import require, to_dict
 from tenfold.engine.journal import NAME, Entry, Journal, make_header
 from tenfold.engine.shard_names import check_names, clear_temporaries, refuse_strangers
 from tenfold.errors import DataError, StorageError, UsageError, unknown_name

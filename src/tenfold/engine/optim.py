@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from tenfold.engine.config import OptimConfig
+from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Place
 from tenfold.engine.row_adamw import RowAdamW
 from tenfold.engine.task import Phase, Task, unwrap

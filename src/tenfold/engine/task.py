@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from tenfold.engine.config import OptimConfig
+from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Collectives
 from tenfold.engine.schedule import Schedule
 

@@ -27,11 +27,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
+from tenfold.config import config_hash, to_dict
 from tenfold.data.atomic import write_atomic
 from tenfold.data.lock import held
 from tenfold.data.tensors import save_own
 from tenfold.engine.checkpoint import CheckpointStore, random_state
-from tenfold.engine.config import Recipe, config_hash, to_dict
 from tenfold.engine.guard import capture, move, nonfinite_gradients, stopped, whole
 from tenfold.engine.heartbeat import Heartbeat
 from tenfold.engine.memory_parallel import average_rows, own_columns, split_tables
@@ -39,6 +39,7 @@ from tenfold.engine.metrics import Metrics, read_rows
 from tenfold.engine.optim import PhaseOptimizer, WeightAverage
 from tenfold.engine.parallel import join, wrap
 from tenfold.engine.provenance import commit, version
+from tenfold.engine.recipe import Recipe
 from tenfold.engine.report import Report
 from tenfold.engine.signals import StopRequested, Watch
 from tenfold.engine.task import Phase, Shard, Task, unwrap

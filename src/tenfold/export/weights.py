@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from tenfold.config import from_dict
 from tenfold.data.atomic import aside
 from tenfold.data.tensors import OWN_KEY, save_own
-from tenfold.engine.config import from_dict
 from tenfold.errors import UsageError, WeightsError, unknown_name
 from tenfold.export.gguf import GGUFFile
 from tenfold.export.keymap import check_names

@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
+from tenfold.config import require
 from tenfold.data.atomic import aside
-from tenfold.engine.config import require
 from tenfold.engine.task import Shard
 from tenfold.errors import DataError, UsageError
 from tenfold.export.weights import load

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tenfold.engine.config import Recipe, require
+from tenfold.config import require
+from tenfold.engine.recipe import Recipe
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
 from tenfold.errors import UsageError
 from tenfold.export.weights import load

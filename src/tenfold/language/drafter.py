@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tenfold.engine.config import require
+from tenfold.config import require
 from tenfold.errors import UsageError
 from tenfold.language.llama import Llama, LlamaConfig
 from tenfold.nn.attention import Attention, AttentionConfig, KeyValues

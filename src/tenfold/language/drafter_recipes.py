@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from tenfold.engine.config import OptimConfig, TrainerConfig
+from tenfold.engine.optim_config import OptimConfig
+from tenfold.engine.recipe import TrainerConfig
 from tenfold.engine.schedule import Schedule
 from tenfold.language.answer_rounds import RANDOM, AnswerConfig
 from tenfold.language.distill import DistillConfig, DrafterRecipe, DrafterShape

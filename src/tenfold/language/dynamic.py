@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tenfold.engine.config import require
+from tenfold.config import require
 from tenfold.language.draft import Draft, DraftState
 from tenfold.language.tree import LIMIT, Tree
 

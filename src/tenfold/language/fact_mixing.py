@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
+from tenfold.config import require
 from tenfold.data.samples import fetch
-from tenfold.engine.config import require
 from tenfold.errors import UsageError
 from tenfold.language.fact_eval import score_book, score_world
 from tenfold.language.factbook import FactBook, common, read_countries, read_factbook

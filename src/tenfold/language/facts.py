@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from tenfold.engine.config import require
+from tenfold.config import require
 
 SYLLABLES = 64
 LENGTH = 6  # tokens of a statement

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from tenfold.engine.config import require
+from tenfold.config import require
 from tenfold.nn.ffn import ExpertFFN, SquaredReLUFFN, SwiGLUFFN
 from tenfold.nn.memory import ExpertTable, MemoryLayer, MemoryTable
 from tenfold.nn.sparse24 import Sparsity24

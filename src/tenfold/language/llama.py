@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tenfold.engine.config import require
+from tenfold.config import require
 from tenfold.errors import UsageError
 from tenfold.language.feed_forward import check_feed_forward, feed_forward
 from tenfold.nn.attention import AttentionConfig, KeyValues

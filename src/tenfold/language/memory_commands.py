@@ -15,7 +15,7 @@ import tyro
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tenfold.engine.config import from_dict
+from tenfold.config import from_dict
 from tenfold.errors import CheckpointError, UsageError
 from tenfold.export.weights import load
 from tenfold.language.fact_eval import score_book, score_world

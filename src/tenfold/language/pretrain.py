@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tenfold.engine.config import Recipe, require
+from tenfold.config import require
+from tenfold.engine.recipe import Recipe
 from tenfold.engine.task import Phase, Shard, Task, unwrap
 from tenfold.errors import CheckpointError, UsageError
 from tenfold.language.fact_mixing import FactsConfig, MixedFacts, open_facts

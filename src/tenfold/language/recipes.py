@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from tenfold.engine.config import OptimConfig, TrainerConfig
+from tenfold.engine.optim_config import OptimConfig
+from tenfold.engine.recipe import TrainerConfig
 from tenfold.engine.schedule import Schedule
 from tenfold.language.llama import LlamaConfig
 from tenfold.language.pretrain import MemoryConfig, PretrainRecipe

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tenfold.engine.config import require
+from tenfold.config import require
 
 FEW = 1024  # largest candidates looked at before everything is sorted
 COLDEST = 1e-5  # below it a temperature is 0, as in vLLM: fp32 cannot hold the smallest that a JSON number can say

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tenfold.engine.config import require
+from tenfold.config import require
 
 if TYPE_CHECKING:
     from tenfold.serve.metrics import Metrics

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tenfold.engine.config import require
+from tenfold.config import require
 from tenfold.errors import UsageError
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig

@@ -69,8 +69,8 @@ class Calibration:
 
 def load_calibration(path: Path, describe: Describe) -> Calibration:
     """Raises UsageError when another descriptor was calibrated, DataError when the file cannot be used."""
+    from tenfold.config import from_dict
     from tenfold.data.readers import read_json
-    from tenfold.engine.config import from_dict
 
     values = read_json(path)
     try:

@@ -24,7 +24,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from tenfold.engine.config import require
+from tenfold.config import require
 from tenfold.errors import DataError, UsageError, unknown_name
 
 CHUNK = 4096  # rows whose distances to all centroids are held at a time

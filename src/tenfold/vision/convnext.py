@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from tenfold.engine.config import require
+from tenfold.config import require
 from tenfold.errors import UsageError
 from tenfold.nn.conv import ConvNextBlock, PatchMerge
 from tenfold.nn.linear import bf16_refusal

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from tenfold.engine.config import require
+from tenfold.config import require
 from tenfold.vision.backbone import Backbone
 from tenfold.vision.images import normalize, resize
 

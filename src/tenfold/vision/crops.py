@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from tenfold.config import require
 from tenfold.data.sample import Sample
-from tenfold.engine.config import require
 from tenfold.vision.augment import View, apply
 
 BLUR = {"paper": (1.0, 0.1, 0.5), "released": (0.0, 0.9, 0.5)}

@@ -22,10 +22,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tenfold.config import require
 from tenfold.data.atomic import aside, write_atomic
 from tenfold.data.lock import held
 from tenfold.data.sources import open_source, too_many_unreadable
-from tenfold.engine.config import require
 from tenfold.engine.executor import map_shards
 from tenfold.engine.journal import NAME as JOURNAL
 from tenfold.errors import DataError, UsageError

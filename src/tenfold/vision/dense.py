@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tenfold.config import require
 from tenfold.data.progress import Progress
-from tenfold.engine.config import require
 from tenfold.errors import DataError
 
 BINS, NEAREST_DEPTH, FARTHEST_DEPTH = 256, 1e-3, 10.0  # metres

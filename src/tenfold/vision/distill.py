@@ -26,9 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tenfold.config import from_dict, require
 from tenfold.engine.checkpoint import read_model
-from tenfold.engine.config import Recipe, from_dict, require
 from tenfold.engine.parallel import Collectives
+from tenfold.engine.recipe import Recipe
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
 from tenfold.errors import CheckpointError, UsageError, unknown_name
 from tenfold.vision.backbone import BackboneConfig, kind_of, layer_of

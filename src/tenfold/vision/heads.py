@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tenfold.engine.config import require
+from tenfold.config import require
 from tenfold.engine.parallel import Collectives
 
 

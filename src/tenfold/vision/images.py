@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from tenfold.config import require
 from tenfold.data.readers import SUFFIXES, read_image
-from tenfold.engine.config import require
 from tenfold.vision.backbone import BackboneConfig
 from tenfold.vision.vit import VitConfig
 

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from jaxtyping import Bool
 
-from tenfold.engine.config import require
+from tenfold.config import require
 
 MIN_BLOCK = 4  # patches
 ASPECT = 0.3  # narrowest height to width

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from tenfold.engine.config import require
+from tenfold.config import require
 from tenfold.errors import DataError, MissingExtra
 
 BLOCK = 1024  # rows of one product: 4 MB of similarities, which a core's cache nearly holds

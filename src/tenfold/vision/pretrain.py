@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tenfold.config import require
 from tenfold.engine.checkpoint import read_model
-from tenfold.engine.config import Recipe, require
 from tenfold.engine.parallel import Collectives
+from tenfold.engine.recipe import Recipe
 from tenfold.engine.schedule import Schedule, constant, length
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
 from tenfold.nn.sparse24 import Sparsity24

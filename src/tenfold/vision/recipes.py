@@ -11,7 +11,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from tenfold.engine.config import OptimConfig, TrainerConfig
+from tenfold.engine.optim_config import OptimConfig
+from tenfold.engine.recipe import TrainerConfig
 from tenfold.engine.schedule import Schedule, constant
 from tenfold.vision.crops import MultiCropConfig
 from tenfold.vision.distill import DistillRecipe

@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tenfold.config import require
 from tenfold.data.loader import Loader
 from tenfold.data.sample import Sample
 from tenfold.data.samples import fetch
 from tenfold.data.sources import InMemory, Source, open_source
-from tenfold.engine.config import Recipe, require
 from tenfold.engine.parallel import Collectives
+from tenfold.engine.recipe import Recipe
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
 from tenfold.errors import UsageError
 from tenfold.export.weights import load

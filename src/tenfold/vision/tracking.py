@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from tenfold.engine.config import require
+from tenfold.config import require
 from tenfold.vision.augment import opencv
 from tenfold.vision.dense import cell_labels, confusion, mean_iou
 from tenfold.vision.frames import Frames

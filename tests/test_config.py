@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sample_recipe import Part, Sample, sample
-from tenfold.engine.config import OptimConfig, TrainerConfig, config_hash, from_dict, require, spell, to_dict
+from tenfold.config import config_hash, from_dict, require, spell, to_dict
+from tenfold.engine.optim_config import OptimConfig
+from tenfold.engine.recipe import TrainerConfig
 from tenfold.engine.schedule import Schedule
 from tenfold.errors import FieldError, UsageError
 
