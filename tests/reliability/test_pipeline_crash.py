@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import shard_functions as work
-from tenfold.engine.executor import map_shards
-from tenfold.engine.journal import NAME
+from tenfold.shards.executor import map_shards
+from tenfold.shards.journal import NAME
 
 KILLS = 20
 SETTINGS = {"version": 1}
@@ -26,7 +26,7 @@ STEP = """
 import json, sys
 from pathlib import Path
 import shard_functions as work
-from tenfold.engine.executor import map_shards
+from tenfold.shards.executor import map_shards
 
 if __name__ == "__main__":
     texts = json.loads(Path(sys.argv[1]).read_text())

@@ -22,8 +22,8 @@ from PIL import Image
 
 from conftest import package
 from tenfold.data.sources import open_source
-from tenfold.engine.journal import NAME as JOURNAL
 from tenfold.errors import DataError, UsageError
+from tenfold.shards.journal import NAME as JOURNAL
 from tenfold.vision.calibrate import copies_of
 from tenfold.vision.curate import CurateConfig, curate, default_levels
 from tenfold.vision.duplicates import Group, Pair, drop_touched, exact_edges, group_pool, touch_references

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from tenfold.engine.attempt import thread_environment
 from tenfold.errors import MissingExtra
+from tenfold.shards.attempt import thread_environment
 from tenfold.vision.neighbors import BLOCK, Neighbors, Product, cosine_neighbors
 
 SIZES, WIDTH, K = (16_384, 32_768), 512, 64

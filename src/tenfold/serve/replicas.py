@@ -20,11 +20,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from tenfold.engine.attempt import thread_environment
-from tenfold.engine.cluster import join, own_folders
 from tenfold.errors import MissingExtra, UsageError
 from tenfold.serve.app import make_app
 from tenfold.serve.limits import Limits, Message, error_body
+from tenfold.shards.attempt import thread_environment
+from tenfold.shards.ray_workers import join, own_folders
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request

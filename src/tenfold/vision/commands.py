@@ -235,8 +235,8 @@ def curate(options: Curate) -> None:
 
 def _describe(by: str, size: int) -> Describe:
     """`pixels`, or weights with the digest of their files; weights that cannot be used are refused here, before any work."""
-    from tenfold.engine.journal import digest
     from tenfold.export.reading import weights_path
+    from tenfold.shards.journal import digest
     from tenfold.vision.embeddings import PIXELS, Describe
 
     if by == PIXELS:

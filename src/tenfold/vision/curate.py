@@ -26,9 +26,9 @@ from tenfold.config import require
 from tenfold.data.atomic import aside, write_atomic
 from tenfold.data.lock import held
 from tenfold.data.sources import open_source, too_many_unreadable
-from tenfold.engine.executor import map_shards
-from tenfold.engine.journal import NAME as JOURNAL
 from tenfold.errors import DataError, UsageError
+from tenfold.shards.executor import map_shards
+from tenfold.shards.journal import NAME as JOURNAL
 from tenfold.vision import calibrate as calibration
 from tenfold.vision import duplicates, selection
 from tenfold.vision.embeddings import Describe, Rows, Vectors, embed_rows, read_column, unreadable_of

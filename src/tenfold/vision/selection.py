@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tenfold.data.atomic import write_atomic
-from tenfold.engine.executor import map_shards
+from tenfold.shards.executor import map_shards
 from tenfold.vision.cluster import InProcess, Partial, Tree, assign, balanced_sample, hierarchical_kmeans, reduce_means
 from tenfold.vision.duplicates import write_columns
 from tenfold.vision.embeddings import Vectors, parquet, read_column, read_vectors

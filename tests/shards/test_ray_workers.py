@@ -10,8 +10,8 @@ import pytest
 
 import shard_functions as work
 from conftest import package
-from tenfold.engine.executor import FailedShards, map_shards
 from tenfold.errors import UsageError
+from tenfold.shards.executor import FailedShards, map_shards
 
 TEXTS = [f"to be or not to be that is question number {number}" for number in range(8)]
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tenfold.data.atomic import aside
-from tenfold.engine.journal import digest, size
 from tenfold.errors import DataError, StorageError, UsageError, storage_error
+from tenfold.shards.journal import digest, size
 
 Function = Callable[[Any, Path], object]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from tenfold.engine.journal import NAME
 from tenfold.errors import UsageError
+from tenfold.shards.journal import NAME
 
 Item = TypeVar("Item")
 LONGEST = 200  # bytes of a file name, which leaves room for the temporary's prefix

@@ -21,8 +21,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
 
-from tenfold.engine.attempt import Function, Job, Outcome, attempt, thread_environment
 from tenfold.errors import TenfoldError
+from tenfold.shards.attempt import Function, Job, Outcome, attempt, thread_environment
 
 STARTS = 3  # deaths in a row, before a worker is ready, after which starting again is pointless
 

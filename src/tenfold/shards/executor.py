@@ -34,10 +34,10 @@ from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 from tenfold.config import require, to_dict
 from tenfold.data.lock import held
 from tenfold.data.progress import Progress
-from tenfold.engine.attempt import Function, Job, Outcome, item_seed
-from tenfold.engine.journal import NAME, Entry, Journal, make_header
-from tenfold.engine.shard_names import check_names, clear_temporaries, refuse_strangers
 from tenfold.errors import DataError, StorageError, UsageError, unknown_name
+from tenfold.shards.attempt import Function, Job, Outcome, item_seed
+from tenfold.shards.journal import NAME, Entry, Journal, make_header
+from tenfold.shards.shard_names import check_names, clear_temporaries, refuse_strangers
 
 Item = TypeVar("Item")
 LOCK = ".lock"
@@ -219,11 +219,11 @@ def _pickled(item: Any) -> bytes:
 
 def _executor(name: str) -> Callable[[Function, int, int], Workers]:
     if name == "ray":
-        from tenfold.engine.cluster import RayWorkers
+        from tenfold.shards.ray_workers import RayWorkers
 
         return RayWorkers
     if name == "local":
-        from tenfold.engine.workers import LocalWorkers
+        from tenfold.shards.workers import LocalWorkers
 
         return LocalWorkers
     raise unknown_name("executor", name, ("local", "ray"))

@@ -19,10 +19,10 @@ import pytest
 import shard_functions as work
 from tenfold.data import progress
 from tenfold.data.lock import held
-from tenfold.engine import executor
-from tenfold.engine.executor import FailedShards, map_shards
-from tenfold.engine.journal import NAME
 from tenfold.errors import CheckpointError, LockHeld, MissingExtra, StorageError, TenfoldError, UsageError
+from tenfold.shards import executor
+from tenfold.shards.executor import FailedShards, map_shards
+from tenfold.shards.journal import NAME
 
 LETTERS = ["a", "b", "c", "d"]
 

@@ -15,8 +15,8 @@ import sys
 from types import TracebackType
 from typing import Any
 
-from tenfold.engine.attempt import Function, Job, Outcome, attempt, thread_environment
 from tenfold.errors import MissingExtra, UsageError
+from tenfold.shards.attempt import Function, Job, Outcome, attempt, thread_environment
 
 OBJECT_STORE = 100 * 2**20  # bytes: jobs and outcomes are small, shards go through files
 
