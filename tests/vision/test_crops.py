@@ -16,7 +16,7 @@ from tenfold.config import from_dict, to_dict
 from tenfold.data.sample import Sample
 from tenfold.data.sources import open_source
 from tenfold.errors import UsageError
-from tenfold.vision.augment import BRIGHTNESS, CONTRAST, HUE, SATURATION, View, apply, resize
+from tenfold.images.augment import BRIGHTNESS, CONTRAST, HUE, SATURATION, View, apply, resize
 from tenfold.vision.crops import BLUR, MultiCrop, MultiCropConfig, collate_crops, normalize
 
 DRAWS = 2000

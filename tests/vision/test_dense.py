@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tenfold.errors import DataError, UsageError
+from tenfold.images.frames import open_frames
 from tenfold.vision.dense import (
     at_points,
     cell_labels,
@@ -20,7 +21,6 @@ from tenfold.vision.dense import (
     silog,
 )
 from tenfold.vision.dense_floors import handmade, segmentation_floors
-from tenfold.vision.frames import open_frames
 from vision.dense_inputs import cut, npy, png, write
 
 CAMVID = "vision/camvid_val.parquet"

@@ -14,9 +14,9 @@ from PIL import Image
 
 from tenfold.cli import main
 from tenfold.errors import DataError
+from tenfold.images.frames import Frames
 from tenfold.vision.correspond import object_mask
 from tenfold.vision.discovery import blind_guesses, box_iou, box_of, discovery_score, true_boxes
-from tenfold.vision.frames import Frames
 from vision.dense_inputs import mini_weights, png, write
 
 

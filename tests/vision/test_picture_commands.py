@@ -14,7 +14,7 @@ from PIL import Image
 
 from tenfold.cli import main
 from tenfold.errors import StorageError
-from tenfold.vision.drawing import match_lines, overlay, palette, side_by_side, write_png
+from tenfold.images.drawing import match_lines, overlay, palette, side_by_side, write_png
 from vision.dense_inputs import cut, mini_weights, npy, write
 
 

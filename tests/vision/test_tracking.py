@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from tenfold.errors import DataError, UsageError
+from tenfold.images.frames import open_frames
 from tenfold.vision.correspond import raw_patches
-from tenfold.vision.frames import open_frames
 from tenfold.vision.tracking import choose_temperature, propagate_labels, propagation_miou, to_pixels, tracking_floors
 from vision.dense_inputs import cut
 

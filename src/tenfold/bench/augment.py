@@ -21,7 +21,7 @@ from tenfold.bench.table import interleave, on_threads, ratio
 from tenfold.data.readers import read_image
 from tenfold.data.samples import fetch
 from tenfold.errors import MissingExtra
-from tenfold.vision.augment import BRIGHTNESS, CONTRAST, HUE, View, resize
+from tenfold.images.augment import BRIGHTNESS, CONTRAST, HUE, View, resize
 from tenfold.vision.crops import MultiCrop, MultiCropConfig
 
 IMAGES = 8  # draws per round: enough that every operation occurs

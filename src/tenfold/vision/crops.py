@@ -27,7 +27,7 @@ from torch import Tensor
 
 from tenfold.config import require
 from tenfold.data.sample import Sample
-from tenfold.vision.augment import View, apply
+from tenfold.images.augment import View, apply
 
 BLUR = {"paper": (1.0, 0.1, 0.5), "released": (0.0, 0.9, 0.5)}
 SIGMA = (0.1, 2.0)  # pixels

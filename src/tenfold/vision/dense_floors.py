@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from tenfold.images.frames import Frames
 from tenfold.vision.dense import (
     EPOCHS,
     cell_labels,
@@ -24,7 +25,6 @@ from tenfold.vision.dense import (
     mean_iou,
     segmentation_probe,
 )
-from tenfold.vision.frames import Frames
 
 CELL = 4  # pixels of a hand-made feature
 SCALES = (1, 3, 7)  # cells over which colour and texture are averaged

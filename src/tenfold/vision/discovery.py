@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tenfold.errors import DataError, MissingExtra
-from tenfold.vision.frames import Frames
+from tenfold.images.frames import Frames
 
 SMALLEST = 1e-3  # share of the image
 Box = tuple[int, int, int, int]  # top, left, bottom, right; the last two are one past the end

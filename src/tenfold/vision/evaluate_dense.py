@@ -15,13 +15,13 @@ import tyro
 from torch import Tensor
 
 from tenfold.data.progress import track
+from tenfold.images.frames import Frames, matching, open_frames
 from tenfold.vision.backbone import Backbone, build_backbone
 from tenfold.vision.commands import model_of
 from tenfold.vision.correspond import dense_features, object_mask, raw_patches
 from tenfold.vision.dense import EPOCHS, depth_probe, segmentation_probe
 from tenfold.vision.dense_floors import depth_floors, segmentation_floors
 from tenfold.vision.discovery import blind_guesses, discovery_score
-from tenfold.vision.frames import Frames, matching, open_frames
 from tenfold.vision.stereo import constant_disparity, matching_scores, sample_pair
 from tenfold.vision.tracking import TEMPERATURES, choose_temperature, propagation_miou, tracking_floors
 

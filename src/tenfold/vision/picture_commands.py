@@ -17,8 +17,8 @@ import tyro
 from tenfold.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from tenfold.images.frames import Frames
     from tenfold.vision.backbone import Backbone
-    from tenfold.vision.frames import Frames
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Pca:
 
 def pca(options: Pca) -> int:
     from tenfold.data.progress import track as counted
+    from tenfold.images.drawing import write_png
     from tenfold.vision.commands import model_of
     from tenfold.vision.correspond import beside, dense_features, pca_map
-    from tenfold.vision.drawing import write_png
     from tenfold.vision.images import find_images, open_image
 
     files = find_images(options.images)
@@ -81,10 +81,10 @@ def match(options: Match) -> int:
 
     from tenfold.data.atomic import write_atomic
     from tenfold.data.readers import read_image
+    from tenfold.images.drawing import match_lines, write_png
     from tenfold.vision.commands import model_of
     from tenfold.vision.correspond import dense_features
     from tenfold.vision.correspond import match as match_cells
-    from tenfold.vision.drawing import match_lines, write_png
 
     if options.most < 1:
         raise UsageError(f"--most {options.most}: allowed is a whole number >= 1.")
@@ -133,11 +133,11 @@ class Track:
 
 def track(options: Track) -> int:
     from tenfold.data.progress import track as counted
+    from tenfold.images.drawing import overlay, side_by_side, write_png
+    from tenfold.images.frames import open_frames
     from tenfold.vision.commands import model_of
     from tenfold.vision.correspond import dense_features
     from tenfold.vision.dense import cell_labels
-    from tenfold.vision.drawing import overlay, side_by_side, write_png
-    from tenfold.vision.frames import open_frames
     from tenfold.vision.tracking import propagate_labels, propagation_miou, to_pixels, tracking_floors
 
     frames = open_frames(options.clip, "mask", options.frames)
@@ -182,11 +182,11 @@ class Segment:
 
 def segment(options: Segment) -> int:
     from tenfold.data.progress import track as counted
+    from tenfold.images.drawing import overlay, side_by_side, write_png
+    from tenfold.images.frames import open_frames
     from tenfold.vision.commands import model_of
     from tenfold.vision.correspond import dense_features, object_mask
     from tenfold.vision.dense import segment as segment_cells
-    from tenfold.vision.drawing import overlay, side_by_side, write_png
-    from tenfold.vision.frames import open_frames
     from tenfold.vision.images import find_images, open_image
 
     files = find_images(options.images)
@@ -236,8 +236,8 @@ def zeroshot(options: Zeroshot) -> int:
     import torch
 
     from tenfold.data.progress import track as counted
+    from tenfold.images.drawing import overlay, side_by_side, write_png
     from tenfold.vision.captions import templates
-    from tenfold.vision.drawing import overlay, side_by_side, write_png
     from tenfold.vision.evaluate_text import aligned_of
     from tenfold.vision.images import find_images, open_image, resize
     from tenfold.vision.zeroshot import class_vectors, image_vectors, segment_by_text

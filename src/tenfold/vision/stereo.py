@@ -24,7 +24,7 @@ from torch import Tensor
 from tenfold.data.archives import read_zip
 from tenfold.data.readers import read_image, read_npy
 from tenfold.data.samples import fetch
-from tenfold.vision.augment import opencv
+from tenfold.images.augment import opencv
 from tenfold.vision.correspond import nearest
 
 SCALE, DEGREES, HUE, GAMMA, BLUR = 1.5, 20.0, 90, 2.0, 1.5

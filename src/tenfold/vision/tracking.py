@@ -21,9 +21,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from tenfold.config import require
-from tenfold.vision.augment import opencv
+from tenfold.images.augment import opencv
+from tenfold.images.frames import Frames
 from tenfold.vision.dense import cell_labels, confusion, mean_iou
-from tenfold.vision.frames import Frames
 
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2)
 

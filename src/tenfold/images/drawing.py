@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tenfold.data.atomic import write_atomic
 from tenfold.errors import MissingExtra
-from tenfold.vision.augment import opencv
+from tenfold.images.augment import opencv
 
 GAP = 6  # white pixels between pictures
 

@@ -1,0 +1,1 @@
+"""Images as arrays, for every wing: resize, augmentation, drawing, labelled frames."""
