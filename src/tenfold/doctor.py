@@ -73,7 +73,7 @@ def _bf16_units() -> bool:
 
 
 def _compiler() -> Finding:
-    from tenfold.nn.native import find_compiler
+    from tenfold.kernels.native import find_compiler
 
     found = find_compiler()
     value = found or "none: language models decode and memory tables train through torch, 2 to 4 times slower"

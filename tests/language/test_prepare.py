@@ -14,10 +14,10 @@ from tenfold.data.tensors import save_own
 from tenfold.errors import UsageError, WeightsError
 from tenfold.export.gguf import open_gguf
 from tenfold.export.weights import Weights, convert
+from tenfold.kernels import decode
+from tenfold.kernels.formats import Int4Linear, Int8Linear, pack, quickest, refusal, unpack_q4_1
 from tenfold.language.drafter_weights import fingerprint
 from tenfold.language.prepare import device_of, format_on, moved, open_target, pack_linears, prepare, weight_bytes
-from tenfold.nn import decode
-from tenfold.nn.formats import Int4Linear, Int8Linear, pack, quickest, refusal, unpack_q4_1
 
 needs_bf16 = pytest.mark.skipif(quickest() != "bf16", reason="nothing here multiplies bf16 quickly")
 

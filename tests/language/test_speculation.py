@@ -7,6 +7,8 @@ import torch
 
 from language.drafting_models import tiny_drafter, tiny_target
 from language.engine_models import finish
+from tenfold.kernels.formats import Format
+from tenfold.kernels.linear import bf16_refusal
 from tenfold.language.draft import Drafter
 from tenfold.language.drafter import EagleDrafter
 from tenfold.language.drafting import TreeDrafter
@@ -17,8 +19,6 @@ from tenfold.language.sampling import SamplingParams
 from tenfold.language.speculation import NONE, SIXTEEN, Speculation, drafter_format
 from tenfold.language.tree import Tree
 from tenfold.nn import decode, formats
-from tenfold.nn.formats import Format
-from tenfold.nn.linear import bf16_refusal
 
 
 def drafters() -> list[TreeDrafter | NgramDrafter | HybridDrafter]:

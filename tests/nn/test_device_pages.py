@@ -57,7 +57,7 @@ def test_a_step_on_the_device_attends_as_one_of_the_host(branches: bool, before:
 
 def compare(device: str, dtype: torch.dtype = torch.float32, programs: int | None = None) -> None:
     """programs: of which the interpreter runs one after the other."""
-    from tenfold.nn import paged_triton
+    from tenfold.kernels import paged_triton
 
     paged_triton.PROGRAMS = programs or paged_triton.PROGRAMS
     torch.manual_seed(0)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tenfold.errors import UsageError
+from tenfold.kernels.bag import coalesced
 from tenfold.nn.attention import AttentionConfig
-from tenfold.nn.bag import coalesced
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.ffn import GeluFFN
 from tenfold.nn.memory import (

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import tenfold
+from tenfold.kernels import decode
 from tenfold.language.engine import LLM
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.speculation import LOOK_UP, Speculation
-from tenfold.nn import decode
 
 pytestmark = [pytest.mark.samples, pytest.mark.slow]
 

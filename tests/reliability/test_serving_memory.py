@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tenfold.nn.formats import quickest
+from tenfold.kernels.formats import quickest
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "peak_memory.py"
 REST = 600_000_000  # bytes for Python, torch, the embedding, the drafter, the tokenizer and whatever loading needs on its way

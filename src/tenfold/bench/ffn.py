@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from tenfold.bench.ffn_quality import FOLDER
 from tenfold.bench.table import interleave, on_threads, ratio
-from tenfold.nn.bag import nonzero_bag
+from tenfold.kernels.bag import nonzero_bag
+from tenfold.kernels.native import large_pages, library
 from tenfold.nn.ffn import SquaredReLUFFN, neuron_major
-from tenfold.nn.native import large_pages, library
 from tenfold.nn.sparse24 import backends
 
 DIM, HIDDEN, LAYERS = 2048, 8192, 24

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from tenfold.bench.table import interleave, on_threads, ratio
 from tenfold.engine.row_adamw import RowAdamW
-from tenfold.nn.bag import bag
+from tenfold.kernels.bag import bag
+from tenfold.kernels.native import backends
 from tenfold.nn.memory import MemoryTable
-from tenfold.nn.native import backends
 
 WIDTH, TOKENS, HITS = 256, 1024, 128
 SETS = 3  # of indices, in turn

@@ -29,12 +29,12 @@ from tenfold.bench.peers import OpenVINO, openvino_missing
 from tenfold.bench.table import on_threads, ratio
 from tenfold.errors import MissingExtra, unknown_name
 from tenfold.export.weights import convert
+from tenfold.kernels.linear import bf16_refusal
 from tenfold.language.drafting import TreeDrafter
 from tenfold.language.engine import LLM, LLMEngine, locate
 from tenfold.language.ngram import HybridDrafter, NgramDrafter
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.tokenizer import read_prompts
-from tenfold.nn.linear import bf16_refusal
 
 MODEL, TOKENS, EACH = "smollm2-135m-instruct", 96, 4
 PEERS = ("hf", "prompt-lookup", "openvino")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tenfold.engine.recipe import Recipe
 from tenfold.engine.task import Shard, Task
-from tenfold.nn.bag import coalesced
+from tenfold.kernels.bag import coalesced
 
 LISTED = 8  # names in a message
 

@@ -23,7 +23,7 @@ from tenfold.engine.checkpoint import set_random_state
 from tenfold.engine.parallel import Place, join
 from tenfold.engine.task import Phase, Task, unwrap
 from tenfold.errors import CheckpointError, NonFiniteError
-from tenfold.nn.bag import coalesced
+from tenfold.kernels.bag import coalesced
 
 
 def nonfinite_gradients(model: nn.Module) -> list[str]:

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from tenfold.engine.parallel import GroupCollectives, Place
 from tenfold.errors import UsageError
-from tenfold.nn.bag import bag, coalesced, row_gradient
+from tenfold.kernels.bag import bag, coalesced, row_gradient
 from tenfold.nn.memory import ExpertTable, RowTable, columns_of, row_tables
 
 

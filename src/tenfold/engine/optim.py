@@ -27,7 +27,7 @@ from tenfold.engine.parallel import Place
 from tenfold.engine.row_adamw import RowAdamW
 from tenfold.engine.task import Phase, Task, unwrap
 from tenfold.errors import UsageError
-from tenfold.nn.bag import coalesced
+from tenfold.kernels.bag import coalesced
 from tenfold.nn.memory import row_tables
 
 

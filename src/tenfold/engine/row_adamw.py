@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tenfold.nn.bag import coalesced
-from tenfold.nn.native import fits, large_pages, library, pointer
+from tenfold.kernels.bag import coalesced
+from tenfold.kernels.native import fits, large_pages, library, pointer
 
 
 class RowAdamW(torch.optim.Optimizer):

@@ -25,13 +25,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tenfold.kernels import decode
+from tenfold.kernels.formats import Int8Linear, TiledLinear
 from tenfold.language.draft import Draft, DraftState, Features, Rule, Uniforms
 from tenfold.language.drafter import Eagle1Drafter, Eagle3Drafter, EagleDrafter, Stores, default_aux_layers
 from tenfold.language.llama import Llama, check_aux_layers
 from tenfold.language.sampling import heated
 from tenfold.language.tree import Level, Tree
-from tenfold.nn import decode
-from tenfold.nn.formats import Int8Linear, TiledLinear
 from tenfold.nn.pages import PagedCache, PagedStep
 from tenfold.nn.stack import LayerParts, Stack
 

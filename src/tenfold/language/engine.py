@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tenfold.errors import UsageError, nearest
+from tenfold.kernels.linear import bf16_refusal
 from tenfold.language.ahead import Ahead
 from tenfold.language.draft import Drafter, Rule
 from tenfold.language.drafter_weights import fingerprint
@@ -35,7 +36,6 @@ from tenfold.language.scheduler import Scheduler
 from tenfold.language.speculation import Shape, Speculation, choose_drafter
 from tenfold.language.tokenizer import Tokenizer, load_tokenizer
 from tenfold.language.tree import Tree
-from tenfold.nn.linear import bf16_refusal
 
 SAMPLES = {"smollm2-135m-instruct": ("smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
@@ -214,7 +214,7 @@ class LLM:
 
     model: "smollm2-135m-instruct" (a sample, fetched once), a GGUF file, or a Hugging Face or own folder.
     drafter: "auto" (the one that belongs to this target, else "ngram"), a path, "ngram" (looks up the text itself), or None.
-    weights: number format, see nn/formats.py. device: "auto" is a GPU where there is one. `notes` says what was chosen and why.
+    weights: number format, see kernels/formats.py. device: "auto" is a GPU where there is one. `notes` says what was chosen and why.
     """
 
     def __init__(

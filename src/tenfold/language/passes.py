@@ -52,7 +52,7 @@ class Passes:
 
 def first_largest(logits: Tensor) -> Tensor:
     """argmax over the vocabulary, the first of equals."""
-    from tenfold.nn import decode
+    from tenfold.kernels import decode
 
     if logits.dtype == torch.float32 and logits.device.type == "cpu" and decode.refusal() is None:
         return decode.argmax(logits)

@@ -16,6 +16,8 @@ from typing import Literal
 from tenfold.errors import UsageError, WeightsError
 from tenfold.export.reading import ASSETS
 from tenfold.export.weights import load
+from tenfold.kernels import decode
+from tenfold.kernels.formats import Format, quickest
 from tenfold.language.draft import Drafter, Rule
 from tenfold.language.drafter import EagleDrafter
 from tenfold.language.drafter_weights import check_target
@@ -24,8 +26,6 @@ from tenfold.language.dynamic import DynamicTree
 from tenfold.language.ngram import FittedTree, HybridDrafter, HybridTree, NgramDrafter
 from tenfold.language.prepare import DTYPE, Target, pack_linears
 from tenfold.language.tree import Tree
-from tenfold.nn import decode
-from tenfold.nn.formats import Format, quickest
 
 # The best trees of 16 nodes by `tree_search` for the shipped drafter, on prompts that were held back from its training.
 SIXTEEN = Tree.from_paths(

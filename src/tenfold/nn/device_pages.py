@@ -7,7 +7,7 @@ A `PagedStep` is made anew for every pass from numbers that the host knows. This
 are, so a pass can be recorded once as a CUDA graph and played again, and the host need not know how many tokens the pass
 before it has brought. Of a request's rows the first prefix[b] are seen by every query (no mask), the `before + count` behind
 them by those that the mask names; the two parts are merged by their log-sum-exp, on a GPU inside one kernel
-(nn/paged_triton.py), elsewhere by plain operations.
+(kernels/paged_triton.py), elsewhere by plain operations.
 
     B requests   N = count new rows of each   S = before + count   P pages of a table
     H heads   G key/value heads   D head width
@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tenfold.kernels.native import triton_refused
 from tenfold.nn.attention import attend_lse, merge_attention
-from tenfold.nn.native import triton_refused
 from tenfold.nn.pages import PagedCache
 
 
@@ -61,7 +61,7 @@ class DeviceLayer:
         mask = step.causal if mask is None else mask
         assert mask.shape == (step.count, step.tail), "one tree for all requests"
         if q.device.type == "cuda" and not triton_refused():
-            from tenfold.nn import paged_triton
+            from tenfold.kernels import paged_triton
 
             paged_triton.store(k, v, self.keys, self.values, step.new)
             return paged_triton.attend(q, self.keys, self.values, step.tables, step.size, step.prefix, mask, step.lows)

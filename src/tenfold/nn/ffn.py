@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenfold.errors import UsageError, unknown_name
-from tenfold.nn.bag import nonzero_bag
-from tenfold.nn.native import large_pages
+from tenfold.kernels.bag import nonzero_bag
+from tenfold.kernels.native import large_pages
 from tenfold.nn.sparse24 import Dropped, Sparsity24, dropped_mass, sparse24_ffn
 
 
@@ -54,7 +54,7 @@ class SquaredReLUFFN(nn.Module):
 
     dense      every product whole
     sparse24   2 of every 4 hidden units are kept (nn/sparse24.py); needs `sparsity`. A `SparsityController` sets it
-    gather     inference: only the rows of `down` whose unit is not zero are read (nn/bag.py). The result is that of
+    gather     inference: only the rows of `down` whose unit is not zero are read (kernels/bag.py). The result is that of
                `dense` up to the order of sums
 
     Whether several tokens at once are gathered depends on their number and on `zeros`, the share of zero units measured

@@ -23,11 +23,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenfold.errors import UsageError
+from tenfold.kernels.formats import ReorderedLinear
+from tenfold.kernels.linear import PackedLinear, Workspace, bf16_refusal
 from tenfold.nn.attention import attend
 from tenfold.nn.block import Block
 from tenfold.nn.ffn import GeluFFN, SwiGLUFFN
-from tenfold.nn.formats import ReorderedLinear
-from tenfold.nn.linear import PackedLinear, Workspace, bf16_refusal
 from tenfold.nn.rope import Rotation
 
 PLAIN_BELOW_BF16 = 1024  # tokens; torch's fused kernel is slower in bf16 than three products up to about here

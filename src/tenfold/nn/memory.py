@@ -30,8 +30,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tenfold.errors import UsageError
-from tenfold.nn.bag import bag, row_dots
-from tenfold.nn.native import large_pages
+from tenfold.kernels.bag import bag, row_dots
+from tenfold.kernels.native import large_pages
 
 FILLED = 4096  # rows drawn at a time
 _COLUMNS: ContextVar[tuple[int, int]] = ContextVar("columns", default=(0, 1))

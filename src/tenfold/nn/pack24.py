@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tenfold.errors import UsageError, unknown_name
-from tenfold.nn.native import triton_refused
+from tenfold.kernels.native import triton_refused
 from tenfold.nn.sparse24 import quantize_rows, select24
 
 MULTIPLES = {"sm80": (32, 32), "sm90_fp8": (64, 128), "sm90_16bit": (64, 32)}  # of rows and of columns
@@ -75,7 +75,7 @@ def pack_activations(y1: Float[Tensor, "rows cols"], layout: str) -> Packed24:
 
 def fused(y1: Float[Tensor, "rows cols"], layout: str) -> Packed24:
     """`pack_activations` by the Triton kernel."""
-    from tenfold.nn.sparse24_triton import pack
+    from tenfold.kernels.sparse24_triton import pack
 
     row_multiple, col_multiple = MULTIPLES[layout]
     rows, cols = y1.shape

@@ -32,8 +32,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tenfold.errors import FieldError
-from tenfold.nn.native import Backend, triton_refused
-from tenfold.nn.native import backends as bag_backends
+from tenfold.kernels.native import Backend, triton_refused
+from tenfold.kernels.native import backends as bag_backends
 
 E4M3_MAX = 448.0  # the largest number of float8_e4m3fn
 DENSE_MULTIPLE = 16  # the dense features come in this many, as matrix units want them

@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tenfold.nn import decode
+from tenfold.kernels import decode
+from tenfold.kernels.formats import Int4Linear, Int8Linear, TiledLinear
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block
 from tenfold.nn.ffn import SwiGLUFFN
-from tenfold.nn.formats import Int4Linear, Int8Linear, TiledLinear
 from tenfold.nn.norm import RMSNorm
 from tenfold.nn.pages import PagedStep
 from tenfold.nn.rope import Rotation

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from tenfold.config import require
 from tenfold.errors import UsageError
+from tenfold.kernels.linear import bf16_refusal
 from tenfold.nn.conv import ConvNextBlock, PatchMerge
-from tenfold.nn.linear import bf16_refusal
 from tenfold.vision.vit import IMAGENET_MEAN, IMAGENET_STD, VisionOutput, fit_to_patches
 
 STRIDE = 32  # pixels per cell of the last map

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor
 
-from tenfold.nn.native import build
+from tenfold.kernels.native import build
 
 SOURCE = Path(__file__).with_name("decode.cpp")
 BF16, INT4, INT8 = 0, 1, 2

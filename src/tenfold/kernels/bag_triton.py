@@ -1,6 +1,6 @@
 """The bag's kernels on a GPU, in Triton: sums of rows, and products with rows.
 
-Imported only where CUDA and Triton are (nn/native.py). One program works on one token and one block of columns; rows are
+Imported only where CUDA and Triton are (kernels/native.py). One program works on one token and one block of columns; rows are
 read whole by neighbouring lanes, sums are fp32, nothing is added atomically. The gradient of the table is `sums` again
 over sorted ids (bag.py), so there is no third kernel.
 

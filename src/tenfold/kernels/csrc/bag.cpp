@@ -1,6 +1,6 @@
 // Kernels of the weighted bag of rows (bag.py) and of the optimizer that moves those rows (engine/row_adamw.py).
 //
-// Plain C functions over raw pointers: built by nn/native.py with whatever C++17 compiler is there, without torch's
+// Plain C functions over raw pointers: built by kernels/native.py with whatever C++17 compiler is there, without torch's
 // headers (two seconds instead of thirty) and without OpenMP (a second runtime beside torch's own would fight over cores).
 // What is gathered from a large table waits for memory, so the row some steps ahead is always asked for in advance.
 //

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tenfold.engine.row_adamw import RowAdamW
+from tenfold.kernels.bag import bag, bag_backward, row_dots
+from tenfold.kernels.native import backends
 from tenfold.nn import decode, native
-from tenfold.nn.bag import bag, bag_backward, row_dots
-from tenfold.nn.native import backends
 
 WITHOUT = """
 import torch
-from tenfold.nn.native import backends
+from tenfold.kernels.native import backends
 from tenfold.nn.memory import MemoryLayer, MemoryTable
 table = MemoryTable(8, 12)
 MemoryLayer(12, table, heads=2, top_k=4, key_dim=6)(torch.randn(5, 12)).sum().backward()
@@ -68,7 +68,7 @@ def test_compiled_and_pure_torch_agree(pure: pytest.MonkeyPatch, k: int, d: int,
         return [bag(table, index, weight), row_dots(table, index, grad), rows.ids, rows.rows, dots]
 
     compiled = everything()
-    pure.setattr("tenfold.nn.bag.library", lambda: None)
+    pure.setattr("tenfold.kernels.bag.library", lambda: None)
     for ours, theirs in zip(compiled, everything()):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4 * b**0.5)
 

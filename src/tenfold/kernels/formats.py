@@ -22,8 +22,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from tenfold.errors import UsageError
-from tenfold.nn import decode
-from tenfold.nn.linear import bf16_refusal
+from tenfold.kernels import decode
+from tenfold.kernels.linear import bf16_refusal
 
 Format = Literal["fp32", "bf16", "int8", "int4"]
 GROUP = 32

@@ -7,7 +7,7 @@ A program takes the queries of all heads that share keys, and one of SPLITS stre
 request keeps the whole device busy; a second kernel merges the stretches by their log-sum-exp (arXiv 2205.14135, section 3;
 splitting as in flash-decoding). The grid depends on no length, so both can be part of a CUDA graph.
 
-Imported only where CUDA and Triton are (nn/native.py), and by its test in Triton's interpreter.
+Imported only where CUDA and Triton are (kernels/native.py), and by its test in Triton's interpreter.
 
     B requests   N new rows of each   S rows under the mask   P pages of a table   H heads   G key/value heads   D head width
 """

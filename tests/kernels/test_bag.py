@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tenfold.nn.bag import bag, bag_backward, coalesced, nonzero_bag, row_dots
+from tenfold.kernels.bag import bag, bag_backward, coalesced, nonzero_bag, row_dots
 
 
 class Densified(torch.autograd.Function):

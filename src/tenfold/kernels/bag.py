@@ -11,7 +11,7 @@ arXiv 2412.09764): sort the T B ids, and each run of equal ids is one bag of row
 the same bits every time. The gradient arrives in `table.grad` as a sparse COO tensor; `coalesced` gives it every row
 once, also when several layers read one table.
 
-Three backends (`nn/native.py` says which are there and why one is refused): pure torch, which is always right; bag.cpp on
+Three backends (`kernels/native.py` says which are there and why one is refused): pure torch, which is always right; bag.cpp on
 the processor, which reads each row once in the backward for both gradients; bag_triton.py on a GPU.
 
     T tokens   B rows read by a token   K rows of the table   D width   U different rows read
@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tenfold.nn.native import check, fits, large_pages, library, pointer, triton_refused
+from tenfold.kernels.native import check, fits, large_pages, library, pointer, triton_refused
 
 NATIVE = (torch.float32, torch.bfloat16)  # what bag.cpp takes
 
@@ -132,7 +132,7 @@ def _sums(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     if index.numel() == 0:
         return table.new_zeros(len(index), table.shape[1])
     if triton_fits(table, index, weight):
-        from tenfold.nn.bag_triton import sums
+        from tenfold.kernels.bag_triton import sums
 
         return sums(table, index, weight)
     native = _native(table, index, weight)
@@ -148,7 +148,7 @@ def _dots(table: Tensor, index: Tensor, x: Tensor) -> Tensor:
     if index.numel() == 0:
         return x.new_zeros(index.shape)
     if triton_fits(table, index, x):
-        from tenfold.nn.bag_triton import dots
+        from tenfold.kernels.bag_triton import dots
 
         return dots(table, index, x)
     native = _native(table, index, x)
