@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tenfold.inference.pages import PagedCache
 from tenfold.language.draft import Draft, DraftState, Features, Rule, Uniforms
 from tenfold.language.engine import LLMEngine
 from tenfold.language.llama import Llama, LlamaConfig
@@ -15,7 +16,6 @@ from tenfold.language.ngram import HybridDrafter, HybridTree, NgramDrafter
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.speculation import Speculation
 from tenfold.language.tree import Tree
-from tenfold.nn.pages import PagedCache
 
 
 def tiny_llama(vocabulary: int = 23, seed: int = 0, **changes: Any) -> Llama:

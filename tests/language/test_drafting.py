@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from language.drafting_models import AUX, tiny_drafter, tiny_target
+from tenfold.inference.pages import PageAllocator
 from tenfold.language.draft import Draft, Drafter, DraftState
 from tenfold.language.drafter import EagleDrafter
 from tenfold.language.drafting import TreeDrafter
 from tenfold.language.llama import Llama
 from tenfold.language.tree import Tree
-from tenfold.nn.pages import PageAllocator
 
 TREE = Tree.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0, 0]])
 VARIANTS = [

@@ -9,6 +9,7 @@ from torch import Tensor
 from language.drafting_models import tiny_drafter, tiny_target
 from language.engine_models import finish
 from tenfold.errors import UsageError
+from tenfold.inference.pages import PageAllocator
 from tenfold.language.draft import Draft, DraftState
 from tenfold.language.drafting import TreeDrafter
 from tenfold.language.dynamic import DynamicTree, TreeBatch, draft_dynamic
@@ -18,7 +19,6 @@ from tenfold.language.sampling import Laws, SamplingParams
 from tenfold.language.speculation import Speculation
 from tenfold.language.tree import Tree
 from tenfold.language.verify import verify_greedy, verify_sampled
-from tenfold.nn.pages import PageAllocator
 
 SHAPE = DynamicTree(top_k=3, depth=2, total=9)
 TREES = [

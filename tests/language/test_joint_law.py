@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from language.engine_models import tiny_llama
+from tenfold.inference.pages import PagedCache
 from tenfold.language.draft import DraftState, Rule
 from tenfold.language.drafting import TreeDrafter
 from tenfold.language.engine import LLMEngine
@@ -23,7 +24,6 @@ from tenfold.language.llama import Llama
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.speculation import Speculation
 from tenfold.language.tree import Level, Tree
-from tenfold.nn.pages import PagedCache
 
 VOCABULARY, LENGTH = 5, 400  # tokens of one answer
 TREE = Tree.from_paths([[0], [1], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 0, 0, 0]])

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from language.drafting_models import tiny_drafter, tiny_target
 from language.engine_models import NoisyTarget, tiny_llama
 from language.test_drafting import Coins, opened
+from tenfold.inference.pages import PageTable
 from tenfold.language.draft import Draft, Drafter, DraftState
 from tenfold.language.ngram import FittedTree, HybridDrafter, HybridTree, NgramDrafter, Places, chain_nodes
 from tenfold.language.tree import Tree
 from tenfold.language.verify import verify_greedy
-from tenfold.nn.pages import PageTable
 
 
 def searched(tokens: list[int], count: int, longest: int = 3) -> list[int]:

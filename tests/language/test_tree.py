@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.errors import UsageError
+from tenfold.inference.pages import PageAllocator, PagedCache
 from tenfold.language.llama import Llama, LlamaConfig
 from tenfold.language.tree import Tree
-from tenfold.nn.pages import PageAllocator, PagedCache
 
 MC_SIM = [
     [0], [1], [2], [3], [0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [2, 0], [2, 1], [3, 0], [0, 0, 0], [0, 0, 1], [0, 0, 2],

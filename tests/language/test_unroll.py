@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from language.drafting_models import tiny_answers, tiny_drafter, tiny_target
+from tenfold.inference.kv_cache import Cache
 from tenfold.language.answers import collate
 from tenfold.language.drafter import Eagle1Drafter, EagleDrafter
 from tenfold.language.llama import Llama
 from tenfold.language.unroll import unroll
-from tenfold.nn.cache import Cache
 
 VARIANTS = [
     {},

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.errors import UsageError
+from tenfold.inference.kv_cache import Cache, LayerCache
 from tenfold.nn import attention
 from tenfold.nn.attention import Attention, AttentionConfig, attend, attend_lse, causal_mask, merge_attention
-from tenfold.nn.cache import Cache, LayerCache
 from tenfold.nn.rope import TextRope
 
 

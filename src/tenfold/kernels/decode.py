@@ -45,7 +45,7 @@ class Layer(ctypes.Structure):
 
 
 class Pass(ctypes.Structure):
-    """See decode.cpp; nn/stack.py fills it."""
+    """See decode.cpp; inference/stack.py fills it."""
 
     _fields_ = [
         *(("layers", _P), ("depth", _N), ("dim", _N), ("heads", _N), ("groups", _N), ("width", _N), ("eps", _F)),

@@ -1,7 +1,7 @@
 """Attention over pages in Triton: keys are read where they lie, and the lengths are read on the device.
 
     store(k, v, keys, values, places)                                   the new rows into the pool
-    y = attend(q, keys, values, tables, size, prefix, mask)             what nn/device_pages.py's attend_paged computes
+    y = attend(q, keys, values, tables, size, prefix, mask)             what inference/device_pages.py's attend_paged computes
 
 A program takes the queries of all heads that share keys, and one of SPLITS stretches of a request's rows, so that a single
 request keeps the whole device busy; a second kernel merges the stretches by their log-sum-exp (arXiv 2205.14135, section 3;
@@ -52,7 +52,7 @@ def attend(
     mask: Bool[Tensor, "n s"],
     lows: Int[Tensor, "b n"] | None = None,
 ) -> Float[Tensor, "b h n d"]:
-    """See `attend_paged` in nn/device_pages.py."""
+    """See `attend_paged` in inference/device_pages.py."""
     batch, heads, rows, width = q.shape
     groups = keys.shape[0]
     repeat = heads // groups

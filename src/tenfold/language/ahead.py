@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tenfold.inference.pages import PageTable
 from tenfold.language.draft import Rule
 from tenfold.language.drafting import TreeDrafter
 from tenfold.language.request import Request
@@ -27,7 +28,6 @@ from tenfold.language.resident import Plan, Resident
 from tenfold.language.runner import Runner
 from tenfold.language.sampling import kinds_of
 from tenfold.language.tree import Tree
-from tenfold.nn.pages import PageTable
 
 
 @dataclass(frozen=True)

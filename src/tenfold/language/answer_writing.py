@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tenfold.inference.pages import PageAllocator, PagedCache, PageTable
 from tenfold.language.answers import Answer
 from tenfold.language.llama import Llama
 from tenfold.language.passes import Passes
 from tenfold.language.sampling import Laws, SamplingParams, token_laws
-from tenfold.nn.pages import PageAllocator, PagedCache, PageTable
 
 
 @dataclass

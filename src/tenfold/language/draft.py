@@ -24,8 +24,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tenfold.inference.pages import PagedCache, PageTable
 from tenfold.language.tree import Tree
-from tenfold.nn.pages import PagedCache, PageTable
 
 Rule = Literal["A", "B", "C"]
 """How siblings were chosen, which decides how they are checked (language/verify.py):

@@ -25,6 +25,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tenfold.inference.pages import PagedCache, PagedStep
+from tenfold.inference.stack import LayerParts, Stack
 from tenfold.kernels import decode
 from tenfold.kernels.formats import Int8Linear, TiledLinear
 from tenfold.language.draft import Draft, DraftState, Features, Rule, Uniforms
@@ -32,8 +34,6 @@ from tenfold.language.drafter import Eagle1Drafter, Eagle3Drafter, EagleDrafter,
 from tenfold.language.llama import Llama, check_aux_layers
 from tenfold.language.sampling import heated
 from tenfold.language.tree import Level, Tree
-from tenfold.nn.pages import PagedCache, PagedStep
-from tenfold.nn.stack import LayerParts, Stack
 
 Kind = Literal["A", "B", "C"]
 Expand = Callable[[Level, Level, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -226,7 +226,7 @@ class TreeDrafter:
 
 
 def compiled(network: EagleDrafter) -> Stack | None:
-    """An EAGLE-3 network as one call of nn/stack.py, or None where it has no such form."""
+    """An EAGLE-3 network as one call of inference/stack.py, or None where it has no such form."""
     if not isinstance(network, Eagle3Drafter) or network.fc_norms is not None or network.first.before_residual:
         return None
     first = network.first

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from tenfold.config import require
 from tenfold.errors import UsageError
+from tenfold.inference.kv_cache import Cache
 from tenfold.language.feed_forward import check_feed_forward, feed_forward
 from tenfold.nn.attention import AttentionConfig, KeyValues
 from tenfold.nn.block import Block, BlockConfig
-from tenfold.nn.cache import Cache
 from tenfold.nn.memory import MemoryLayer, QueryKeyNorm, Variant
 from tenfold.nn.norm import RMSNorm
 from tenfold.nn.rope import RopeScaling, TextRope

@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tenfold.inference.pages import PagedCache
 from tenfold.language.draft import Draft, Drafter, DraftState, Features, Rule, Uniforms
 from tenfold.language.tree import Tree
-from tenfold.nn.pages import PagedCache
 
 LONGEST = 3  # tokens of the n-grams looked for, down to 1
 

@@ -1,4 +1,4 @@
-"""A target's pass over pages: one call of nn/stack.py where its blocks have that form, its modules elsewhere.
+"""A target's pass over pages: one call of inference/stack.py where its blocks have that form, its modules elsewhere.
 
 forward = Passes(model)
 out = forward(tokens, positions, step, tree.mask, aux_layers)          as the model itself, with `step` a PagedStep
@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tenfold.inference.pages import PagedStep
+from tenfold.inference.stack import LayerParts, Stack
 from tenfold.language.llama import Llama, Output
 from tenfold.nn.block import Block
-from tenfold.nn.pages import PagedStep
-from tenfold.nn.stack import LayerParts, Stack
 
 
 class Passes:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from tenfold.inference.pages import PageTable
 from tenfold.language.draft import DraftState
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.tokenizer import Stream, Tokenizer
-from tenfold.nn.pages import PageTable
 
 FinishReason = Literal["stop", "length", "abort", "prefilled"]
 

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tenfold.inference.device_pages import DeviceStep, slots
 from tenfold.language.draft import Draft, Rule
 from tenfold.language.drafting import TreeDrafter
 from tenfold.language.randomness import ACCEPT, BONUS, DRAFT, device_uniforms
@@ -31,7 +32,6 @@ from tenfold.language.runner import Runner
 from tenfold.language.sampling import Kind, Laws
 from tenfold.language.tree import Level, Tree
 from tenfold.language.verify import Accepted, simulate, verify_greedy, verify_sampled
-from tenfold.nn.device_pages import DeviceStep, slots
 
 WARM = 3  # steps before a graph is recorded, in which libraries and Triton get ready
 

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tenfold.errors import UsageError
+from tenfold.inference.pages import PageAllocator, PagedCache, PageTable
 from tenfold.language.draft import Draft, Drafter, DraftState, Rule
 from tenfold.language.drafting import TreeDrafter
 from tenfold.language.dynamic import DynamicTree, TreeBatch, draft_dynamic
@@ -32,7 +33,6 @@ from tenfold.language.request import Logprob, Request
 from tenfold.language.sampling import Laws, allow
 from tenfold.language.tree import Tree
 from tenfold.language.verify import Accepted, simulate, verify_greedy, verify_sampled
-from tenfold.nn.pages import PageAllocator, PagedCache, PageTable
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from tenfold.inference.pages import PageAllocator, PagedCache
 from tenfold.language.draft import DraftState
 from tenfold.language.drafting import TreeDrafter
 from tenfold.language.engine import LLM
@@ -24,7 +25,6 @@ from tenfold.language.sampling import SamplingParams
 from tenfold.language.speculation import NONE, SIXTEEN, Speculation
 from tenfold.language.tree import Tree
 from tenfold.language.tree_search import CostTable
-from tenfold.nn.pages import PageAllocator, PagedCache
 
 WIDTHS = (1, 3, 5, 7, 9, 13, 17, 25, 33, 49)  # root and nodes
 ROWS = (1, 2, 4, 8)  # inner nodes of a level

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from tenfold.config import require
 from tenfold.errors import UsageError
+from tenfold.inference.prepared import HalfBlock, PackedBlock
 from tenfold.kernels.linear import Workspace, bf16_refusal
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.embed import ConvStem, PatchEmbed, resize_positions
 from tenfold.nn.ffn import GeluFFN, SquaredReLUFFN, SwiGLUFFN
-from tenfold.nn.inference import HalfBlock, PackedBlock
 from tenfold.nn.memory import MemoryLayer, insert_memory
 from tenfold.nn.rope import AxialRope, Rotation
 from tenfold.nn.sparse24 import Sparsity24

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenfold.nn.pages import PageAllocator
+from tenfold.inference.pages import PageAllocator
 
 
 @settings(max_examples=100, deadline=None)

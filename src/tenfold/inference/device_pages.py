@@ -1,7 +1,7 @@
 """Pages seen by one pass when everything that says where they are lies on the device: lengths, tables, rows.
 
     step = DeviceStep(cache, tables, size=16, prefix=lengths, before=0, count=nodes)
-    y = step.layers[0].attend(q, k, v, tree.mask)                     as a PagedStep does (nn/pages.py)
+    y = step.layers[0].attend(q, k, v, tree.mask)                     as a PagedStep does (inference/pages.py)
 
 A `PagedStep` is made anew for every pass from numbers that the host knows. This one has the same shape whatever the lengths
 are, so a pass can be recorded once as a CUDA graph and played again, and the host need not know how many tokens the pass
@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tenfold.inference.pages import PagedCache
 from tenfold.kernels.native import triton_refused
 from tenfold.nn.attention import attend_lse, merge_attention
-from tenfold.nn.pages import PagedCache
 
 
 class DeviceStep:

@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from tenfold.inference.pages import PagedStep
 from tenfold.kernels import decode
 from tenfold.kernels.formats import Int4Linear, Int8Linear, TiledLinear
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block
 from tenfold.nn.ffn import SwiGLUFFN
 from tenfold.nn.norm import RMSNorm
-from tenfold.nn.pages import PagedStep
 from tenfold.nn.rope import Rotation
 
 

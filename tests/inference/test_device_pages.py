@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tenfold.nn.device_pages import DeviceStep, attend_paged
-from tenfold.nn.pages import PageAllocator, PagedCache, PageTable
+from tenfold.inference.device_pages import DeviceStep, attend_paged
+from tenfold.inference.pages import PageAllocator, PagedCache, PageTable
 
 SIZE, PAGES, GROUPS, REPEAT, WIDTH = 4, 40, 2, 3, 8
 BRANCHES = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]], dtype=torch.bool)

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from tenfold.errors import UsageError
+from tenfold.inference.prepared import HalfBlock, PackedBlock
 from tenfold.kernels.linear import PackedLinear, Workspace, bf16_refusal
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.ffn import GeluFFN, SquaredReLUFFN, SwiGLUFFN
-from tenfold.nn.inference import HalfBlock, PackedBlock
 from tenfold.nn.rope import AxialRope
 from tenfold.vision.vit import VIT_CONFIGS, VisionTransformer
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tenfold.inference.pages import PageAllocator, PagedCache, PageTable
 from tenfold.kernels import decode
 from tenfold.kernels.formats import Int4Linear, TiledLinear
 from tenfold.language.llama import Llama, LlamaConfig
 from tenfold.language.passes import Passes, first_largest
 from tenfold.language.prepare import pack_linears
 from tenfold.language.tree import Tree
-from tenfold.nn.pages import PageAllocator, PagedCache, PageTable
 
 pytestmark = pytest.mark.skipif(decode.refusal() is not None, reason=str(decode.refusal()))
 VOCABULARY = 77
