@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tenfold.kernels.native import build
 
-SOURCE = Path(__file__).with_name("decode.cpp")
+SOURCE = Path(__file__).parent / "csrc" / "decode.cpp"
 BF16, INT4, INT8 = 0, 1, 2
 LANES, OUTPUTS, GROUP = 16, 64, 32
 

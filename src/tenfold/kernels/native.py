@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tenfold.errors import UsageError
 
-SOURCE = Path(__file__).parent.joinpath("csrc", "bag.cpp")
+SOURCE = Path(__file__).parent / "csrc" / "bag.cpp"
 COUNTS = {  # functions that return a number, by source
     "bag.cpp": ("bag_f32", "bag_bf16", "dots_f32", "dots_bf16", "group_rows"),
     "decode.cpp": ("decode_supported",),

@@ -116,7 +116,7 @@ def default_aux_layers(depth: int) -> tuple[int, int, int]:
 
 @runtime_checkable
 class Stores(Protocol):
-    """Keys and values of the rows before, one per layer (inference/kv_cache.py, inference/pages.py, or `Branches` in training)."""
+    """Keys and values of the rows before, one per layer: a KV cache, pages (inference/), or `Branches` in training."""
 
     @property
     def layers(self) -> Sequence[KeyValues]: ...

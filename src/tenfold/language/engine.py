@@ -214,7 +214,8 @@ class LLM:
 
     model: "smollm2-135m-instruct" (a sample, fetched once), a GGUF file, or a Hugging Face or own folder.
     drafter: "auto" (the one that belongs to this target, else "ngram"), a path, "ngram" (looks up the text itself), or None.
-    weights: number format, see kernels/formats.py. device: "auto" is a GPU where there is one. `notes` says what was chosen and why.
+    weights: number format, see kernels/formats.py. device: "auto" is a GPU where there is one.
+    `notes` says what was chosen and why.
     """
 
     def __init__(
