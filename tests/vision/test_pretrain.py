@@ -20,7 +20,8 @@ from tenfold.engine.parallel import Collectives
 from tenfold.engine.schedule import Schedule, constant
 from tenfold.engine.task import Phase, Shard
 from tenfold.errors import CheckpointError, UsageError
-from tenfold.vision.pretrain import GramConfig, PretrainRecipe
+from tenfold.vision.gram import GramConfig
+from tenfold.vision.pretrain import PretrainRecipe
 from tenfold.vision.recipes import dinov2_vits, dinov3_gram, dinov3_mini, dinov3_vits
 
 # A network of 0.2 M parameters with everything of the published recipes: masks, both heads, registers, rescaled positions.

@@ -98,7 +98,7 @@ def seconds_per_step(recipe: object) -> float:
 def features_panel(out: Path, photographs: Path) -> Report:
     """What the network just trained, and the one that ships, group together in whole photographs."""
     from tenfold.images.drawing import side_by_side
-    from tenfold.vision.commands import model_of
+    from tenfold.vision.backbone import model_of
     from tenfold.vision.correspond import beside, pca_map
     from tenfold.vision.images import find_images, normalize, open_image
 
@@ -126,7 +126,7 @@ def features_panel(out: Path, photographs: Path) -> Report:
 def add_matches(report: Report, run: Path) -> None:
     """Dense matching on the stereo pair whose true disparity is known, beside what needs no training."""
     from tenfold.images.drawing import match_lines
-    from tenfold.vision.commands import model_of
+    from tenfold.vision.backbone import model_of
     from tenfold.vision.correspond import dense_features, match, raw_patches
     from tenfold.vision.evaluate_dense import initial
     from tenfold.vision.stereo import constant_disparity, known_cells, matching_scores, sample_pair

@@ -5,6 +5,10 @@ model = build_backbone(ConvNextConfig())          both have the same methods and
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from tenfold.errors import UsageError
+from tenfold.export.weights import load
 from tenfold.vision.convnext import ConvNeXt, ConvNextConfig
 from tenfold.vision.vit import VisionTransformer, VitConfig
 
@@ -37,3 +41,11 @@ def layer_of(name: str, config: BackboneConfig) -> tuple[int, int] | None:
         return int(words[words.index("blocks") + 1]) + 1, layers
     embeds = any(part in name for part in ("patch_embed", "pos_embed", "_token"))
     return (0, layers) if embeds else None
+
+
+def model_of(weights: Path) -> Backbone:
+    """The vision transformer or ConvNeXt in `weights`; a UsageError when it holds something else."""
+    model = load(weights)
+    if not isinstance(model, Backbone):
+        raise UsageError(f"{weights} holds a {type(model).__name__}, not a vision transformer or ConvNeXt.")
+    return model

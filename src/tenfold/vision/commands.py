@@ -17,7 +17,6 @@ from tenfold.errors import DataError, MissingExtra, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tenfold.vision.backbone import Backbone
     from tenfold.vision.embeddings import Describe
 
 
@@ -49,6 +48,7 @@ def embed(options: Embed) -> int:
 
     from tenfold.data.atomic import write_atomic
     from tenfold.data.progress import track
+    from tenfold.vision.backbone import model_of
     from tenfold.vision.correspond import beside, pca_map
     from tenfold.vision.images import find_images, normalize, open_image
 
@@ -128,17 +128,6 @@ def _write(out: Path, files: list[Path], rows: list[Tensor]) -> None:
     )
     with aside(out) as temporary:
         pq.write_table(pa.table({"path": [str(f) for f in files], "feature": vectors}), temporary)
-
-
-def model_of(weights: Path) -> Backbone:
-    """The vision transformer or ConvNeXt in `weights`; a UsageError when it holds something else."""
-    from tenfold.export.weights import load
-    from tenfold.vision.backbone import Backbone
-
-    model = load(weights)
-    if not isinstance(model, Backbone):
-        raise UsageError(f"{weights} holds a {type(model).__name__}, not a vision transformer or ConvNeXt.")
-    return model
 
 
 @dataclass(frozen=True)
@@ -237,6 +226,7 @@ def _describe(by: str, size: int) -> Describe:
     """`pixels`, or weights with the digest of their files; weights that cannot be used are refused here, before any work."""
     from tenfold.export.reading import weights_path
     from tenfold.shards.journal import digest
+    from tenfold.vision.backbone import model_of
     from tenfold.vision.embeddings import PIXELS, Describe
 
     if by == PIXELS:

@@ -36,9 +36,9 @@ from tenfold.vision.backbone import BackboneConfig, kind_of, layer_of
 from tenfold.vision.convnext import CONVNEXT_CONFIGS
 from tenfold.vision.crops import MultiCropConfig, normalize
 from tenfold.vision.heads import BatchStatistics
-from tenfold.vision.objectives import sinkhorn_knopp
+from tenfold.vision.objectives import ObjectiveConfig, sinkhorn_knopp
 from tenfold.vision.photographs import Photographs, open_photographs
-from tenfold.vision.pretrain import ObjectiveConfig, PretrainRecipe, draw_masks
+from tenfold.vision.pretrain import PretrainRecipe, draw_masks
 from tenfold.vision.self_distillation import Network, freeze_mask_token, student_losses, teacher_targets
 from tenfold.vision.vit import VIT_CONFIGS, VitConfig
 

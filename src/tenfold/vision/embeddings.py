@@ -223,7 +223,7 @@ def _through(weights: str, size: int, images: Sequence[np.ndarray]) -> np.ndarra
 
 @lru_cache(maxsize=1)
 def _model(weights: str) -> Any:
-    from tenfold.vision.commands import model_of
+    from tenfold.vision.backbone import model_of
 
     return model_of(Path(weights)).float()
 

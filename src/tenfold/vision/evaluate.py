@@ -14,8 +14,7 @@ import tyro
 from torch import Tensor
 
 from tenfold.data.sources import InMemory
-from tenfold.vision.backbone import Backbone, build_backbone
-from tenfold.vision.commands import model_of
+from tenfold.vision.backbone import Backbone, build_backbone, model_of
 from tenfold.vision.images import normalize
 from tenfold.vision.photographs import open_photographs
 from tenfold.vision.probe import attentive_probe, knn_accuracy, linear_probe, pixel_features, retrieval_map

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from tenfold.data.progress import track
 from tenfold.images.frames import Frames, matching, open_frames
-from tenfold.vision.backbone import Backbone, build_backbone
-from tenfold.vision.commands import model_of
+from tenfold.vision.backbone import Backbone, build_backbone, model_of
 from tenfold.vision.correspond import dense_features, object_mask, raw_patches
 from tenfold.vision.dense import EPOCHS, depth_probe, segmentation_probe
 from tenfold.vision.dense_floors import depth_floors, segmentation_floors

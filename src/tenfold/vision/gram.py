@@ -10,9 +10,32 @@ between the patches of an image, taken from a teacher of before that, are what t
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from tenfold.config import require
+from tenfold.engine.schedule import Schedule, constant
+
+
+@dataclass(frozen=True)
+class GramConfig:
+    """Gram anchoring. The Gram teacher is the starting run's teacher, and is replaced by the EMA teacher `refreshes` times,
+    every `refresh_every` steps (DINOv3, arXiv 2508.10104, section 4.2)."""
+
+    weight: Schedule = field(default_factory=lambda: constant(0.0))  # of the loss; 0 throughout: no Gram teacher
+    refresh_every: int = 10_000  # steps
+    refreshes: int = 3  # at most
+
+    def __post_init__(self) -> None:
+        require(self.refresh_every >= 1, "gram.refresh_every", self.refresh_every, "a whole number >= 1")
+        require(self.refreshes >= 0, "gram.refreshes", self.refreshes, "a whole number >= 0")
+
+    @property
+    def active(self) -> bool:
+        return self.weight.peak > 0 or self.weight.final > 0
 
 
 def gram_loss(student: Float[Tensor, "b p d"], teacher: Float[Tensor, "b p d"]) -> Float[Tensor, ""]:

@@ -10,14 +10,54 @@ Across ranks the losses see the *global* batch through `ranks` (engine/parallel.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from tenfold.config import require
 from tenfold.engine.parallel import Collectives
+from tenfold.engine.schedule import Schedule, constant
 
 ALONE = Collectives()
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Weights and temperatures of the losses.
+
+    `centering` softmax is DINOv2's other way: of the logits less their running mean. `koleo_crops`: the released code
+    takes every global crop, the papers say the first.
+    """
+
+    ibot: float = 1.0  # weight of the masked-patch loss; 0 leaves out its head and the masks
+    koleo: float = 0.1  # weight per crop of the loss that spreads features
+    koleo_crops: Literal["all", "first"] = "all"
+    local: Schedule = field(default_factory=lambda: constant(1.0))  # weight of the local crops' part
+    centering: Literal["sinkhorn", "softmax"] = "sinkhorn"
+    student_temperature: float = 0.1
+    teacher_temperature: Schedule = field(default_factory=lambda: Schedule("constant", 0.07, start=0.04, warmup=0.3))
+    momentum: Schedule = field(default_factory=lambda: Schedule("cosine", peak=0.992, final=1.0))
+    freeze_prototypes: int | float = 0  # steps, or share of the run, in which the prototypes do not move
+    mask_probability: float = 0.5  # share of global crops that are masked for iBOT
+    mask_ratio: tuple[float, float] = (0.1, 0.5)
+
+    def __post_init__(self) -> None:
+        for name in ("ibot", "koleo"):
+            require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), "a weight >= 0")
+        require(self.student_temperature > 0, "objective.student_temperature", self.student_temperature, "a number > 0")
+        require(
+            0 <= self.mask_probability <= 1, "objective.mask_probability", self.mask_probability, "a share in [0, 1]"
+        )
+        frozen = self.freeze_prototypes
+        steps = "a number of steps (int >= 0) or a share of the run (float from 0.0 to 1.0)"
+        allowed = frozen >= 0 and (isinstance(frozen, int) or frozen <= 1)
+        require(allowed, "objective.freeze_prototypes", frozen, steps)
+        low, high = self.mask_ratio
+        require(0 < low <= high < 1, "objective.mask_ratio", self.mask_ratio, "two rising shares in (0, 1)")
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ class Pca:
 def pca(options: Pca) -> int:
     from tenfold.data.progress import track as counted
     from tenfold.images.drawing import write_png
-    from tenfold.vision.commands import model_of
+    from tenfold.vision.backbone import model_of
     from tenfold.vision.correspond import beside, dense_features, pca_map
     from tenfold.vision.images import find_images, open_image
 
@@ -82,7 +82,7 @@ def match(options: Match) -> int:
     from tenfold.data.atomic import write_atomic
     from tenfold.data.readers import read_image
     from tenfold.images.drawing import match_lines, write_png
-    from tenfold.vision.commands import model_of
+    from tenfold.vision.backbone import model_of
     from tenfold.vision.correspond import dense_features
     from tenfold.vision.correspond import match as match_cells
 
@@ -135,7 +135,7 @@ def track(options: Track) -> int:
     from tenfold.data.progress import track as counted
     from tenfold.images.drawing import overlay, side_by_side, write_png
     from tenfold.images.frames import open_frames
-    from tenfold.vision.commands import model_of
+    from tenfold.vision.backbone import model_of
     from tenfold.vision.correspond import dense_features
     from tenfold.vision.dense import cell_labels
     from tenfold.vision.tracking import propagate_labels, propagation_miou, to_pixels, tracking_floors
@@ -184,7 +184,7 @@ def segment(options: Segment) -> int:
     from tenfold.data.progress import track as counted
     from tenfold.images.drawing import overlay, side_by_side, write_png
     from tenfold.images.frames import open_frames
-    from tenfold.vision.commands import model_of
+    from tenfold.vision.backbone import model_of
     from tenfold.vision.correspond import dense_features, object_mask
     from tenfold.vision.dense import segment as segment_cells
     from tenfold.vision.images import find_images, open_image

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,70 +25,19 @@ from tenfold.config import require
 from tenfold.engine.checkpoint import read_model
 from tenfold.engine.parallel import Collectives
 from tenfold.engine.recipe import Recipe
-from tenfold.engine.schedule import Schedule, constant, length
+from tenfold.engine.schedule import length
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
 from tenfold.nn.sparse24 import Sparsity24
 from tenfold.nn.sparse_training import SparsityController
 from tenfold.vision.backbone import layer_of
 from tenfold.vision.crops import MultiCropConfig
+from tenfold.vision.gram import GramConfig
 from tenfold.vision.heads import HeadConfig
 from tenfold.vision.masking import block_masks
+from tenfold.vision.objectives import ObjectiveConfig
 from tenfold.vision.photographs import Mixed, Photographs, open_photographs
 from tenfold.vision.self_distillation import SelfDistillation
 from tenfold.vision.vit import VitConfig
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """Weights and temperatures of the losses.
-
-    `centering` softmax is DINOv2's other way: of the logits less their running mean. `koleo_crops`: the released code
-    takes every global crop, the papers say the first.
-    """
-
-    ibot: float = 1.0  # weight of the masked-patch loss; 0 leaves out its head and the masks
-    koleo: float = 0.1  # weight per crop of the loss that spreads features
-    koleo_crops: Literal["all", "first"] = "all"
-    local: Schedule = field(default_factory=lambda: constant(1.0))  # weight of the local crops' part
-    centering: Literal["sinkhorn", "softmax"] = "sinkhorn"
-    student_temperature: float = 0.1
-    teacher_temperature: Schedule = field(default_factory=lambda: Schedule("constant", 0.07, start=0.04, warmup=0.3))
-    momentum: Schedule = field(default_factory=lambda: Schedule("cosine", peak=0.992, final=1.0))
-    freeze_prototypes: int | float = 0  # steps, or share of the run, in which the prototypes do not move
-    mask_probability: float = 0.5  # share of global crops that are masked for iBOT
-    mask_ratio: tuple[float, float] = (0.1, 0.5)
-
-    def __post_init__(self) -> None:
-        for name in ("ibot", "koleo"):
-            require(getattr(self, name) >= 0, f"objective.{name}", getattr(self, name), "a weight >= 0")
-        require(self.student_temperature > 0, "objective.student_temperature", self.student_temperature, "a number > 0")
-        require(
-            0 <= self.mask_probability <= 1, "objective.mask_probability", self.mask_probability, "a share in [0, 1]"
-        )
-        frozen = self.freeze_prototypes
-        steps = "a number of steps (int >= 0) or a share of the run (float from 0.0 to 1.0)"
-        allowed = frozen >= 0 and (isinstance(frozen, int) or frozen <= 1)
-        require(allowed, "objective.freeze_prototypes", frozen, steps)
-        low, high = self.mask_ratio
-        require(0 < low <= high < 1, "objective.mask_ratio", self.mask_ratio, "two rising shares in (0, 1)")
-
-
-@dataclass(frozen=True)
-class GramConfig:
-    """Gram anchoring. The Gram teacher is the starting run's teacher, and is replaced by the EMA teacher `refreshes` times,
-    every `refresh_every` steps (DINOv3, arXiv 2508.10104, section 4.2)."""
-
-    weight: Schedule = field(default_factory=lambda: constant(0.0))  # of the loss; 0 throughout: no Gram teacher
-    refresh_every: int = 10_000  # steps
-    refreshes: int = 3  # at most
-
-    def __post_init__(self) -> None:
-        require(self.refresh_every >= 1, "gram.refresh_every", self.refresh_every, "a whole number >= 1")
-        require(self.refreshes >= 0, "gram.refreshes", self.refreshes, "a whole number >= 0")
-
-    @property
-    def active(self) -> bool:
-        return self.weight.peak > 0 or self.weight.final > 0
 
 
 @dataclass(frozen=True)
@@ -164,7 +113,7 @@ class PretrainTask(Task):
         return open_photographs(r.data, r.val, r.source_side, r.crops.global_size, r.val_rows, r.trainer.data_errors)
 
     def build(self) -> nn.Module:
-        model = SelfDistillation(self.recipe, self.ranks, self.hparams)
+        model = self._model(self.ranks)
         if self.recipe.start is not None:
             model.start_from(read_model(self.recipe.start), str(self.recipe.start))
         if self.recipe.model.sparsity == "2:4":  # the student alone: teachers are dense
@@ -172,6 +121,12 @@ class PretrainTask(Task):
             self._controller = SparsityController(model.student, self.recipe.sparsity, total, self._mean_over_ranks)
             self._controller.step(0)
         return model
+
+    def _model(self, ranks: Collectives) -> SelfDistillation:
+        r = self.recipe
+        return SelfDistillation(
+            r.model, dino=r.dino, ibot=r.ibot, objective=r.objective, gram=r.gram, ranks=ranks, hparams=self.hparams
+        )
 
     def _mean_over_ranks(self, value: Tensor) -> Tensor:
         return self.ranks.all_reduce_sum(value) / self.ranks.world
@@ -261,7 +216,7 @@ class PretrainTask(Task):
         pixels = self.photographs.floor(self.recipe.val_k)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.trainer.seed)
-            untrained = SelfDistillation(self.recipe, Collectives(), self.hparams).eval()
+            untrained = self._model(Collectives()).eval()
         score = self.knn(lambda images: untrained({"images": images})["features"])
         assert pixels is not None
         assert score is not None

@@ -16,8 +16,10 @@ from tenfold.engine.recipe import TrainerConfig
 from tenfold.engine.schedule import Schedule, constant
 from tenfold.vision.crops import MultiCropConfig
 from tenfold.vision.distill import DistillRecipe
+from tenfold.vision.gram import GramConfig
 from tenfold.vision.heads import HeadConfig
-from tenfold.vision.pretrain import GramConfig, ObjectiveConfig, PretrainRecipe
+from tenfold.vision.objectives import ObjectiveConfig
+from tenfold.vision.pretrain import PretrainRecipe
 from tenfold.vision.text_align import TextAlignRecipe
 from tenfold.vision.vit import VIT_CONFIGS, VitConfig
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,10 @@ from tenfold.engine.parallel import Collectives
 from tenfold.errors import CheckpointError
 from tenfold.vision.backbone import BackboneConfig, build_backbone
 from tenfold.vision.crops import normalize
-from tenfold.vision.gram import gram_loss, pool_to
+from tenfold.vision.gram import GramConfig, gram_loss, pool_to
 from tenfold.vision.heads import BatchStatistics, HeadConfig, PrototypeHead
-from tenfold.vision.objectives import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp, softmax_center
+from tenfold.vision.objectives import ObjectiveConfig, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp, softmax_center
 from tenfold.vision.vit import VisionOutput, VisionTransformer
-
-if TYPE_CHECKING:
-    from tenfold.vision.pretrain import ObjectiveConfig, PretrainRecipe
 
 
 class Network(nn.Module):
@@ -69,17 +66,27 @@ class Center(nn.Module):
 class SelfDistillation(nn.Module):
     """`forward(batch)` gives the losses; `forward({"images": x})` the teacher's features."""
 
-    def __init__(self, recipe: PretrainRecipe, ranks: Collectives, hparams: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        model: BackboneConfig,
+        *,
+        dino: HeadConfig,
+        ibot: HeadConfig,
+        objective: ObjectiveConfig,
+        gram: GramConfig,
+        ranks: Collectives,
+        hparams: Mapping[str, float],
+    ) -> None:
         super().__init__()
-        self.student = Network(recipe.model, recipe.dino, recipe.ibot if recipe.objective.ibot > 0 else None)
-        if recipe.objective.ibot == 0:
+        self.student = Network(model, dino, ibot if objective.ibot > 0 else None)
+        if objective.ibot == 0:
             freeze_mask_token(self.student)  # nothing is masked: it takes part in no step
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.gram_teacher = copy.deepcopy(self.teacher.backbone) if recipe.gram.active else None
-        self.objective, self.hparams, self.ranks = recipe.objective, hparams, ranks
-        softmax = recipe.objective.centering == "softmax"
-        self.center = Center(recipe.dino.prototypes) if softmax else None
-        self.patch_center = Center(recipe.ibot.prototypes) if softmax and recipe.objective.ibot > 0 else None
+        self.gram_teacher = copy.deepcopy(self.teacher.backbone) if gram.active else None
+        self.objective, self.hparams, self.ranks = objective, hparams, ranks
+        softmax = objective.centering == "softmax"
+        self.center = Center(dino.prototypes) if softmax else None
+        self.patch_center = Center(ibot.prototypes) if softmax and objective.ibot > 0 else None
         for module in self.modules():
             if isinstance(module, BatchStatistics):
                 module.ranks = ranks  # statistics of the global batch: the losses equal one process's
