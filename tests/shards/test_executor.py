@@ -22,7 +22,7 @@ from tenfold.data.lock import held
 from tenfold.errors import CheckpointError, LockHeld, MissingExtra, StorageError, TenfoldError, UsageError
 from tenfold.shards import executor
 from tenfold.shards.executor import FailedShards, map_shards
-from tenfold.shards.journal import NAME
+from tenfold.shards.journal import NAME, make_header
 
 LETTERS = ["a", "b", "c", "d"]
 
@@ -324,3 +324,26 @@ def test_long_work_says_rate_and_time_left_in_plain_lines(
     assert re.search(r"passages: 2 of 4, [\d.]+/s, 0:0\d left", said.err)
     assert re.search(r"passages: 4 of 4, [\d.]+/s, in 0:0\d\n$", said.err)
     assert said.out == ""
+
+
+def test_a_folder_started_under_a_former_id_of_the_map_function_goes_on(tmp_path: Path) -> None:
+    """A file that moves changes `module:qualname`; folders of the last version must not be refused, nor change their bytes."""
+    items = ["a", "b", "c"]
+    map_shards(work.draw, items[:2], tmp_path / "out", settings={}, name=same)
+    journal = tmp_path / "out" / NAME
+    old = "".join(
+        line.replace("tests.draw", "elsewhere:draw") for line in journal.read_text().splitlines(keepends=True)
+    )
+    header = json.loads(old.splitlines()[0])
+    made_by = {key: value for key, value in header.items() if key not in ("format", "hash")}
+    renamed = json.dumps(make_header(made_by), sort_keys=True)
+    journal.write_text("\n".join([renamed, *old.splitlines()[1:]]) + "\n")
+    result = map_shards(work.draw, items, tmp_path / "out", settings={}, name=same)
+    assert (result.done, result.skipped) == (1, 2)
+    assert json.loads(journal.read_text().splitlines()[0])["function"] == "elsewhere:draw"
+
+
+def test_a_folder_of_a_function_that_was_never_this_one_is_refused(tmp_path: Path) -> None:
+    map_shards(work.draw, ["a"], tmp_path / "out", settings={}, name=same)
+    with pytest.raises(UsageError, match="function was"):
+        map_shards(work.count_words, ["a"], tmp_path / "out", settings={}, name=same)

@@ -40,6 +40,7 @@ from tenfold.shards.journal import NAME, Entry, Journal, make_header
 from tenfold.shards.shard_names import check_names, clear_temporaries, refuse_strangers
 
 Item = TypeVar("Item")
+F = TypeVar("F", bound=Callable[..., object])
 LOCK = ".lock"
 LISTED = 20  # failures that a message names; the journal has all
 
@@ -91,6 +92,22 @@ class Workers(Protocol):
     ) -> None: ...
 
 
+def map_function(map_id: str, *, formerly: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """Gives a map function an id that does not change when its file moves; the journal stores it.
+
+    @map_function("vision.embed_rows", formerly=("tenfold.vision.embeddings:embed_rows",))
+    def embed_rows(...): ...
+
+    formerly: ids under which earlier versions wrote the same bytes; folders of theirs go on.
+    """
+
+    def mark(function: F) -> F:
+        function.map_id, function.formerly = map_id, formerly  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
 def map_shards(
     function: Callable[[Item, Path], object],
     items: Iterable[Item],
@@ -107,7 +124,8 @@ def map_shards(
     """Calls `function(item, target)` for every item in a worker process; `target` becomes `out / name(item)`.
 
     function: importable by name (top level of a module), or a functools.partial of such a function. It writes a file or
-        a folder at `target`, which does not exist yet; it must depend on its item, its settings and nothing else.
+        a folder at `target`, which does not exist yet; it must depend on its item, its settings and nothing else. The
+        journal knows it by its `map_function` id, or else by `module:qualname`.
     items: picklable values. `name` gives each a file name of its own, stable between runs; "a/b.tif" makes folders.
     settings: whatever else the bytes depend on (a dataclass or JSON values). Other settings, another function or another
         number of threads refuse the folder.
@@ -121,13 +139,13 @@ def map_shards(
     require(threads >= 1, "threads", threads, "a whole number >= 1")
     require(retries >= 0, "retries", retries, "a whole number >= 0")
     start_workers = _executor(executor)
-    header = _header(function, threads, settings)
+    header, formerly = _header(function, threads, settings)
     out = Path(out).absolute()  # a worker may have another working folder
     named = check_names(items, name)
     with held(out / LOCK, "folder of shards"):
         if not (out / NAME).exists():
             refuse_strangers(out, named)
-        journal = Journal.open(out, header)
+        journal = Journal.open(out, header, formerly)
         finished = False
         try:
             clear_temporaries(out, named)
@@ -229,16 +247,24 @@ def _executor(name: str) -> Callable[[Function, int, int], Workers]:
     raise unknown_name("executor", name, ("local", "ray"))
 
 
-def _header(function: Any, threads: int, settings: Any) -> dict[str, Any]:
+def _header(function: Any, threads: int, settings: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The journal's header, and those under which earlier versions wrote the same bytes."""
     bound: dict[str, Any] = {}
     inner = function
     if isinstance(function, functools.partial):
         inner, bound = function.func, {"bound": to_dict([function.args, function.keywords])}
-    name = f"{getattr(inner, '__module__', '?')}:{getattr(inner, '__qualname__', type(inner).__qualname__)}"
+    name = getattr(inner, "map_id", None) or _place(inner)
     try:
         pickle.dumps(function)
     except Exception as error:
         raise UsageError(
             f"function = {name}: allowed is a function at the top level of a module, which a worker can import ({error})."
         ) from error
-    return make_header({"function": name, **bound, "threads": threads, "settings": to_dict(settings)})
+    made_by = {**bound, "threads": threads, "settings": to_dict(settings)}
+    header, *formerly = [make_header({"function": n, **made_by}) for n in (name, *getattr(inner, "formerly", ()))]
+    return header, formerly
+
+
+def _place(function: Any) -> str:
+    """`module:qualname`, the id of a function that has none of its own."""
+    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__qualname__)}"

@@ -57,8 +57,9 @@ class Journal:
         self._file: int | None = None
 
     @classmethod
-    def open(cls, out: Path, header: dict[str, Any]) -> Journal:
-        """Opens or starts the journal of `out`.
+    def open(cls, out: Path, header: dict[str, Any], formerly: Iterable[dict[str, Any]] = ()) -> Journal:
+        """Opens or starts the journal of `out`. A folder that was started under one of the headers `formerly` goes on
+        under it: its seeds derive from that header's hash.
 
         Raises UsageError when other settings made the folder (naming each difference) and CheckpointError when its
         first line cannot be read.
@@ -67,6 +68,7 @@ class Journal:
         try:
             lines = _read(path)
             if lines:
+                header = next((old for old in formerly if old["hash"] == lines[0]["hash"]), header)
                 _compare(path, lines[0], header)
             journal = cls(out, header, lines[1:])
             journal._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -26,6 +26,7 @@ import numpy as np
 from tenfold.data.atomic import write_atomic
 from tenfold.data.sample import Sample
 from tenfold.errors import DataError, UsageError
+from tenfold.shards.executor import map_function
 from tenfold.vision.duplicates import hashes, read_edges
 from tenfold.vision.embeddings import Describe, Vectors, _opencv, opened, read_column, read_sample, write_shard
 from tenfold.vision.neighbors import components
@@ -88,6 +89,7 @@ def choose_planted(shards: Sequence[Path], seed: int, planted: int = PLANTED) ->
     return np.sort(np.random.default_rng((seed, 2)).choice(ids, min(planted, len(ids)), replace=False))
 
 
+@map_function("vision.plant_copies", formerly=("tenfold.vision.calibrate:plant_copies",))
 def plant_copies(describe: Describe, plant: Plant, target: Path) -> None:
     """Describes three copies of each image; a row's `id` is its original's, its `name` the kind."""
     source = opened(plant.source)

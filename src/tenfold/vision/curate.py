@@ -27,7 +27,7 @@ from tenfold.data.atomic import aside, write_atomic
 from tenfold.data.lock import held
 from tenfold.data.sources import open_source, too_many_unreadable
 from tenfold.errors import DataError, UsageError
-from tenfold.shards.executor import map_shards
+from tenfold.shards.executor import map_function, map_shards
 from tenfold.shards.journal import NAME as JOURNAL
 from tenfold.vision import calibrate as calibration
 from tenfold.vision import duplicates, selection
@@ -353,6 +353,7 @@ class _Curation:
         return self._map("manifest", selection.choose, [choice], settings, lambda _: MANIFEST)[0]
 
 
+@map_function("vision.keep_both", formerly=("tenfold.vision.curate:keep_both",))
 def keep_both(survivors: Path, group: duplicates.Group, target: Path) -> None:
     """drop_touched, and what the first stage dropped stays dropped."""
     whole = target.with_name(target.name + "-touched")
@@ -363,6 +364,7 @@ def keep_both(survivors: Path, group: duplicates.Group, target: Path) -> None:
     duplicates.write_columns(target, **columns)
 
 
+@map_function("vision.copy_tree", formerly=("tenfold.vision.curate:copy_tree",))
 def copy_tree(made: Path, survivors: selection.Survivors, target: Path) -> None:
     """The tree that workers made together, as the output of its stage."""
     import shutil

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from tenfold.shards.executor import map_function
 from tenfold.vision.embeddings import Vectors, parquet, read_column, read_vectors
 from tenfold.vision.neighbors import TopK, across, approximate_pair, components, fill_index, train_index, within
 
@@ -80,6 +81,7 @@ class Index:
     seed: int = 0
 
 
+@map_function("vision.exact_edges", formerly=("tenfold.vision.duplicates:exact_edges",))
 def exact_edges(pair: Pair, target: Path) -> None:
     """Both directions at once: every product serves the rows of both shards."""
     left, first = read_vectors(pair.left), pair.first_left
@@ -95,6 +97,7 @@ def exact_edges(pair: Pair, target: Path) -> None:
     write_edges(target, tuple(np.concatenate(both) for both in zip(*sides)))  # type: ignore[arg-type]
 
 
+@map_function("vision.approximate_edges", formerly=("tenfold.vision.duplicates:approximate_edges",))
 def approximate_edges(pair: Pair, target: Path) -> None:
     """Rows of the left shard against the index of the right; similarities are those of the stored vectors."""
     assert pair.index is not None, "the right shard has no index"
@@ -104,6 +107,7 @@ def approximate_edges(pair: Pair, target: Path) -> None:
     write_edges(target, best.result().edges(pair.first_left))
 
 
+@map_function("vision.build_index", formerly=("tenfold.vision.duplicates:build_index",))
 def build_index(item: Index, target: Path) -> None:
     if item.trained is not None:
         fill_index(item.trained, read_vectors(item.shards[0]), target)
@@ -116,6 +120,7 @@ def build_index(item: Index, target: Path) -> None:
     train_index(gather(vectors, rows), target)
 
 
+@map_function("vision.merge_edges", formerly=("tenfold.vision.duplicates:merge_edges",))
 def merge_edges(merge: Merge, target: Path) -> None:
     best = TopK(merge.rows, merge.k)
     for path in merge.paths:
@@ -125,6 +130,7 @@ def merge_edges(merge: Merge, target: Path) -> None:
     write_edges(target, best.result().edges(merge.first))
 
 
+@map_function("vision.group_pool", formerly=("tenfold.vision.duplicates:group_pool",))
 def group_pool(group: Group, target: Path) -> None:
     """One image of each component is kept: the one with most pixels, the first of them when there are several."""
     shards = list(group.shards)
@@ -138,6 +144,7 @@ def group_pool(group: Group, target: Path) -> None:
     write_columns(target, row=np.arange(len(labels)), component=labels, kept=kept)
 
 
+@map_function("vision.touch_references", formerly=("tenfold.vision.duplicates:touch_references",))
 def touch_references(pair: Pair, target: Path) -> None:
     """For every row of the pool's shard (left) its nearest image of a reference shard (right), above the floor."""
     left = read_vectors(pair.left)

@@ -26,6 +26,7 @@ from jaxtyping import Float32, UInt8
 
 from tenfold.data.sample import Sample
 from tenfold.errors import DataError, MissingExtra
+from tenfold.shards.executor import map_function
 
 PIXELS = "pixels"
 SIDE, COSINES = 32, 8  # the image is squashed to SIDE x SIDE, and frequencies below COSINES are kept
@@ -65,6 +66,7 @@ class Rows:
         return f"rows-{self.start:010}.parquet"
 
 
+@map_function("vision.embed_rows", formerly=("tenfold.vision.embeddings:embed_rows",))
 def embed_rows(describe: Describe, rows: Rows, target: Path) -> None:
     """Writes the shard of some rows of a source."""
     source = opened(rows.source)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tenfold.data.atomic import write_atomic
-from tenfold.shards.executor import map_shards
+from tenfold.shards.executor import map_function, map_shards
 from tenfold.vision.cluster import InProcess, Partial, Tree, assign, balanced_sample, hierarchical_kmeans, reduce_means
 from tenfold.vision.duplicates import write_columns
 from tenfold.vision.embeddings import Vectors, parquet, read_column, read_vectors
@@ -154,12 +154,14 @@ class OverWorkers:
         return parts
 
 
+@map_function("vision.assign_shard", formerly=("tenfold.vision.selection:assign_shard",))
 def assign_shard(step: Step, target: Path) -> None:
     part = assign(Kept(step.survivors)[step.shard], np.load(step.centroids))
     with target.open("wb") as file:
         np.savez(file, sums=part.sums, counts=part.counts, labels=part.labels, distance=part.distance)
 
 
+@map_function("vision.cluster_pool", formerly=("tenfold.vision.selection:cluster_pool",))
 def cluster_pool(clustering: Clustering, survivors: Survivors, target: Path, spread: OverWorkers | None = None) -> None:
     """Writes the tree as a folder."""
     kept = Kept(survivors)
@@ -184,6 +186,7 @@ def read_tree(folder: Path) -> Tree:
     return Tree(tuple(parents), tuple(np.load(f) for f in files), read_column(folder / "tree.parquet", "distance"))
 
 
+@map_function("vision.retrieve_nearest", formerly=("tenfold.vision.selection:retrieve_nearest",))
 def retrieve_nearest(queries: Queries, target: Path) -> None:
     kept = Kept(queries.survivors)
     rows = read_vectors(queries.queries[0], kept.vectors.width)
@@ -198,6 +201,7 @@ def retrieve_nearest(queries: Queries, target: Path) -> None:
     _write_best(target, kept.rows[found], similarity)
 
 
+@map_function("vision.retrieve_clusters", formerly=("tenfold.vision.selection:retrieve_clusters",))
 def retrieve_clusters(queries: Queries, target: Path) -> None:
     """Each cluster's members are drawn at random; their similarity is that of the cluster's share of queries, so that a
     cap keeps the clusters that the query set speaks for most."""
@@ -220,6 +224,7 @@ def retrieve_clusters(queries: Queries, target: Path) -> None:
     _write_best(target, np.concatenate(rows), np.concatenate(weight))
 
 
+@map_function("vision.choose", formerly=("tenfold.vision.selection:choose",))
 def choose(choice: Choice, target: Path) -> None:
     """Retrieved images first, at most `share` of the target and `cap` a query set, the most similar of them; the rest is
     sampled evenly from the clusters, without what was retrieved."""
