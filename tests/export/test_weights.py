@@ -19,7 +19,7 @@ from tenfold.data.tensors import read_safetensors, save_own
 from tenfold.errors import StorageError, UsageError, WeightsError
 from tenfold.export.weights import convert, load
 from tenfold.language.llama import Llama, LlamaConfig
-from tenfold.vision.vit import VisionTransformer, VitConfig
+from tenfold.vision.backbones.vit import VisionTransformer, VitConfig
 
 TINY = VitConfig(32, 2, 2, registers=1)
 
@@ -157,7 +157,7 @@ def test_a_full_disk_keeps_what_was_there(to: str, tmp_path: Path, monkeypatch: 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tensor_files, "write_safetensors", full)
-    monkeypatch.setattr("tenfold.vision.weights.write_safetensors", full)
+    monkeypatch.setattr("tenfold.vision.backbones.weights.write_safetensors", full)
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(StorageError, match="no space left") as error:
         convert(source, target, to=to)

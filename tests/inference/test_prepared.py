@@ -16,7 +16,7 @@ from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.ffn import GeluFFN, SquaredReLUFFN, SwiGLUFFN
 from tenfold.nn.rope import AxialRope
-from tenfold.vision.vit import VIT_CONFIGS, VisionTransformer
+from tenfold.vision.backbones.vit import VIT_CONFIGS, VisionTransformer
 
 
 @pytest.mark.parametrize("ffn", [GeluFFN, SwiGLUFFN])

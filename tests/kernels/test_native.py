@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from tenfold.engine.row_adamw import RowAdamW
+from tenfold.kernels import decode, native
 from tenfold.kernels.bag import bag, bag_backward, row_dots
 from tenfold.kernels.native import backends
-from tenfold.nn import decode, native
 
 WITHOUT = """
 import torch

@@ -7,6 +7,7 @@ import torch
 
 from language.drafting_models import tiny_drafter, tiny_target
 from language.engine_models import finish
+from tenfold.kernels import decode, formats
 from tenfold.kernels.formats import Format
 from tenfold.kernels.linear import bf16_refusal
 from tenfold.language.draft import Drafter
@@ -18,7 +19,6 @@ from tenfold.language.prepare import pack_linears
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.speculation import NONE, SIXTEEN, Speculation, drafter_format
 from tenfold.language.tree import Tree
-from tenfold.nn import decode, formats
 
 
 def drafters() -> list[TreeDrafter | NgramDrafter | HybridDrafter]:

@@ -14,7 +14,7 @@ from transformers import AutoModel, DINOv3ConvNextModel
 from tenfold.data.tensors import save_own
 from tenfold.errors import UsageError
 from tenfold.export.weights import convert
-from tenfold.vision.convnext import CONVNEXT_CONFIGS, ConvNeXt, ConvNextConfig
+from tenfold.vision.backbones.convnext import CONVNEXT_CONFIGS, ConvNeXt, ConvNextConfig
 
 SIZES = [(224, 224), (160, 352), (96, 96)]
 

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, BertModel, CLIPTokenizer
 
 from tenfold.data.samples import fetch
 from tenfold.export.weights import load
-from tenfold.vision.text_tokens import tokenizer
-from tenfold.vision.text_towers import SentenceEncoder
+from tenfold.vision.text.tokens import tokenizer
+from tenfold.vision.text.towers import SentenceEncoder
 
 pytestmark = pytest.mark.samples
 SENTENCES = [

@@ -12,7 +12,7 @@ from parity.test_vit import perturbed, tokens
 from tenfold.bench.peers import torchvision
 from tenfold.data.tensors import save_own
 from tenfold.export.weights import convert
-from tenfold.vision.vit import VIT_CONFIGS
+from tenfold.vision.backbones.vit import VIT_CONFIGS
 
 pytestmark = pytest.mark.oracle
 

@@ -18,7 +18,7 @@ from transformers import AutoModel
 from tenfold.data.tensors import save_own
 from tenfold.export.weights import convert, load
 from tenfold.nn.embed import resize_positions
-from tenfold.vision.vit import VIT_CONFIGS, VisionTransformer, VitConfig
+from tenfold.vision.backbones.vit import VIT_CONFIGS, VisionTransformer, VitConfig
 
 SIZES = [(224, 224), (160, 352), (96, 96)]
 PATCH14 = [(224, 224), (154, 350), (98, 98)]

@@ -1,4 +1,4 @@
-"""The contrastive loss and its gradients on real gloo ranks, for tests/vision/test_contrastive.py."""
+"""The contrastive loss and its gradients on real gloo ranks, for tests/vision/text/test_contrastive.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def whole(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def rank_of(environment: dict[str, str], folder: Path, dtype: torch.dtype) -> None:
     """One rank: its rows' loss and gradients, averaged over ranks as the trainer does."""
     from tenfold.engine.parallel import join
-    from tenfold.vision.contrastive import contrastive_loss
+    from tenfold.vision.text.contrastive import contrastive_loss
 
     os.environ.update(environment)
     place = join("cpu")

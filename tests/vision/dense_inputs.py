@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tenfold.data.tensors import save_own
-from tenfold.vision.vit import VIT_CONFIGS, VisionTransformer
+from tenfold.vision.backbones.vit import VIT_CONFIGS, VisionTransformer
 
 
 def mini() -> VisionTransformer:

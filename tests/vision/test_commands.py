@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tenfold.cli import main
 from tenfold.data.tensors import save_own
-from tenfold.vision.vit import VIT_CONFIGS, VisionTransformer
+from tenfold.vision.backbones.vit import VIT_CONFIGS, VisionTransformer
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_every_score_stands_beside_its_floors(
 
 
 def test_a_subset_of_a_folder_has_every_class(test_data: Path, tmp_path: Path) -> None:
-    from tenfold.vision.photographs import open_photographs
+    from tenfold.vision.pretraining.photographs import open_photographs
 
     rows = next(pq.ParquetFile(test_data / "vision/imagenette160_val.parquet").iter_batches(batch_size=60))
     for part in ("train", "val"):

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from vision.test_pretrain import SMALL
 
 from tenfold.cli import main
 from tenfold.data.tensors import save_own
-from tenfold.vision.vit import VisionTransformer, VitConfig
+from tenfold.vision.backbones.vit import VisionTransformer, VitConfig
 from vision.dense_inputs import cut, npy, png, write
-from vision.test_pretrain import SMALL
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/vision.md"
 FEW = ["--trainer.steps", "1", "--trainer.workers", "0", "--trainer.device", "cpu", "--trainer.precision", "fp32"]

@@ -13,8 +13,8 @@ from tenfold.cli import main
 from tenfold.data.samples import fetch
 from tenfold.errors import WeightsError
 from tenfold.export.reading import ASSETS, shipped
+from tenfold.vision.backbones.vit import VisionTransformer
 from tenfold.vision.evaluate import LabelledImages, knn
-from tenfold.vision.vit import VisionTransformer
 
 NAME = "dinov3-mini"
 

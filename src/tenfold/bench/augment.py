@@ -22,7 +22,7 @@ from tenfold.data.readers import read_image
 from tenfold.data.samples import fetch
 from tenfold.errors import MissingExtra
 from tenfold.images.augment import BRIGHTNESS, CONTRAST, HUE, View, resize
-from tenfold.vision.crops import MultiCrop, MultiCropConfig
+from tenfold.vision.pretraining.crops import MultiCrop, MultiCropConfig
 
 IMAGES = 8  # draws per round: enough that every operation occurs
 ROUNDS = 9

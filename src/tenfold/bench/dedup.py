@@ -20,7 +20,7 @@ import numpy as np
 
 from tenfold.errors import MissingExtra
 from tenfold.shards.attempt import thread_environment
-from tenfold.vision.neighbors import BLOCK, Neighbors, Product, cosine_neighbors
+from tenfold.vision.curation.neighbors import BLOCK, Neighbors, Product, cosine_neighbors
 
 SIZES, WIDTH, K = (16_384, 32_768), 512, 64
 ROUNDS = 3

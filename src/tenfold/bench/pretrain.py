@@ -27,10 +27,10 @@ from tenfold.bench.vit import transformers_model
 from tenfold.engine.optim import PhaseOptimizer
 from tenfold.engine.parallel import Place
 from tenfold.engine.task import Phase
-from tenfold.vision.pretrain import PretrainRecipe, PretrainTask
+from tenfold.vision.backbones.vit import VisionTransformer
+from tenfold.vision.pretraining.pretrain import PretrainRecipe, PretrainTask
+from tenfold.vision.pretraining.self_distillation import SelfDistillation
 from tenfold.vision.recipes import dinov3_vits
-from tenfold.vision.self_distillation import SelfDistillation
-from tenfold.vision.vit import VisionTransformer
 
 BATCH, GLOBAL, LOCAL, LOCALS, PROTOTYPES = 2, 224, 96, 8, 4096
 STEP, LOOP, PRODUCTS = "tenfold's step", "bare loop on transformers", "matrix products alone"

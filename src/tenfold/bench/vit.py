@@ -21,7 +21,7 @@ from tenfold.data.tensors import save_own
 from tenfold.errors import MissingExtra
 from tenfold.export.weights import convert
 from tenfold.kernels.linear import bf16_refusal
-from tenfold.vision.vit import VIT_CONFIGS, VisionTransformer
+from tenfold.vision.backbones.vit import VIT_CONFIGS, VisionTransformer
 
 NAME, SIDE = "dinov3-s", 224
 BATCHES = (1, 8)

@@ -95,7 +95,7 @@ class Workers(Protocol):
 def map_function(map_id: str, *, formerly: tuple[str, ...] = ()) -> Callable[[F], F]:
     """Gives a map function an id that does not change when its file moves; the journal stores it.
 
-    @map_function("vision.embed_rows", formerly=("tenfold.vision.embeddings:embed_rows",))
+    @map_function("vision.embed_rows", formerly=("tenfold.vision.curation.embeddings:embed_rows",))
     def embed_rows(...): ...
 
     formerly: ids under which earlier versions wrote the same bytes; folders of theirs go on.

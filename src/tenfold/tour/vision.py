@@ -75,7 +75,7 @@ def seconds_per_step(recipe: object) -> float:
     """Median time of a few real training steps on this machine."""
     from tenfold.engine.task import Shard
     from tenfold.engine.trainer import autocast_type
-    from tenfold.vision.pretrain import PretrainRecipe
+    from tenfold.vision.pretraining.pretrain import PretrainRecipe
 
     assert isinstance(recipe, PretrainRecipe)
     task = recipe.make_task()
@@ -98,9 +98,9 @@ def seconds_per_step(recipe: object) -> float:
 def features_panel(out: Path, photographs: Path) -> Report:
     """What the network just trained, and the one that ships, group together in whole photographs."""
     from tenfold.images.drawing import side_by_side
-    from tenfold.vision.backbone import model_of
-    from tenfold.vision.correspond import beside, pca_map
-    from tenfold.vision.images import find_images, normalize, open_image
+    from tenfold.vision.backbones.backbone import model_of
+    from tenfold.vision.backbones.images import find_images, normalize, open_image
+    from tenfold.vision.probes.correspond import beside, pca_map
 
     models = [model_of(weights) for weights in (out / "dinov3-mini", SHIPPED)]
     files = [f for f in find_images((photographs,)) if "motorcycle" not in f.name][:PHOTOGRAPHS]
@@ -126,10 +126,10 @@ def features_panel(out: Path, photographs: Path) -> Report:
 def add_matches(report: Report, run: Path) -> None:
     """Dense matching on the stereo pair whose true disparity is known, beside what needs no training."""
     from tenfold.images.drawing import match_lines
-    from tenfold.vision.backbone import model_of
-    from tenfold.vision.correspond import dense_features, match, raw_patches
+    from tenfold.vision.backbones.backbone import model_of
     from tenfold.vision.evaluate_dense import initial
-    from tenfold.vision.stereo import constant_disparity, known_cells, matching_scores, sample_pair
+    from tenfold.vision.probes.correspond import dense_features, match, raw_patches
+    from tenfold.vision.probes.stereo import constant_disparity, known_cells, matching_scores, sample_pair
 
     pair, model = sample_pair(), model_of(run)
     untrained = initial(model.config).for_inference()

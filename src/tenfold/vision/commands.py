@@ -17,7 +17,7 @@ from tenfold.errors import DataError, MissingExtra, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tenfold.vision.embeddings import Describe
+    from tenfold.vision.curation.embeddings import Describe
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def embed(options: Embed) -> int:
 
     from tenfold.data.atomic import write_atomic
     from tenfold.data.progress import track
-    from tenfold.vision.backbone import model_of
-    from tenfold.vision.correspond import beside, pca_map
-    from tenfold.vision.images import find_images, normalize, open_image
+    from tenfold.vision.backbones.backbone import model_of
+    from tenfold.vision.backbones.images import find_images, normalize, open_image
+    from tenfold.vision.probes.correspond import beside, pca_map
 
     if options.out.suffix not in (".parquet", ".safetensors"):
         raise UsageError(f"--out {options.out}: the ending says the format; allowed are .parquet and .safetensors.")
@@ -184,9 +184,9 @@ class Curate:
 
 
 def curate(options: Curate) -> None:
-    from tenfold.vision.contact_sheet import write_sheet
-    from tenfold.vision.curate import CurateConfig
-    from tenfold.vision.curate import curate as run_curation
+    from tenfold.vision.curation.contact_sheet import write_sheet
+    from tenfold.vision.curation.curate import CurateConfig
+    from tenfold.vision.curation.curate import curate as run_curation
 
     config = CurateConfig(
         pool=options.pool,
@@ -226,8 +226,8 @@ def _describe(by: str, size: int) -> Describe:
     """`pixels`, or weights with the digest of their files; weights that cannot be used are refused here, before any work."""
     from tenfold.export.reading import weights_path
     from tenfold.shards.journal import digest
-    from tenfold.vision.backbone import model_of
-    from tenfold.vision.embeddings import PIXELS, Describe
+    from tenfold.vision.backbones.backbone import model_of
+    from tenfold.vision.curation.embeddings import PIXELS, Describe
 
     if by == PIXELS:
         return Describe()

@@ -14,11 +14,11 @@ import tyro
 from torch import Tensor
 
 from tenfold.data.sources import InMemory
-from tenfold.vision.backbone import Backbone, build_backbone, model_of
-from tenfold.vision.images import normalize
-from tenfold.vision.photographs import open_photographs
-from tenfold.vision.probe import attentive_probe, knn_accuracy, linear_probe, pixel_features, retrieval_map
-from tenfold.vision.vit import VisionOutput
+from tenfold.vision.backbones.backbone import Backbone, build_backbone, model_of
+from tenfold.vision.backbones.images import normalize
+from tenfold.vision.backbones.vit import VisionOutput
+from tenfold.vision.pretraining.photographs import open_photographs
+from tenfold.vision.probes.probe import attentive_probe, knn_accuracy, linear_probe, pixel_features, retrieval_map
 
 KS = (10, 20, 100, 200)
 Summary = Callable[[Backbone, VisionOutput], Tensor]

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from tenfold.data.progress import track
 from tenfold.images.frames import Frames, matching, open_frames
-from tenfold.vision.backbone import Backbone, build_backbone, model_of
-from tenfold.vision.correspond import dense_features, object_mask, raw_patches
-from tenfold.vision.dense import EPOCHS, depth_probe, segmentation_probe
-from tenfold.vision.dense_floors import depth_floors, segmentation_floors
-from tenfold.vision.discovery import blind_guesses, discovery_score
-from tenfold.vision.stereo import constant_disparity, matching_scores, sample_pair
-from tenfold.vision.tracking import TEMPERATURES, choose_temperature, propagation_miou, tracking_floors
+from tenfold.vision.backbones.backbone import Backbone, build_backbone, model_of
+from tenfold.vision.probes.correspond import dense_features, object_mask, raw_patches
+from tenfold.vision.probes.dense import EPOCHS, depth_probe, segmentation_probe
+from tenfold.vision.probes.dense_baselines import depth_floors, segmentation_floors
+from tenfold.vision.probes.discovery import blind_guesses, discovery_score
+from tenfold.vision.probes.stereo import constant_disparity, matching_scores, sample_pair
+from tenfold.vision.probes.tracking import TEMPERATURES, choose_temperature, propagation_miou, tracking_floors
 
 CROP = 1024  # pixels; a larger image is read through a sliding window
 TRAINING_CLIPS = 3  # on which the temperature is chosen

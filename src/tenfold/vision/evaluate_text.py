@@ -13,13 +13,13 @@ from torch import Tensor
 from tenfold.data.sources import InMemory, open_source
 from tenfold.errors import DataError, UsageError
 from tenfold.export.weights import load
-from tenfold.vision.aligned import TextAligned
-from tenfold.vision.captions import templates
+from tenfold.vision.backbones.vit import VisionOutput
 from tenfold.vision.evaluate import embed
-from tenfold.vision.photographs import Subset
-from tenfold.vision.probe import linear_probe
-from tenfold.vision.vit import VisionOutput
-from tenfold.vision.zeroshot import class_vectors, image_vectors, read_descriptions
+from tenfold.vision.pretraining.photographs import Subset
+from tenfold.vision.probes.probe import linear_probe
+from tenfold.vision.text.aligned import TextAligned
+from tenfold.vision.text.captions import templates
+from tenfold.vision.text.zeroshot import class_vectors, image_vectors, read_descriptions
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tenfold.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from tenfold.images.frames import Frames
-    from tenfold.vision.backbone import Backbone
+    from tenfold.vision.backbones.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Pca:
 def pca(options: Pca) -> int:
     from tenfold.data.progress import track as counted
     from tenfold.images.drawing import write_png
-    from tenfold.vision.backbone import model_of
-    from tenfold.vision.correspond import beside, dense_features, pca_map
-    from tenfold.vision.images import find_images, open_image
+    from tenfold.vision.backbones.backbone import model_of
+    from tenfold.vision.backbones.images import find_images, open_image
+    from tenfold.vision.probes.correspond import beside, dense_features, pca_map
 
     files = find_images(options.images)
     if not files:
@@ -82,9 +82,9 @@ def match(options: Match) -> int:
     from tenfold.data.atomic import write_atomic
     from tenfold.data.readers import read_image
     from tenfold.images.drawing import match_lines, write_png
-    from tenfold.vision.backbone import model_of
-    from tenfold.vision.correspond import dense_features
-    from tenfold.vision.correspond import match as match_cells
+    from tenfold.vision.backbones.backbone import model_of
+    from tenfold.vision.probes.correspond import dense_features
+    from tenfold.vision.probes.correspond import match as match_cells
 
     if options.most < 1:
         raise UsageError(f"--most {options.most}: allowed is a whole number >= 1.")
@@ -135,10 +135,10 @@ def track(options: Track) -> int:
     from tenfold.data.progress import track as counted
     from tenfold.images.drawing import overlay, side_by_side, write_png
     from tenfold.images.frames import open_frames
-    from tenfold.vision.backbone import model_of
-    from tenfold.vision.correspond import dense_features
-    from tenfold.vision.dense import cell_labels
-    from tenfold.vision.tracking import propagate_labels, propagation_miou, to_pixels, tracking_floors
+    from tenfold.vision.backbones.backbone import model_of
+    from tenfold.vision.probes.correspond import dense_features
+    from tenfold.vision.probes.dense import cell_labels
+    from tenfold.vision.probes.tracking import propagate_labels, propagation_miou, to_pixels, tracking_floors
 
     frames = open_frames(options.clip, "mask", options.frames)
     clip = frames.clips(options.frames)[0]
@@ -184,10 +184,10 @@ def segment(options: Segment) -> int:
     from tenfold.data.progress import track as counted
     from tenfold.images.drawing import overlay, side_by_side, write_png
     from tenfold.images.frames import open_frames
-    from tenfold.vision.backbone import model_of
-    from tenfold.vision.correspond import dense_features, object_mask
-    from tenfold.vision.dense import segment as segment_cells
-    from tenfold.vision.images import find_images, open_image
+    from tenfold.vision.backbones.backbone import model_of
+    from tenfold.vision.backbones.images import find_images, open_image
+    from tenfold.vision.probes.correspond import dense_features, object_mask
+    from tenfold.vision.probes.dense import segment as segment_cells
 
     files = find_images(options.images)
     if not files:
@@ -237,10 +237,10 @@ def zeroshot(options: Zeroshot) -> int:
 
     from tenfold.data.progress import track as counted
     from tenfold.images.drawing import overlay, side_by_side, write_png
-    from tenfold.vision.captions import templates
+    from tenfold.vision.backbones.images import find_images, open_image, resize
     from tenfold.vision.evaluate_text import aligned_of
-    from tenfold.vision.images import find_images, open_image, resize
-    from tenfold.vision.zeroshot import class_vectors, image_vectors, segment_by_text
+    from tenfold.vision.text.captions import templates
+    from tenfold.vision.text.zeroshot import class_vectors, image_vectors, segment_by_text
 
     if len(set(options.classes)) < 2:
         raise UsageError(f"--classes {' '.join(options.classes)}: give two or more different words.")
@@ -273,8 +273,8 @@ def zeroshot(options: Zeroshot) -> int:
 
 def _probe(model: Backbone, frames: Frames, epochs: int) -> Any:
     from tenfold.data.progress import track as counted
-    from tenfold.vision.correspond import dense_features
-    from tenfold.vision.dense import segmentation_head
+    from tenfold.vision.probes.correspond import dense_features
+    from tenfold.vision.probes.dense import segmentation_head
 
     images = counted(frames.images, "features of the training images", len(frames))
     cells = [dense_features(model, image).half() for image in images]

@@ -14,14 +14,14 @@ from typing import Literal
 from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.recipe import TrainerConfig
 from tenfold.engine.schedule import Schedule, constant
-from tenfold.vision.crops import MultiCropConfig
-from tenfold.vision.distill import DistillRecipe
-from tenfold.vision.gram import GramConfig
-from tenfold.vision.heads import HeadConfig
-from tenfold.vision.objectives import ObjectiveConfig
-from tenfold.vision.pretrain import PretrainRecipe
-from tenfold.vision.text_align import TextAlignRecipe
-from tenfold.vision.vit import VIT_CONFIGS, VitConfig
+from tenfold.vision.backbones.vit import VIT_CONFIGS, VitConfig
+from tenfold.vision.pretraining.crops import MultiCropConfig
+from tenfold.vision.pretraining.distill import DistillRecipe
+from tenfold.vision.pretraining.gram import GramConfig
+from tenfold.vision.pretraining.heads import HeadConfig
+from tenfold.vision.pretraining.objectives import ObjectiveConfig
+from tenfold.vision.pretraining.pretrain import PretrainRecipe
+from tenfold.vision.text.align import TextAlignRecipe
 
 
 def dinov3_mini() -> PretrainRecipe:

@@ -1,0 +1,1 @@
+"""Backbones of the vision wing: ViT and ConvNeXt, images in, weights of every layout."""

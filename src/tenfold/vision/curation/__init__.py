@@ -1,0 +1,1 @@
+"""Curation of training sets: embeddings, near-duplicates, clusters, sampling."""

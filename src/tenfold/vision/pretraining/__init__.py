@@ -1,0 +1,1 @@
+"""Self-supervised pretraining and distillation of DINOv2 and DINOv3."""

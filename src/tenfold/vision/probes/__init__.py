@@ -1,0 +1,1 @@
+"""Probes of frozen features: k-NN, linear, dense prediction, discovery, tracking, matching."""

@@ -1,0 +1,1 @@
+"""Text alignment: text towers, tokens, contrastive training, zero-shot."""

@@ -1,0 +1,169 @@
+"""Dense probes: a feature that holds the answer is read out, ignored pixels do not count, floors are the known ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tenfold.errors import DataError, UsageError
+from tenfold.images.frames import open_frames
+from tenfold.vision.probes.dense import (
+    at_points,
+    cell_labels,
+    confusion,
+    depth_probe,
+    enlarge,
+    mean_iou,
+    segmentation_probe,
+    silog,
+)
+from tenfold.vision.probes.dense_baselines import handmade, segmentation_floors
+from vision.dense_inputs import cut, npy, png, write
+
+CAMVID = "vision/camvid_val.parquet"
+
+
+def blocks(seed: int, classes: int = 4) -> torch.Tensor:
+    """A mask of 16-pixel squares of random classes."""
+    coarse = torch.randint(0, classes, (4, 6), generator=torch.Generator().manual_seed(seed))
+    return coarse.repeat_interleave(16, 0).repeat_interleave(16, 1)
+
+
+def test_iou_is_that_of_the_definition_and_ignored_pixels_count_nowhere() -> None:
+    truth = torch.tensor([0, 0, 0, 1, 1, 9])
+    guess = torch.tensor([0, 0, 1, 1, 7, 0])
+    counts = confusion(guess, truth, 2, ignored=9)
+    assert counts.tolist() == [[2, 1, 0], [0, 1, 1]]
+    assert mean_iou(counts) == pytest.approx(100 * (2 / 3 + 1 / 3) / 2)
+    assert confusion(torch.zeros(6, dtype=torch.long), truth, 2, 9).equal(
+        confusion(torch.tensor([0, 0, 0, 0, 0, 5]), truth, 2, 9)
+    )
+
+
+def test_a_class_that_is_nowhere_does_not_lower_the_mean() -> None:
+    counts = confusion(torch.tensor([0, 1]), torch.tensor([0, 1]), 3, ignored=255)
+    assert mean_iou(counts) == 100.0
+
+
+def test_a_planted_feature_is_read_out_and_ignored_labels_do_not_disturb_it() -> None:
+    masks = [blocks(seed) for seed in range(6)]
+    cells = [cell_labels(mask, (16, 24), 4, 255) for mask in masks]
+    spoilt = [mask.clone() for mask in masks]
+    for mask in spoilt:
+        mask[:, :48] = 255
+    score = segmentation_probe(cells[:4], spoilt[:4], cells[4:], masks[4:], 4, 255, epochs=200)
+    assert score.accuracy > 95  # what is lost are the borders between cells
+    assert score.miou > 90
+
+
+def test_points_between_cells_are_those_of_bilinear_enlargement() -> None:
+    cells = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(1))
+    large = enlarge(cells, 40, 56)
+    at = torch.tensor([[0, 0], [3, 17], [39, 55], [20, 30]])
+    points = at_points(cells, (at + 0.5) / torch.tensor([40, 56]))
+    torch.testing.assert_close(points, large[:, at[:, 0], at[:, 1]].T, atol=1e-5, rtol=1e-5)
+
+
+def test_scale_costs_only_its_part_of_the_depth_loss() -> None:
+    truth = torch.rand(1000, generator=torch.Generator().manual_seed(0)) + 0.5
+    assert silog(truth, truth) < 1e-5
+    assert silog(2 * truth, truth).item() == pytest.approx(0.6931 * 0.15**0.5, rel=1e-3)
+
+
+def test_depth_is_read_from_a_feature_that_holds_it_and_unknown_depth_is_left_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    depths = [(blocks(s, 9) + 1).float() for s in range(6)]
+    grids = [depth[::4, ::4] for depth in depths]
+    cells = [torch.stack([g == k for k in range(1, 10)], dim=2).float() for g in grids]
+    noise = [torch.randn(16, 24, 9, generator=generator) for _ in cells]
+    for depth in depths[:4]:
+        depth[:, :32] = 0.0
+    planted = depth_probe(cells[:4], depths[:4], cells[4:], depths[4:], epochs=300, rate=1e-2)
+    blind = depth_probe(noise[:4], depths[:4], noise[4:], depths[4:], epochs=300, rate=1e-2)
+    assert planted.rmse < 0.5 * blind.rmse
+    with pytest.raises(DataError, match="unknown"):
+        depth_probe(cells[:1], [torch.zeros(64, 96)], cells[:1], depths[:1])
+
+
+def test_floors_of_a_cut_of_camvid_stand_in_their_order(test_data: Path, tmp_path: Path) -> None:
+    train = open_frames(cut(test_data / "vision/camvid_train.parquet", tmp_path / "t.parquet", slice(0, 24), 120, 90))
+    val = open_frames(cut(test_data / CAMVID, tmp_path / "v.parquet", slice(0, 6), 120, 90))
+    floors = segmentation_floors(train, val, 8, epochs=30)
+    assert floors["majority class"] < floors["position prior"] < floors["ceiling: true labels of 8 px patches"]
+    assert floors["colour, texture, position"] > floors["majority class"]
+    assert handmade(val.images[0]).shape[:2] == (22, 30)
+    assert handmade(val.images[0]).isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_floors_on_camvid_are_the_known_ones(test_data: Path) -> None:
+    train, val = (open_frames(test_data / f"vision/camvid_{part}.parquet") for part in ("train", "val"))
+    floors = segmentation_floors(train, val, 8)
+    assert floors["majority class"] == pytest.approx(2.7, abs=0.1)
+    assert floors["position prior"] == pytest.approx(16.7, abs=0.5)
+    assert floors["colour, texture, position"] == pytest.approx(28.6, abs=1.5)
+    assert floors["ceiling: true labels of 8 px patches"] == pytest.approx(85.0, abs=0.5)
+
+
+SMALL = png(np.zeros((16, 24, 3), np.uint8))
+MASK = png(np.zeros((16, 24), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"mask": [png(np.zeros((8, 8), np.uint8))]}, "row 0: mask has 8 x 8 pixels and its image 16 x 24"),
+        ({"label": [b"1"]}, "no column mask"),
+        ({"mask": [None]}, "row 0, mask: no bytes"),
+        ({"mask": [SMALL]}, "row 0, mask is a PNG of mode RGB"),
+        ({"mask": [b"GIF89a"]}, "row 0, mask is not a PNG"),
+        ({"mask": [MASK[:50]]}, "row 0, mask"),
+        ({"mask": [png(np.full((16, 24), 7, np.uint8))]}, "class id 7; allowed are 0 to 1 and 255"),
+    ],
+)
+def test_a_wrong_mask_is_named_with_its_file_and_field(
+    tmp_path: Path, columns: dict[str, list[bytes | None]], said: str
+) -> None:
+    file = write(tmp_path / "frames.parquet", [SMALL], classes="a,b", **columns)
+    with pytest.raises(DataError, match=said) as caught:
+        open_frames(file)
+    assert "frames.parquet" in str(caught.value)
+
+
+def test_a_last_class_called_void_is_the_ignored_id(tmp_path: Path) -> None:
+    frames = open_frames(write(tmp_path / "f.parquet", [SMALL], mask=[MASK], classes="Road,Sky,Void"))
+    assert frames.classes == ("Road", "Sky")
+    assert frames.ignored == 2
+
+
+def test_depth_comes_as_npy_in_metres_and_a_hole_is_zero(tmp_path: Path) -> None:
+    values = np.full((16, 24), 2.5)
+    values[0, 0] = np.nan
+    file = write(tmp_path / "d.parquet", [SMALL], depth=[npy(values)])
+    (depth,) = open_frames(file, "depth").depths
+    assert depth[0, 0] == 0
+    assert depth[1, 1] == 2.5
+    bad = write(tmp_path / "e.parquet", [SMALL], depth=[npy(np.zeros((16, 24, 3)))])
+    with pytest.raises(DataError, match="row 0, depth is float64 of shape"):
+        open_frames(bad, "depth")
+
+
+def test_a_folder_without_masks_says_which_one_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match="masks/"):
+        open_frames(tmp_path)
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "images/one.png").write_bytes(SMALL)
+    with pytest.raises(DataError, match=r"one\.png has no mask"):
+        open_frames(tmp_path)
+    (tmp_path / "masks/one.png").write_bytes(MASK)
+    assert len(open_frames(tmp_path)) == 1
+
+
+def test_a_probe_of_no_epochs_is_refused() -> None:
+    with pytest.raises(UsageError, match="epochs"):
+        segmentation_probe([torch.zeros(2, 2, 3)], [torch.zeros(4, 4, dtype=torch.long)], [], [], 2, 255, epochs=0)
