@@ -33,7 +33,7 @@ TASKS.add("blimp", "tenfold.language.text_eval:blimp", "grammatical minimal pair
 TASKS.add("nq", "tenfold.language.text_eval:nq", "exact match on open questions")
 TASKS.add("facts", "tenfold.language.memory_commands:facts", "recall of the generated facts of a run")
 TASKS.add("factbook", "tenfold.language.memory_commands:factbook", "recall of real facts, beside guessing")
-TASKS.add("speculative", "tenfold.language.evaluate:speculative", "tokens per call of a drafter, beside look-up")
+TASKS.add("speculative", "tenfold.language.evaluations:speculative", "tokens per call of a drafter, beside look-up")
 
 
 def evaluate(args: list[str]) -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tenfold.bench import speculative_gpu
-from tenfold.language.llama import LlamaConfig
+from tenfold.language.models.config import LlamaConfig
 
 TINY = LlamaConfig(vocabulary=300, dim=32, hidden=48, depth=8, heads=4, kv_heads=2, context=600)
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from tenfold.inference.pages import PageAllocator, PagedCache, PageTable
 from tenfold.kernels import decode
 from tenfold.kernels.formats import Int4Linear, TiledLinear
-from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.language.llama import Llama
+from tenfold.language.models.config import LlamaConfig
 from tenfold.language.passes import Passes, first_largest
 from tenfold.language.prepare import pack_linears
 from tenfold.language.tree import Tree

@@ -8,7 +8,8 @@ import torch
 
 from tenfold.language.answers import Answer
 from tenfold.language.drafter import EagleDrafter, config_for, make_drafter
-from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.language.llama import Llama
+from tenfold.language.models.config import LlamaConfig
 
 AUX = (1, 3, 5)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from tenfold.inference.pages import PagedCache
 from tenfold.language.draft import Draft, DraftState, Features, Rule, Uniforms
 from tenfold.language.engine import LLMEngine
-from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.language.llama import Llama
+from tenfold.language.models.config import LlamaConfig
 from tenfold.language.ngram import HybridDrafter, HybridTree, NgramDrafter
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.speculation import Speculation

@@ -20,8 +20,8 @@ from tenfold.language.answer_writing import write
 from tenfold.language.answers import Answer, collate, read_answers, repeats_itself, write_answers
 from tenfold.language.distill import Distillation, DistillConfig, DrafterShape, go_on_from, warm_start
 from tenfold.language.draft_losses import distillation_loss
-from tenfold.language.draft_vocabulary import choose, coverage, expected_counts, membership
-from tenfold.language.drafter import Eagle1Drafter, Eagle3Drafter
+from tenfold.language.draft_vocabulary import choose, coverage, expected_counts
+from tenfold.language.drafter import Eagle1Drafter, Eagle3Drafter, membership
 from tenfold.language.drafter_recipes import eagle3_smoke
 from tenfold.language.prompts import benchmark_hashes, is_benchmark, prompt_hash, refuse_benchmarks
 from tenfold.language.text import ByteVocabulary

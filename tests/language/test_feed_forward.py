@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tenfold.language.feed_forward import SQUARED_GAIN, initialise_by_width
-from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.language.llama import SQUARED_GAIN, Llama, initialise_by_width
+from tenfold.language.models.config import LlamaConfig
 from tenfold.nn.memory import MemoryLayer
 
 KINDS: list[dict[str, Any]] = [

@@ -15,7 +15,8 @@ import tenfold
 from tenfold.data.tensors import save_own
 from tenfold.errors import WeightsError
 from tenfold.export.weights import convert
-from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.language.llama import Llama
+from tenfold.language.models.config import LlamaConfig
 
 CONFIG = LlamaConfig(
     vocabulary=20, dim=8, hidden=12, depth=4, heads=2, kv_heads=1, memory_layers=(1, 3), memory_side=5, memory_heads=3,

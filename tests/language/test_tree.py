@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tenfold.errors import UsageError
 from tenfold.inference.pages import PageAllocator, PagedCache
-from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.language.llama import Llama
+from tenfold.language.models.config import LlamaConfig
 from tenfold.language.tree import Tree
 
 MC_SIM = [

@@ -85,7 +85,7 @@ class Poisoned(PretrainTask):
 
 def test_nan_in_a_sparse_network_stops_the_step_before_the_weights_move(test_data: Path, tmp_path: Path) -> None:
     from tenfold.engine.recipe import TrainerConfig
-    from tenfold.language.llama import LlamaConfig
+    from tenfold.language.models.config import LlamaConfig
     from tenfold.nn.sparse24 import Sparsity24
 
     recipe = PretrainRecipe(

@@ -36,8 +36,8 @@ from tenfold.engine.schedule import Schedule
 from tenfold.engine.task import Phase, Shard, Task, unwrap
 from tenfold.engine.trainer import Trainer
 from tenfold.language.facts import LENGTH, FactWorld
-from tenfold.language.feed_forward import initialise_by_width
-from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.language.llama import Llama, initialise_by_width
+from tenfold.language.models.config import LlamaConfig
 from tenfold.nn.memory import MemoryLayer, centred_layers
 
 FOLDER = Path("runs/memory-recall")

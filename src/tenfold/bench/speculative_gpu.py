@@ -25,7 +25,8 @@ from tenfold.language.commands import read_rate
 from tenfold.language.drafter import config_for, make_drafter
 from tenfold.language.drafting import TreeDrafter
 from tenfold.language.engine import LLMEngine
-from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.language.llama import Llama
+from tenfold.language.models.config import LlamaConfig
 from tenfold.language.prepare import weight_bytes
 from tenfold.language.sampling import SamplingParams
 from tenfold.language.speculation import FREE_ROWS_GPU, NONE, SIXTEEN, Speculation, auto_tree

@@ -35,7 +35,8 @@ from tenfold.language.answers import Answer, collate, read_answers, repeats_itse
 from tenfold.language.drafter import default_aux_layers
 from tenfold.language.drafter_weights import fingerprint
 from tenfold.language.engine import locate
-from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.language.llama import Llama
+from tenfold.language.models.config import LlamaConfig
 from tenfold.language.prepare import open_target
 from tenfold.language.prompts import is_benchmark, refuse_benchmarks
 from tenfold.language.text import read_documents

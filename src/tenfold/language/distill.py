@@ -32,13 +32,14 @@ from tenfold.errors import UsageError
 from tenfold.export.weights import load
 from tenfold.language.answer_rounds import AnswerConfig, AnswerRounds, AnswerStream
 from tenfold.language.draft_losses import LossName, distillation_loss, eagle1_loss
-from tenfold.language.draft_vocabulary import choose, coverage, expected_counts, membership
+from tenfold.language.draft_vocabulary import choose, coverage, expected_counts
 from tenfold.language.drafter import (
     Eagle1Drafter,
     Eagle3Drafter,
     EagleDrafter,
     config_for,
     make_drafter,
+    membership,
 )
 from tenfold.language.drafter_weights import own_tensors, state_of
 from tenfold.language.llama import Llama

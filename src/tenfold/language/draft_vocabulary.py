@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from tenfold.errors import UsageError
@@ -49,13 +49,6 @@ def choose(counts: Shaped[Tensor, " v"], size: int, always: Sequence[int] = ()) 
     ranked = counts.clone()
     ranked[list(always)] = counts.max() + 1
     return ranked.argsort(descending=True, stable=True)[:size].sort().values
-
-
-def membership(ids: Int[Tensor, " w"], vocabulary: int) -> Bool[Tensor, " v"]:
-    """True at every id of the draft vocabulary (the `t2d` of released files)."""
-    inside = torch.zeros(vocabulary, dtype=torch.bool, device=ids.device)
-    inside[ids] = True
-    return inside
 
 
 def coverage(ids: Int[Tensor, " w"], counts: Shaped[Tensor, " v"]) -> float:

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from tenfold.config import require
 from tenfold.errors import UsageError
-from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.language.llama import Llama
+from tenfold.language.models.config import LlamaConfig
 from tenfold.nn.attention import Attention, AttentionConfig, KeyValues
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.ffn import SwiGLUFFN
@@ -330,3 +331,10 @@ def _initialise(drafter: nn.Module) -> None:
             nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def membership(ids: Int[Tensor, " w"], vocabulary: int) -> Bool[Tensor, " v"]:
+    """True at every id of the draft vocabulary (the `t2d` of released files)."""
+    inside = torch.zeros(vocabulary, dtype=torch.bool, device=ids.device)
+    inside[ids] = True
+    return inside

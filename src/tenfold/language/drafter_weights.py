@@ -30,8 +30,7 @@ from tenfold.errors import WeightsError
 from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import Source
 from tenfold.export.weights import Family, Layout, Weights
-from tenfold.language.draft_vocabulary import membership
-from tenfold.language.drafter import DrafterConfig, EagleDrafter, make_drafter
+from tenfold.language.drafter import DrafterConfig, EagleDrafter, make_drafter, membership
 from tenfold.language.drafter_config import LayoutName, read_config, write_config
 from tenfold.language.gguf_weights import parameter
 from tenfold.language.llama import Llama

@@ -13,45 +13,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from jaxtyping import Int
 from torch import Tensor
 
-from tenfold.errors import UsageError, WeightsError
-from tenfold.export.weights import load
 from tenfold.language.answer_writing import write
 from tenfold.language.answers import Answer, repeats_itself
 from tenfold.language.draft_vocabulary import count_tokens, coverage
-from tenfold.language.drafter import EagleDrafter, default_aux_layers
-from tenfold.language.drafter_weights import check_target
-from tenfold.language.engine import LLM, Result, locate
+from tenfold.language.drafter import EagleDrafter
+from tenfold.language.engine import LLM, Result
 from tenfold.language.ngram import LONGEST, HybridTree, Places
-from tenfold.language.prepare import Target, open_target
+from tenfold.language.prepare import Target
 from tenfold.language.replay import accepted_lengths, token_ranks, tokens_per_call
 from tenfold.language.sampling import SamplingParams
-from tenfold.language.speculation import LOOK_UP, SIXTEEN, TEN_AND_SIX, Speculation
-from tenfold.language.text import read_documents
-from tenfold.language.tokenizer import load_tokenizer, read_prompts
+from tenfold.language.speculation import LOOK_UP, SIXTEEN, TEN_AND_SIX
 from tenfold.language.tree import Tree
 
 TOKENS = 128  # of an answer
 DEPTH = 6  # levels that the replay looks at
-
-
-@dataclass(frozen=True)
-class SpeculativeTask:
-    """Tokens per call of a drafter by replay and through the engine, beside look-up; and whether the text stays the same."""
-
-    weights: tyro.conf.Positional[Path]  # a drafter that tenfold.load reads, or its run folder
-    val: Path  # a .jsonl file of prompts, or a folder of such files
-    limit: int | None = None  # use only the first prompts of each file
-    lengths: tuple[int, ...] = ()  # with --val a text: go on with it behind so many of its tokens (512 4096, say)
-    target: str = "smollm2-135m-instruct"  # the model that is guessed for
-    json: bool = False  # print as JSON
 
 
 @dataclass(frozen=True)
@@ -134,31 +115,6 @@ def replay(drafter: EagleDrafter, target: Target, answers: list[Answer], depth: 
     return Replayed(answers, ranks, [look_up_lengths(a, depth) for a in answers])
 
 
-def speculative(options: SpeculativeTask) -> dict[str, Any]:
-    """The verb `tenfold eval speculative`."""
-    if options.lengths:
-        return by_length(options)
-    files = sorted(options.val.glob("*.jsonl")) if options.val.is_dir() else [options.val]
-    if not files:
-        raise UsageError(f"--val {options.val}: the folder holds no .jsonl files.")
-    path = locate(options.target)
-    target = open_target(path, "auto")
-    network = load(options.weights)
-    if not isinstance(network, EagleDrafter):
-        raise WeightsError(f"{options.weights} is a {type(network).__name__}, not a drafter.")
-    check_target(network.config, target.source, options.weights)
-    aux = network.config.aux_layers or default_aux_layers(target.model.config.depth)
-    tokenizer = load_tokenizer(path)
-    llms = {"none": LLM(path, None), "drafter": LLM(path, options.weights, Speculation(tree=SIXTEEN))}
-    report: dict[str, Any] = {}
-    for file in files:
-        prompts = [tokenizer.chat([{"role": "user", "content": p}]) for p in read_prompts(file)[: options.limit]]
-        answers = write_greedily(target, prompts, tokenizer.stop_ids, aux)
-        report |= {f"{file.stem}/{k}": v for k, v in figures(network, replay(network, target, answers)).items()}
-        report |= {f"{file.stem}/{k}": v for k, v in through_engine(llms, prompts).items()}
-    return report
-
-
 def figures(network: EagleDrafter, replayed: Replayed) -> dict[str, Any]:
     """TPC of the usual shapes, look-up as the floor beside them."""
     every = range(len(replayed.answers))
@@ -191,27 +147,6 @@ def through_engine(llms: Mapping[str, LLM], prompts: Sequence[Sequence[int]]) ->
         result["engine TPC tree 16, all answers"] = engine_tpc(drafted)
         result["same text as without a drafter"] = f"{same} of {len(alone)} in {llms[name].format}"
     return result
-
-
-def by_length(options: SpeculativeTask) -> dict[str, Any]:
-    """Greedy TPC of the tree of 16 behind long and short contexts that end at the same places of a text."""
-    path = locate(options.target)
-    longest = max(options.lengths)
-    llm = LLM(path, options.weights, Speculation(tree=SIXTEEN), max_batch=1, cache_tokens=longest + 16 * TOKENS)
-    tokens = [t for d in read_documents(options.val) for t in llm.tokenizer.encode(d.text)]
-    allowed = min(llm.model.config.context - TOKENS, len(tokens))
-    if not 2 <= min(options.lengths) <= longest <= allowed:
-        raise UsageError(f"--lengths {' '.join(map(str, options.lengths))}: allowed are 2 to {allowed} tokens here.")
-    ends = torch.linspace(longest, len(tokens), options.limit or 16).long().tolist()
-    report: dict[str, Any] = {"places": len(ends)}
-    for length in options.lengths:
-        prompts = [tokens[end - length : end] for end in ends]
-        results = llm.generate(prompts, SamplingParams(max_tokens=TOKENS))
-        report[f"engine TPC tree 16 behind {length} tokens"] = engine_tpc(
-            [r for r in results if not repeats_itself(r.token_ids)]
-        )
-        report[f"engine TPC tree 16 behind {length} tokens, all answers"] = engine_tpc(results)
-    return report
 
 
 def engine_tpc(results: Sequence[Result]) -> float:

@@ -23,7 +23,7 @@ from tenfold.export.gguf import GGUFFile, field, open_gguf
 from tenfold.export.keymap import check_names
 from tenfold.export.reading import Source
 from tenfold.export.weights import Layout, Weights
-from tenfold.language.llama import LlamaConfig
+from tenfold.language.models.config import LlamaConfig
 from tenfold.language.weights import links
 from tenfold.nn.rope import RopeScaling
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tenfold.errors import UsageError
 from tenfold.export.weights import Family
-from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.language.llama import Llama
+from tenfold.language.models.config import LlamaConfig
 from tenfold.language.text import END, check_vocabulary, open_vocabulary
 from tenfold.nn.ffn import SquaredReLUFFN
 from tenfold.nn.sparse24 import Sparsity24, dropped_mass

@@ -14,69 +14,24 @@ Llama 2 and 3: arXiv 2307.09288, 2407.21783.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from tenfold.config import require
 from tenfold.errors import UsageError
 from tenfold.inference.kv_cache import Cache
-from tenfold.language.feed_forward import check_feed_forward, feed_forward
+from tenfold.language.feed_forward import feed_forward
+from tenfold.language.models.config import LlamaConfig
 from tenfold.nn.attention import AttentionConfig, KeyValues
 from tenfold.nn.block import Block, BlockConfig
-from tenfold.nn.memory import MemoryLayer, QueryKeyNorm, Variant
+from tenfold.nn.ffn import SquaredReLUFFN
+from tenfold.nn.memory import MemoryLayer
 from tenfold.nn.norm import RMSNorm
-from tenfold.nn.rope import RopeScaling, TextRope
-
-
-@dataclass(frozen=True)
-class LlamaConfig:
-    """Sizes and switches. `tied`: the output projection is the embedding. `context` is what the model was trained for;
-    it bounds nothing here."""
-
-    vocabulary: int = 32000
-    dim: int = 4096
-    hidden: int = 11008
-    depth: int = 32
-    heads: int = 32
-    kv_heads: int = 32
-    head_dim: int | None = None
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
-    context: int = 4096
-    tied: bool = False
-    attention_bias: bool = False
-    ffn_bias: bool = False
-    activation: Literal["swiglu", "relu2"] = "swiglu"  # of the feed-forward networks
-    sparsity: Literal["none", "2:4"] = "none"  # 2:4: may train sparse (nn/sparse24.py); needs relu2
-    experts: int = 0  # relu2 networks of a block, of which a token takes the best; 0 is one network without a router
-    experts_top_k: int = 1
-    memory_layers: tuple[int, ...] = ()  # blocks (0-based) whose feed-forward network is a lookup in one shared table
-    memory_side: int = 256  # sub-keys of each half; the table has their square in slots
-    memory_heads: int = 4
-    memory_top_k: int = 32
-    memory_key_dim: int = 512
-    memory_variant: Variant = "plus"
-    qk_norm: QueryKeyNorm = "query"
-
-    def __post_init__(self) -> None:
-        for name in ("vocabulary", "dim", "hidden", "depth", "heads", "kv_heads", "context"):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "a whole number >= 1")
-        require(self.heads % self.kv_heads == 0, "model.kv_heads", self.kv_heads, f"a divisor of heads = {self.heads}")
-        require(self.head_dim is not None or self.dim % self.heads == 0, "model.heads", self.heads, "a divisor of dim")
-        require(self.width % 2 == 0, "model.head_dim", self.width, "an even number")
-        require(self.rope_theta > 0, "model.rope_theta", self.rope_theta, "a number > 0")
-        check_feed_forward(self)
-
-    @property
-    def width(self) -> int:
-        """Width of a head."""
-        return self.head_dim or self.dim // self.heads
+from tenfold.nn.rope import TextRope
 
 
 @dataclass(frozen=True)
@@ -175,3 +130,29 @@ def check_aux_layers(layers: Sequence[int], depth: int) -> None:
     wrong = [i for i in layers if not 0 <= i < depth]
     if wrong:
         raise UsageError(f"auxiliary layers {list(layers)}: allowed are 0 to {depth - 1}, the layers of this model.")
+
+
+# For a standard normal x: E[relu(x)^4] = 3/2, and E[silu(x)^2] E[x^2] = 0.3556.
+SQUARED_GAIN = (0.3556 / 1.5) ** 0.25
+
+
+def initialise_by_width(model: Llama, squared_gain: float | None = None) -> None:
+    """Matrices of deviation (inputs)^-1/2 and an embedding of d^-1/2, as in the released memory-layer code; those that write
+    to the residual stream smaller by (2 depth)^-1/2, as in GPT-2. Llama's 0.02 suits widths near 2,500; narrow models learn
+    more slowly from it, and in one with memory layers the embedding drowns in what they add, so that every token reads the
+    same slots. Squared-ReLU's first matrix is smaller by 0.7, so that its hidden units begin with the second moment of
+    SwiGLU's, but not beside memory layers, which then learn more slowly; `squared_gain` says otherwise. docs/LOG.md has what
+    each of these did."""
+    gain = (1.0 if model.config.memory_layers else SQUARED_GAIN) if squared_gain is None else squared_gain
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            writes = name.endswith((".attention.out", ".down"))
+            nn.init.normal_(module.weight, std=(module.in_features * (2 * model.config.depth if writes else 1)) ** -0.5)
+    for module in model.modules():
+        if isinstance(module, SquaredReLUFFN):
+            with torch.no_grad():
+                module.up.weight.mul_(gain)
+    nn.init.normal_(model.embedding.weight, std=model.config.dim**-0.5)
+    for module in model.modules():
+        if isinstance(module, MemoryLayer):
+            module.reset_parameters()

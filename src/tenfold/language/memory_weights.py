@@ -23,9 +23,10 @@ from tenfold.errors import TenfoldError, WeightsError
 from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import Source
 from tenfold.export.weights import Layout, Weights
-from tenfold.language import gguf_weights, weights
 from tenfold.language.gguf_weights import gguf_rows
-from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.language.llama import Llama
+from tenfold.language.models import gguf_weights, weights
+from tenfold.language.models.config import LlamaConfig
 from tenfold.language.weights import links
 from tenfold.nn.outline import outline
 

@@ -24,7 +24,8 @@ from tenfold.errors import UsageError, WeightsError
 from tenfold.export.weights import Weights, read
 from tenfold.kernels.formats import Format, Int4Linear, pack, quickest, unpack_q4_1
 from tenfold.language.gguf_weights import GGUFLlama, open_llama, parameter
-from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.language.llama import Llama
+from tenfold.language.models.config import LlamaConfig
 from tenfold.nn.outline import outline
 
 FORMATS = ("auto", "fp32", "bf16", "int8", "int4")

@@ -27,9 +27,9 @@ from tenfold.engine.recipe import Recipe
 from tenfold.engine.task import Phase, Shard, Task, unwrap
 from tenfold.errors import CheckpointError, UsageError
 from tenfold.language.fact_mixing import FactsConfig, MixedFacts, open_facts
-from tenfold.language.feed_forward import initialise_by_width
 from tenfold.language.language_model import LanguageModel, LanguageModelConfig
-from tenfold.language.llama import LlamaConfig
+from tenfold.language.llama import initialise_by_width
+from tenfold.language.models.config import LlamaConfig
 from tenfold.language.text import ByteVocabulary, Vocabulary, check_vocabulary, read_documents, split, train_bpe
 from tenfold.language.text_eval import nats_per_byte, unigram_floor
 from tenfold.nn.ffn import ExpertFFN

@@ -22,7 +22,8 @@ from tenfold.errors import TenfoldError, WeightsError
 from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import Source
 from tenfold.export.weights import Family, Layout, Weights
-from tenfold.language.llama import Llama, LlamaConfig
+from tenfold.language.llama import Llama
+from tenfold.language.models.config import LlamaConfig
 from tenfold.nn.outline import outline
 from tenfold.nn.rope import RopeScaling
 

@@ -1,0 +1,1 @@
+"""Language models: Llama and its configuration, tokenizers, text, weights of every layout."""
