@@ -51,7 +51,7 @@ for _name, _target, _summary in [
     ),
     ("language generate", "tenfold.language.commands:generate", "answers, faster by speculation and the same text"),
     ("language sparsity", "tenfold.language.model_commands:sparsity", "zeros by layer, and where 2:4 is safe"),
-    ("language tree", "tenfold.language.drafter_commands:tree", "the drafting tree that is fastest on this machine"),
+    ("language tree", "tenfold.language.tree_commands:tree", "the drafting tree that is fastest on this machine"),
     ("language chat", "tenfold.language.commands:chat", "a conversation in the terminal"),
 ]:
     VERBS.add(_name, _target, _summary)

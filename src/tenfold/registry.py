@@ -89,6 +89,6 @@ for _name, _summary in [
     ("eagle1-smollm2", "EAGLE-1 for SmolLM2"),
     ("eagle3-smoke", "the machinery of drafters in seconds, on a random target"),
 ]:
-    recipes.add(_name, f"tenfold.language.drafter_recipes:{_name.replace('-', '_')}", _summary)
+    recipes.add(_name, f"tenfold.language.distillation.recipes:{_name.replace('-', '_')}", _summary)
 
 parts = Registry("part")  # what one wing offers to another

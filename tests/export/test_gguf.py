@@ -18,10 +18,10 @@ import tenfold
 from tenfold.errors import UsageError, WeightsError
 from tenfold.export.gguf import open_gguf
 from tenfold.export.weights import convert
-from tenfold.language.gguf_weights import GGUF_OUTSIDE, GGUF_STEMS, gguf_rows, open_llama
-from tenfold.language.llama import Llama
 from tenfold.language.models.config import LlamaConfig
-from tenfold.language.weights import links
+from tenfold.language.models.gguf_weights import GGUF_OUTSIDE, GGUF_STEMS, gguf_rows, open_llama
+from tenfold.language.models.llama import Llama
+from tenfold.language.models.weights import links
 
 CONFIG = LlamaConfig(vocabulary=40, dim=64, hidden=96, depth=2, heads=4, kv_heads=2, norm_eps=1e-6, rope_theta=5e4)
 

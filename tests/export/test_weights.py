@@ -18,8 +18,8 @@ from tenfold.data import tensors as tensor_files
 from tenfold.data.tensors import read_safetensors, save_own
 from tenfold.errors import StorageError, UsageError, WeightsError
 from tenfold.export.weights import convert, load
-from tenfold.language.llama import Llama
 from tenfold.language.models.config import LlamaConfig
+from tenfold.language.models.llama import Llama
 from tenfold.vision.backbones.vit import VisionTransformer, VitConfig
 
 TINY = VitConfig(32, 2, 2, registers=1)

@@ -9,11 +9,11 @@ from torch import Tensor
 from tenfold.inference.pages import PageAllocator, PagedCache, PageTable
 from tenfold.kernels import decode
 from tenfold.kernels.formats import Int4Linear, TiledLinear
-from tenfold.language.llama import Llama
+from tenfold.language.drafting.tree import Tree
 from tenfold.language.models.config import LlamaConfig
-from tenfold.language.passes import Passes, first_largest
-from tenfold.language.prepare import pack_linears
-from tenfold.language.tree import Tree
+from tenfold.language.models.llama import Llama
+from tenfold.language.models.paged_forward import Passes, first_largest
+from tenfold.language.models.prepare import pack_linears
 
 pytestmark = pytest.mark.skipif(decode.refusal() is not None, reason=str(decode.refusal()))
 VOCABULARY = 77

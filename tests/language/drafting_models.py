@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from tenfold.language.answers import Answer
-from tenfold.language.drafter import EagleDrafter, config_for, make_drafter
-from tenfold.language.llama import Llama
+from tenfold.language.distillation.rollouts import Answer
+from tenfold.language.drafting.drafter import EagleDrafter, config_for, make_drafter
 from tenfold.language.models.config import LlamaConfig
+from tenfold.language.models.llama import Llama
 
 AUX = (1, 3, 5)
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from tenfold.inference.pages import PagedCache
-from tenfold.language.draft import Draft, DraftState, Features, Rule, Uniforms
-from tenfold.language.engine import LLMEngine
-from tenfold.language.llama import Llama
+from tenfold.language.decoding.engine import LLMEngine
+from tenfold.language.drafting.ngram import HybridDrafter, HybridTree, NgramDrafter
+from tenfold.language.drafting.protocol import Draft, DraftState, Features, Rule, Uniforms
+from tenfold.language.drafting.speculation import Speculation
+from tenfold.language.drafting.tree import Tree
 from tenfold.language.models.config import LlamaConfig
-from tenfold.language.ngram import HybridDrafter, HybridTree, NgramDrafter
-from tenfold.language.sampling import SamplingParams
-from tenfold.language.speculation import Speculation
-from tenfold.language.tree import Tree
+from tenfold.language.models.llama import Llama
+from tenfold.language.sampling.sampling import SamplingParams
 
 
 def tiny_llama(vocabulary: int = 23, seed: int = 0, **changes: Any) -> Llama:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tenfold.language.engine import LLM
-from tenfold.language.ngram import HybridDrafter
-from tenfold.language.sampling import SamplingParams
-from tenfold.language.speculation import SIXTEEN, TEN_AND_SIX, Speculation
-from tenfold.language.tokenizer import load_tokenizer
-from tenfold.language.tree import Tree
+from tenfold.language.decoding.engine import LLM
+from tenfold.language.drafting.ngram import HybridDrafter
+from tenfold.language.drafting.speculation import SIXTEEN, TEN_AND_SIX, Speculation
+from tenfold.language.drafting.tree import Tree
+from tenfold.language.models.tokenizer import load_tokenizer
+from tenfold.language.sampling.sampling import SamplingParams
 
 pytestmark = [pytest.mark.samples, pytest.mark.slow]
 

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tenfold.export.weights import convert, load
-from tenfold.language.llama import Llama
+from tenfold.language.models.llama import Llama
 
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 LLAMA3 = {

@@ -16,9 +16,9 @@ import torch
 
 import tenfold
 from tenfold.kernels import decode
-from tenfold.language.engine import LLM
-from tenfold.language.sampling import SamplingParams
-from tenfold.language.speculation import LOOK_UP, Speculation
+from tenfold.language.decoding.engine import LLM
+from tenfold.language.drafting.speculation import LOOK_UP, Speculation
+from tenfold.language.sampling.sampling import SamplingParams
 
 pytestmark = [pytest.mark.samples, pytest.mark.slow]
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tenfold
-from tenfold.language.tokenizer import Stream, load_tokenizer
+from tenfold.language.models.tokenizer import Stream, load_tokenizer
 
 pytestmark = pytest.mark.samples
 

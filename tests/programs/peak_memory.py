@@ -8,8 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-from tenfold.language.engine import LLM
-from tenfold.language.sampling import SamplingParams
+from tenfold.language.decoding.engine import LLM
+from tenfold.language.sampling.sampling import SamplingParams
 
 model, form, cache_tokens = sys.argv[1:]
 llm = LLM(model, drafter="auto", weights=form, cache_tokens=int(cache_tokens))  # type: ignore[arg-type]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tenfold.engine.task import Phase, unwrap
 from tenfold.engine.trainer import Trainer
 from tenfold.errors import NonFiniteError
-from tenfold.language.language_model import LanguageModel
-from tenfold.language.pretrain import PretrainRecipe, PretrainTask
+from tenfold.language.models.language_model import LanguageModel
+from tenfold.language.pretraining.pretrain import PretrainRecipe, PretrainTask
 
 from .conftest import Job, steps, wait_for
 

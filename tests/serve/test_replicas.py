@@ -12,14 +12,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from language.test_server import Server
+from language.test_tokenizer import fields
 
 from conftest import package
 from export.test_gguf import write
 from language.engine_models import tiny_llama
-from language.test_server import Server
-from language.test_tokenizer import fields
-from tenfold.language.engine import LLM
-from tenfold.language.sampling import SamplingParams
+from tenfold.language.decoding.engine import LLM
+from tenfold.language.sampling.sampling import SamplingParams
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]  # of Ray Serve's own models
 PROMPTS = ["ab", "the ", "hé€", "123 "]

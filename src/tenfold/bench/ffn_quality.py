@@ -30,10 +30,10 @@ from tenfold.bench.table import on_threads
 from tenfold.data.atomic import write_atomic
 from tenfold.engine.trainer import Trainer
 from tenfold.export.weights import load
-from tenfold.language.language_model import LanguageModel, measure_layers, set_mode
-from tenfold.language.pretrain import PretrainRecipe, PretrainTask
+from tenfold.language.models.language_model import LanguageModel, measure_layers, set_mode
+from tenfold.language.pretraining.evaluate_text import nats_per_byte
+from tenfold.language.pretraining.pretrain import PretrainRecipe, PretrainTask
 from tenfold.language.recipes import lm_relu2_24, lm_relu2_dense, lm_swiglu_dense
-from tenfold.language.text_eval import nats_per_byte
 from tenfold.nn.sparse24 import Dropped
 
 FOLDER = Path("runs/ffn-quality")

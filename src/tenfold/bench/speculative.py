@@ -30,11 +30,11 @@ from tenfold.bench.table import on_threads, ratio
 from tenfold.errors import MissingExtra, unknown_name
 from tenfold.export.weights import convert
 from tenfold.kernels.linear import bf16_refusal
-from tenfold.language.drafting import TreeDrafter
-from tenfold.language.engine import LLM, LLMEngine, locate
-from tenfold.language.ngram import HybridDrafter, NgramDrafter
-from tenfold.language.sampling import SamplingParams
-from tenfold.language.tokenizer import read_prompts
+from tenfold.language.decoding.engine import LLM, LLMEngine, locate
+from tenfold.language.drafting.ngram import HybridDrafter, NgramDrafter
+from tenfold.language.drafting.tree_drafter import TreeDrafter
+from tenfold.language.models.tokenizer import read_prompts
+from tenfold.language.sampling.sampling import SamplingParams
 
 MODEL, TOKENS, EACH = "smollm2-135m-instruct", 96, 4
 PEERS = ("hf", "prompt-lookup", "openvino")

@@ -12,9 +12,9 @@ from typing import Any
 
 from tenfold.bench.speculative import MODEL, benchmark_prompts, sharing
 from tenfold.bench.table import on_threads, ratio
-from tenfold.language.engine import LLM
-from tenfold.language.sampling import SamplingParams
-from tenfold.language.tree_costs import step_clock
+from tenfold.language.decoding.engine import LLM
+from tenfold.language.sampling.sampling import SamplingParams
+from tenfold.language.tuning.tree_costs import step_clock
 
 BATCHES, STEPS, EACH = (1, 2, 4, 8, 16, 32, 64), 24, 4
 

@@ -4,7 +4,7 @@ Random weights guess nothing, so a coin decides what is accepted (`Speculation(s
 steps, not of texts, and no figure here says how well anything is guessed. Sides take turns; what is timed are steps of the
 whole engine, host included, on the wall:
 
-    recorded    steps as CUDA graphs, the host one step behind (language/ahead.py)
+    recorded    steps as CUDA graphs, the host one step behind (language/decoding/async_steps.py)
     eager       the same operations, started one by one
     limit       the weights that a step reads, over the rate at which this device reads memory
 
@@ -22,15 +22,15 @@ import torch
 
 from tenfold.bench.table import ratio
 from tenfold.language.commands import read_rate
-from tenfold.language.drafter import config_for, make_drafter
-from tenfold.language.drafting import TreeDrafter
-from tenfold.language.engine import LLMEngine
-from tenfold.language.llama import Llama
+from tenfold.language.decoding.engine import LLMEngine
+from tenfold.language.drafting.drafter import config_for, make_drafter
+from tenfold.language.drafting.speculation import FREE_ROWS_GPU, NONE, SIXTEEN, Speculation, auto_tree
+from tenfold.language.drafting.tree import Tree
+from tenfold.language.drafting.tree_drafter import TreeDrafter
 from tenfold.language.models.config import LlamaConfig
-from tenfold.language.prepare import weight_bytes
-from tenfold.language.sampling import SamplingParams
-from tenfold.language.speculation import FREE_ROWS_GPU, NONE, SIXTEEN, Speculation, auto_tree
-from tenfold.language.tree import Tree
+from tenfold.language.models.llama import Llama
+from tenfold.language.models.prepare import weight_bytes
+from tenfold.language.sampling.sampling import SamplingParams
 from tenfold.nn.rope import RopeScaling
 
 SHAPE = LlamaConfig(

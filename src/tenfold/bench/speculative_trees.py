@@ -1,4 +1,4 @@
-"""`tenfold bench speculative-trees`: what the tree search predicts (language/tree_search.py) beside what the engine does.
+"""`tenfold bench speculative-trees`: tokens per call and time that the tree search predicts beside what the engine does.
 
 For a sweep of trees, batch 1, greedy, bf16: tokens per call by replay and milliseconds of a step from the cost table, beside
 both measured in the engine on the same prompts; and whether the tree that the predictions choose is the fastest of the sweep.
@@ -16,16 +16,16 @@ import torch
 from tenfold.bench.speculative import MODEL, benchmark_prompts
 from tenfold.bench.table import on_threads
 from tenfold.export.weights import load
-from tenfold.language.drafter import EagleDrafter, default_aux_layers
-from tenfold.language.engine import LLM, locate
-from tenfold.language.evaluate import Replayed, replay, write_greedily
-from tenfold.language.ngram import HybridDrafter, HybridTree
-from tenfold.language.prepare import open_target
-from tenfold.language.sampling import SamplingParams
-from tenfold.language.speculation import SEVEN, SHIPPED, SIXTEEN, TEN, THREE, Speculation
-from tenfold.language.tree import Tree
-from tenfold.language.tree_costs import measure_costs, step_clock
-from tenfold.language.tree_picture import speed_svg
+from tenfold.language.decoding.engine import LLM, locate
+from tenfold.language.drafting.drafter import EagleDrafter, default_aux_layers
+from tenfold.language.drafting.ngram import HybridDrafter, HybridTree
+from tenfold.language.drafting.speculation import SEVEN, SHIPPED, SIXTEEN, TEN, THREE, Speculation
+from tenfold.language.drafting.tree import Tree
+from tenfold.language.models.prepare import open_target
+from tenfold.language.sampling.sampling import SamplingParams
+from tenfold.language.tuning.measure import Replayed, replay, write_greedily
+from tenfold.language.tuning.tree_costs import measure_costs, step_clock
+from tenfold.language.tuning.tree_picture import speed_svg
 
 TOKENS, EACH = 96, 4
 SWEEP = (

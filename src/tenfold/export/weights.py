@@ -39,9 +39,11 @@ families.add("vit", "tenfold.vision.backbones.weights:FAMILY", "vision transform
 families.add("convnext", "tenfold.vision.backbones.convnext_weights:FAMILY", "the ConvNeXt of DINOv3")
 families.add("text-aligned", "tenfold.vision.text.weights:ALIGNED", "dino.txt: images and texts in one space")
 families.add("sentence-encoder", "tenfold.vision.text.weights:SENTENCE", "sentence encoders: MiniLM")
-families.add("drafter", "tenfold.language.drafter_weights:FAMILY", "drafters: EAGLE-1, EAGLE-3")
-families.add("language-model", "tenfold.language.language_model:FAMILY", "Llamas with their vocabulary, from tenfold")
-families.add("llama", "tenfold.language.memory_weights:FAMILY", "Llama")
+families.add("drafter", "tenfold.language.drafting.weights:FAMILY", "drafters: EAGLE-1, EAGLE-3")
+families.add(
+    "language-model", "tenfold.language.models.language_model:FAMILY", "Llamas with their vocabulary, from tenfold"
+)
+families.add("llama", "tenfold.language.models.memory_weights:FAMILY", "Llama")
 
 
 @dataclass(frozen=True)

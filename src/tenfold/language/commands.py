@@ -17,9 +17,9 @@ from tenfold.errors import DataError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from tenfold.language.engine import LLM
-    from tenfold.language.request import Stats
-    from tenfold.language.sampling import SamplingParams
+    from tenfold.language.decoding.engine import LLM
+    from tenfold.language.decoding.request import Stats
+    from tenfold.language.sampling.sampling import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Generate:
 
 
 def generate(options: Generate) -> int:
-    from tenfold.language.tokenizer import read_prompts
+    from tenfold.language.models.tokenizer import read_prompts
 
     texts = [*options.texts, *(read_prompts(options.prompts) if options.prompts else [])]
     if not texts:
@@ -131,7 +131,7 @@ def _lines() -> Iterator[str]:
 
 
 def _open(options: Generate | Chat) -> LLM:
-    from tenfold.language.engine import LLM
+    from tenfold.language.decoding.engine import LLM
 
     llm = LLM(
         options.model, drafter=options.drafter, weights=options.weights, max_batch=options.batch, device=options.device
@@ -144,13 +144,13 @@ def _open(options: Generate | Chat) -> LLM:
 
 def _dispatch(llm: LLM, table: Path | None) -> None:
     if table is not None:
-        from tenfold.language.tree_search import dispatch
+        from tenfold.language.tuning.tree_search import dispatch
 
         dispatch(llm, table)
 
 
 def _params(options: Generate | Chat) -> SamplingParams:
-    from tenfold.language.sampling import SamplingParams
+    from tenfold.language.sampling.sampling import SamplingParams
 
     return SamplingParams(
         temperature=options.temperature,

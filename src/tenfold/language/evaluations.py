@@ -16,16 +16,16 @@ import tyro
 
 from tenfold.errors import UsageError, WeightsError
 from tenfold.export.weights import load
-from tenfold.language.answers import repeats_itself
-from tenfold.language.drafter import EagleDrafter, default_aux_layers
-from tenfold.language.drafter_weights import check_target
-from tenfold.language.engine import LLM, locate
-from tenfold.language.evaluate import TOKENS, engine_tpc, figures, replay, through_engine, write_greedily
-from tenfold.language.prepare import open_target
-from tenfold.language.sampling import SamplingParams
-from tenfold.language.speculation import SIXTEEN, Speculation
-from tenfold.language.text import read_documents
-from tenfold.language.tokenizer import load_tokenizer, read_prompts
+from tenfold.language.decoding.engine import LLM, locate
+from tenfold.language.distillation.rollouts import repeats_itself
+from tenfold.language.drafting.drafter import EagleDrafter, default_aux_layers
+from tenfold.language.drafting.speculation import SIXTEEN, Speculation
+from tenfold.language.drafting.weights import check_target
+from tenfold.language.models.prepare import open_target
+from tenfold.language.models.text import read_documents
+from tenfold.language.models.tokenizer import load_tokenizer, read_prompts
+from tenfold.language.sampling.sampling import SamplingParams
+from tenfold.language.tuning.measure import TOKENS, engine_tpc, figures, replay, through_engine, write_greedily
 
 
 @dataclass(frozen=True)

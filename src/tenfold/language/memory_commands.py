@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from tenfold.config import from_dict
 from tenfold.errors import CheckpointError, UsageError
 from tenfold.export.weights import load
-from tenfold.language.fact_eval import score_book, score_world
-from tenfold.language.fact_mixing import open_facts
-from tenfold.language.factbook import FactBook, common, read_factbook
-from tenfold.language.facts import FactWorld
-from tenfold.language.pretrain import PretrainRecipe
-from tenfold.language.text import read_documents, split
+from tenfold.language.models.text import read_documents, split
+from tenfold.language.pretraining.fact_eval import score_book, score_world
+from tenfold.language.pretraining.fact_mixing import open_facts
+from tenfold.language.pretraining.factbook import FactBook, common, read_factbook
+from tenfold.language.pretraining.facts import FactWorld
+from tenfold.language.pretraining.pretrain import PretrainRecipe
 from tenfold.nn.memory import MemoryLayer
 from tenfold.nn.memory_usage import MemoryUsage
 

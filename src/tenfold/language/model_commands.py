@@ -35,9 +35,9 @@ def sparsity(options: Sparsity) -> None:
     import torch
 
     from tenfold.engine.report import table_markdown
-    from tenfold.language.language_model import LanguageModel, measure_layers
-    from tenfold.language.text import read_documents, split
-    from tenfold.language.text_eval import open_model
+    from tenfold.language.models.language_model import LanguageModel, measure_layers
+    from tenfold.language.models.text import read_documents, split
+    from tenfold.language.pretraining.evaluate_text import open_model
 
     model: LanguageModel = open_model(options.run)
     if model.config.activation != "relu2" or model.config.experts:

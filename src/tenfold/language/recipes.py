@@ -13,7 +13,7 @@ from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.recipe import TrainerConfig
 from tenfold.engine.schedule import Schedule
 from tenfold.language.models.config import LlamaConfig
-from tenfold.language.pretrain import MemoryConfig, PretrainRecipe
+from tenfold.language.pretraining.pretrain import MemoryConfig, PretrainRecipe
 from tenfold.nn.memory import centred_layers
 from tenfold.nn.sparse24 import Sparsity24
 

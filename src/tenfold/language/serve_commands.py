@@ -57,7 +57,7 @@ def serve_language(options: ServeLanguage) -> int:
     if options.replicas == 1:
         return serve(make_app(options), options.host, options.port)
 
-    from tenfold.language.engine import locate
+    from tenfold.language.decoding.engine import locate
     from tenfold.serve.replicas import replicated
 
     located = replace(options, model=str(locate(options.model).resolve()))  # fetched once, not by every replica
@@ -81,10 +81,10 @@ def check(options: ServeLanguage) -> None:
 
 def make_app(options: ServeLanguage, name: str | None = None) -> FastAPI:
     """The application of this role, with its model loaded. name: what clients call it."""
-    from tenfold.language.engine import LLM
-    from tenfold.language.handover_client import Prefill
-    from tenfold.language.handover_server import make_prefill_app
-    from tenfold.language.server import make_language_app
+    from tenfold.language.decoding.engine import LLM
+    from tenfold.language.serving.prefill_client import Prefill
+    from tenfold.language.serving.prefill_server import make_prefill_app
+    from tenfold.language.serving.routes import make_language_app
 
     limits = limits_of(options)
     llm = LLM(
@@ -96,7 +96,7 @@ def make_app(options: ServeLanguage, name: str | None = None) -> FastAPI:
         cache_tokens=options.cache_tokens,
     )
     if options.dispatch is not None:
-        from tenfold.language.tree_search import dispatch
+        from tenfold.language.tuning.tree_search import dispatch
 
         dispatch(llm, options.dispatch)
     for note in llm.notes:
@@ -122,7 +122,7 @@ def limits_of(options: ServeLanguage, replicas: int = 1) -> Limits:
 
 def token_of(options: ServeLanguage) -> str:
     """The secret of the two processes. Raises UsageError where there is none."""
-    from tenfold.language.handover import TOKEN_VARIABLE, check_token
+    from tenfold.language.serving.prefill_transfer import TOKEN_VARIABLE, check_token
 
     if options.token_file is None:
         return check_token(os.environ.get(TOKEN_VARIABLE, ""))

@@ -17,9 +17,9 @@ from tenfold.tour.page import say
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tenfold.language.draft import Draft
-    from tenfold.language.pretrain import PretrainRecipe
-    from tenfold.language.tree import Tree
+    from tenfold.language.drafting.protocol import Draft
+    from tenfold.language.drafting.tree import Tree
+    from tenfold.language.pretraining.pretrain import PretrainRecipe
 
 PROMPTS = (
     "A baker makes 12 loaves an hour for 5 hours and sells 41 of them. How many are left?",
@@ -31,8 +31,8 @@ TOKENS = 96
 
 def speculation_panel() -> Report:
     """The same answers with and without a drafter: passes of the target, times, and one tree with what stood of it."""
-    from tenfold.language.engine import LLM
-    from tenfold.language.sampling import SamplingParams
+    from tenfold.language.decoding.engine import LLM
+    from tenfold.language.sampling.sampling import SamplingParams
 
     say("fetching SmolLM2-135M-Instruct (98 MB, once) and answering three prompts twice")
     params = SamplingParams(temperature=0.0, max_tokens=TOKENS)
@@ -175,7 +175,7 @@ def sparsity_panel(out: Path, minutes: float) -> Report:
 
 def memory_panel(out: Path, minutes: float) -> Report:
     """Generated facts, learned by a dense model and by one with memory layers, step for step the same."""
-    from tenfold.language.fact_mixing import FactsConfig
+    from tenfold.language.pretraining.fact_mixing import FactsConfig
     from tenfold.language.recipes import lm_memory_plus, lm_relu2_dense
 
     facts = FactsConfig("world", share=0.9, entities=100, relations=8, values=256)

@@ -1,0 +1,1 @@
+"""Decoding: engine, scheduler, requests, KV and prefix cache, grammars, asynchronous steps."""

@@ -1,0 +1,1 @@
+"""Distillation of drafters: rollouts of the target, losses, training-time test, replay."""

@@ -1,0 +1,1 @@
+"""Speculative decoding, the drafting side: trees, drafters, rejection sampling."""

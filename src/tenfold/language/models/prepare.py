@@ -1,0 +1,185 @@
+"""A Llama made ready for decoding: its linear maps in one number format, everything else in the type that goes with it.
+
+    target = open_target("SmolLM2.gguf", "auto")                 auto: bf16, or fp32 where neither the CPU nor decode.cpp can
+    target = open_target("SmolLM2.gguf", "int4")                 Q4_1 as it is stored, nothing quantised again
+    target = open_target("Llama-3.1-8B/", "auto", "cuda")        bf16 on a GPU
+    model = prepare(weights, "bf16")                             from Weights (export/weights.py): our names -> tensors
+
+Lossless decoding means: the same text as this model alone, in this format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tenfold.errors import UsageError, WeightsError
+from tenfold.export.weights import Weights, read
+from tenfold.kernels.formats import Format, Int4Linear, pack, quickest, unpack_q4_1
+from tenfold.language.models.config import LlamaConfig
+from tenfold.language.models.gguf_weights import GGUFLlama, open_llama, parameter
+from tenfold.language.models.llama import Llama
+from tenfold.nn.outline import outline
+
+FORMATS = ("auto", "fp32", "bf16", "int8", "int4")
+DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LINEAR = ("attention.qkv", "attention.out", "ffn.gate_up", "ffn.down")  # of a block
+FormatChoice = Literal["auto", "fp32", "bf16", "int8", "int4"]
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """`model` decodes, in `form`; `source` is what its file holds, by which a drafter knows its target: of a GGUF file a tensor
+    is read when it is asked for, of another the embedding, the norms and the first block are kept."""
+
+    model: Llama
+    form: Format
+    source: Weights
+
+
+def open_target(path: str | Path, form: FormatChoice = "auto", device: DeviceChoice = "auto") -> Target:
+    """The model in a file or folder, ready for decoding. Raises UsageError where the format or the device cannot be had,
+    WeightsError where the file cannot be read or is no Llama.
+
+    A GGUF file goes from its own format to `form` tensor by tensor: at its highest the memory is the prepared model and one
+    tensor more."""
+    if form not in FORMATS:
+        raise UsageError(f"weights in {form!r}: allowed are {', '.join(FORMATS)}.")
+    place = device_of(device)
+    chosen = format_on(form, place)
+    if Path(path).suffix == ".gguf" and Path(path).is_file():
+        held = open_llama(Path(path))
+        source = Weights(held.config, held)
+    else:
+        family, weights = read(path)
+        if not isinstance(weights.config, LlamaConfig):
+            raise WeightsError(f"{path} is a {family.kind}; what decodes here is a llama.")
+        # What stays is copied, so that nothing keeps the file mapped (its pages count as memory) when the rest is packed.
+        source = Weights(weights.config, {n: t.clone() if _stays(n) else t for n, t in weights.state.items()})
+        del weights
+    c = source.config
+    if c.memory_layers or c.activation != "swiglu":
+        kind = "memory layers" if c.memory_layers else f"the activation {c.activation}"
+        raise WeightsError(
+            f"{path} has {kind}; the engine decodes plain Llamas (SwiGLU, no memory). tenfold.load(PATH) is the model itself."
+        )
+    if place.type == "cpu":
+        target = Target(prepare(source, chosen, spend=True), chosen, source)
+        _give_back()
+        return target
+    return Target(moved(source, chosen, place), chosen, source)
+
+
+def device_of(choice: DeviceChoice) -> torch.device:
+    """Where a model decodes; "auto" is a GPU where there is one. Raises UsageError where there is none."""
+    if choice not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device {choice!r}: allowed are auto, cpu, cuda.")
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device 'cuda': this machine has no CUDA. Allowed here: auto, cpu.")
+    return torch.device("cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def format_on(form: FormatChoice, device: torch.device) -> Format:
+    """The number format on a device. Raises UsageError for one that is packed for processors alone."""
+    if device.type == "cpu":
+        return quickest() if form == "auto" else form
+    if form in ("int8", "int4"):
+        raise UsageError(f"weights in {form}: packed for processors alone. Allowed on a GPU: auto, bf16, fp32.")
+    return "bf16" if form == "auto" else form
+
+
+def moved(source: Weights, form: Format, device: torch.device) -> Llama:
+    """The model on a GPU, tensor by tensor: the host never holds all of it in another format."""
+    with outline():
+        ready = Llama(source.config)
+    state = {name: parameter(source.state, name, DTYPE[form]).to(device) for name in ready.state_dict()}
+    ready.load_state_dict(state, assign=True)
+    return ready.eval().requires_grad_(False)
+
+
+def prepare(source: Weights, form: Format, spend: bool = False) -> Llama:
+    """A model that shares what it can with `source`, of which every parameter is asked for once. int4 takes rows that a GGUF
+    file holds in Q4_1. spend: linear maps leave `source` once they are packed, but those of the first block."""
+    config, state = source.config, source.state
+    with outline():
+        ready = Llama(config)
+    dtype = DTYPE.get(form, torch.bfloat16)
+    embedding = parameter(state, "embedding.weight", dtype)
+    norms = {name: parameter(state, name, dtype) for name in state if "norm" in name}
+    # The linear maps come below, one at a time; a name that the model does not have would be a fault of ours.
+    unknown = ready.load_state_dict({"embedding.weight": embedding, **norms}, strict=False, assign=True).unexpected_keys
+    assert not unknown, unknown
+    # The output projection in 8 bits is slower than in bf16 at every width, so int4 and int8 leave it there. It is the largest
+    # map, so it comes first: packing holds it twice.
+    wide: Format = "fp32" if form == "fp32" else quickest()
+    if config.tied and dtype == DTYPE[wide]:
+        head = embedding
+    else:
+        head = parameter(state, "embedding.weight" if config.tied else "head.weight", DTYPE[wide])
+    ready.head = pack(head, None, wide)
+    del head
+    if spend and isinstance(state, dict):
+        state.pop("head.weight", None)
+    for number, into in enumerate(ready.blocks):
+        for stem in LINEAR:
+            name = f"blocks.{number}.{stem}"
+            bias = state.get(f"{name}.bias")
+            made = _int4(state, name, bias) if form == "int4" else pack(state[f"{name}.weight"], bias, form)
+            into.set_submodule(stem, made, strict=True)
+            if spend and not _stays(name) and isinstance(state, dict):
+                del state[f"{name}.weight"]
+    missing = [name for name, weight in ready.named_parameters() if weight.is_meta]
+    assert not missing, missing
+    return ready.eval().requires_grad_(False)
+
+
+def pack_linears(module: nn.Module, form: Format) -> nn.Module:
+    """The same module with its linear maps in a format and the rest in the type that goes with it (a drafter)."""
+    module.to(torch.float32 if form == "fp32" else torch.bfloat16)
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, nn.Linear):
+            module.set_submodule(name, pack(*_parts(layer), form), strict=True)
+    return module.eval().requires_grad_(False)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes that one pass of a model reads: its linear maps (of the embedding it reads single rows)."""
+    maps = 0
+    for module in model.modules():
+        maps += module.weight.nbytes if isinstance(module, nn.Linear) else int(getattr(module, "bytes", 0))  # type: ignore[arg-type]
+    return maps + (model.embedding.weight.nbytes if isinstance(model, Llama) and model.head is None else 0)
+
+
+def _stays(name: str) -> bool:
+    """Whether a parameter is of use beside the prepared model: it is what a fingerprint is made of, or small."""
+    return name.startswith(("embedding.", "blocks.0.")) or "norm" in name or name.endswith(".bias")
+
+
+def _give_back() -> None:
+    """Hands memory that was freed on the way back to the system; glibc keeps what packing has used: 130 MB for int4."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _parts(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    assert isinstance(layer, nn.Linear)
+    return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+
+
+def _int4(state: Mapping[str, Tensor], name: str, bias: Tensor | None) -> nn.Module:
+    kinds = state.formats(f"{name}.weight") if isinstance(state, GGUFLlama) else {f"{name}.weight": "no GGUF"}
+    if set(kinds.values()) != {"Q4_1"} or bias is not None:
+        raise UsageError(
+            f"weights in int4: {', '.join(kinds)} would have to be stored in Q4_1 without a bias, and are "
+            f"{', '.join(sorted(set(kinds.values())))}. Allowed here: auto, fp32, bf16, int8."
+        )
+    assert isinstance(state, GGUFLlama)
+    return Int4Linear(*unpack_q4_1(state.blocks(f"{name}.weight")))

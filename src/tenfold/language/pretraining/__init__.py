@@ -1,0 +1,1 @@
+"""Pretraining of language models: text, facts to recall, evaluation of text."""

@@ -1,0 +1,1 @@
+"""Sampling: probabilities from logits, penalties, and randomness that depends on no neighbour."""

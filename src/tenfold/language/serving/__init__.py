@@ -1,0 +1,1 @@
+"""Serving: OpenAI-compatible routes, the service behind them, disaggregated prefill."""

@@ -1,0 +1,1 @@
+"""Tuning of draft trees: search, costs, measurements, pictures."""

@@ -1,0 +1,126 @@
+"""Prompt look-up finds what a slow search finds, and shares a tree with a drafter without changing either."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from language.test_drafting import Coins, opened
+
+from language.drafting_models import tiny_drafter, tiny_target
+from language.engine_models import NoisyTarget, tiny_llama
+from tenfold.inference.pages import PageTable
+from tenfold.language.drafting.ngram import FittedTree, HybridDrafter, HybridTree, NgramDrafter, Places, chain_nodes
+from tenfold.language.drafting.protocol import Draft, Drafter, DraftState
+from tenfold.language.drafting.rejection import verify_greedy
+from tenfold.language.drafting.tree import Tree
+
+
+def searched(tokens: list[int], count: int, longest: int = 3) -> list[int]:
+    """By trying every place, latest first."""
+    for n in range(min(longest, len(tokens)), 0, -1):
+        for end in range(len(tokens) - 1, n - 1, -1):
+            if tokens[end - n : end] == tokens[len(tokens) - n :]:
+                return tokens[end : end + count]
+    return []
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.data())
+def test_look_up_finds_the_latest_longest_match(tokens: list[int], data: st.DataObject) -> None:
+    places = Places()
+    cut = data.draw(st.integers(0, len(tokens) - 1))
+    for end in range(cut, len(tokens) + 1):  # as a text grows, in steps of any size
+        assert places.find(tokens[:end], 5) == searched(tokens[:end], 5)
+
+
+def test_nodes_off_the_chain_stay_empty() -> None:
+    tree = Tree.from_paths([[0], [1], [0, 0], [0, 0, 0], [1, 0]])
+    assert chain_nodes(tree) == [1, 3, 5]
+    drafter = NgramDrafter()
+    assert isinstance(drafter, Drafter)
+    states = [DraftState([1, 2, 3, 9, 1, 2], PageTable(4)), DraftState([5, 6, 7], PageTable(4))]
+    draft = drafter.draft(states, tree, "A", torch.zeros(2), Coins(2))
+    assert draft.tokens.tolist() == [[3, -1, 9, -1, 1], [-1, -1, -1, -1, -1]]
+
+
+def test_preemption_starts_the_search_anew() -> None:
+    drafter, state = NgramDrafter(), DraftState([1, 2, 1], PageTable(4))
+    assert drafter.look_up(state, 2) == [2, 1]
+    state.tokens = [4, 4]
+    assert drafter.look_up(state, 2) == [4]
+
+
+def test_a_hybrid_tree_holds_both_proposals_unchanged() -> None:
+    target = tiny_target()
+    texts = [[1, 2, 3, 9, 1, 2], [5, 6, 7, 8, 80]]
+    own = Tree.from_paths([[0], [1], [0, 0], [0, 1], [1, 0]])
+    drafter, states = opened(tiny_drafter(target), target, texts)
+    alone = {rule: drafter.draft(states, own, rule, torch.full((2,), heat), Coins(2, 7)) for rule, heat in
+             (("A", 0.0), ("C", 1.0))}  # fmt: skip
+    both = HybridDrafter(drafter, NgramDrafter())
+    hybrid = HybridTree.of(own, 3)
+    tree = both.add(hybrid)
+    assert isinstance(both, Drafter)
+    assert tree.nodes == 8
+    assert [tree.parents[c] for c in hybrid.chain] == [0, *hybrid.chain[:-1]]
+    for state in states:
+        state.carry = [state.carry, None]
+    for rule, heat in (("A", 0.0), ("C", 1.0)):
+        draft = both.draft(states, tree, rule, torch.full((2,), heat), Coins(2, 7))
+        own_nodes, chain = [n - 1 for n in hybrid.drafted], [n - 1 for n in hybrid.chain]
+        assert torch.equal(draft.tokens[:, own_nodes], alone[rule].tokens)
+        assert draft.tokens[:, chain].tolist() == [[3, 9, 1], [-1, -1, -1]]
+        if rule == "C":
+            assert draft.q is not None
+            assert draft.point is not None
+            assert alone[rule].q is not None
+            rows = [int(tree.inner_row[hybrid.drafted[n - 1] if n else 0]) for n in own.inner.tolist()]
+            assert torch.equal(draft.q[:, rows], alone[rule].q)
+            assert draft.point[:, chain].all()
+            assert not draft.point[:, own_nodes].any()
+
+
+def test_hybrid_rows_grow_as_the_drafters_own(tmp_path: Path) -> None:
+    target = tiny_target()
+    drafter, states = opened(tiny_drafter(target), target, [[1, 2, 3, 9, 1, 2]])
+    both = HybridDrafter(drafter, NgramDrafter())
+    states[0].carry = [states[0].carry, None]
+    states[0].tokens += [3]
+    both.extend(states, [1], torch.tensor([3]), torch.randn(1, 96))
+    assert states[0].rows == 6
+    assert isinstance(states[0].carry[0], tuple)
+    draft = both.draft(states, both.add(HybridTree.of(Tree.chain(2), 2)), "A", torch.zeros(1), Coins(1))
+    assert draft.tokens[0, -1] >= 0
+    assert (draft.tokens >= 0).all()
+
+
+def test_the_longer_of_two_equal_proposals_counts() -> None:
+    """The chain's first token is also the drafter's best: what follows in the chain must still be reached."""
+    hybrid = HybridTree.of(Tree.from_paths([[0], [1], [0, 0]]), 3)
+    nodes = [*(n - 1 for n in hybrid.drafted), *(n - 1 for n in hybrid.chain)]
+    tokens = torch.full((1, 6), -1)
+    tokens[0, nodes] = torch.tensor([7, 8, 5, 7, 6, 4])
+    logits = torch.zeros(1, 7, 10)
+    logits[0, 0, 7] = logits[0, hybrid.drafted[0], 6] = logits[0, hybrid.chain[0], 6] = logits[
+        0, hybrid.chain[1], 9
+    ] = 1.0
+    accepted = verify_greedy(logits, Draft(tokens), hybrid.tree)
+    assert accepted.length.tolist() == [2]
+    assert accepted.bonus.tolist() == [9]
+    assert accepted.path.tolist() == [[0, hybrid.chain[0], hybrid.chain[1], -1]]
+
+
+def test_a_single_text_gets_the_shape_that_fits_it() -> None:
+    """A chain where its last two tokens have stood before, the drafter's own tree where they have not; several share one."""
+    own = Tree.from_paths([[0], [1], [0, 0]])
+    fitted = FittedTree(HybridTree.of(Tree.chain(1), 3), HybridTree.of(Tree.chain(1), 2), own)
+    both = HybridDrafter(NoisyTarget(tiny_llama(), 0.1), NgramDrafter())
+    tree = both.add(fitted)
+    known, new = (DraftState(list(text), PageTable(4)) for text in ([1, 2, 3, 1, 2], [1, 2, 3, 4, 2]))
+    assert both.fit([known], tree) == fitted.known.tree
+    assert both.fit([new], tree) == own
+    assert both.fit([known, new], tree) == tree
+    assert both.fit([known], Tree.chain(2)) == Tree.chain(2)

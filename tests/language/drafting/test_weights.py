@@ -1,0 +1,242 @@
+"""The layouts of EAGLE, SGLang and speculators, and the seven ways in which their words mislead."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tenfold
+from language.drafting_models import AUX, tiny_drafter, tiny_target
+from tenfold.data.tensors import save_own
+from tenfold.errors import WeightsError
+from tenfold.export.weights import convert
+from tenfold.language.drafting.drafter import DrafterConfig, Eagle1Drafter, Eagle3Drafter, EagleDrafter
+from tenfold.language.drafting.weights import check_target, fingerprint, own_tensors, state_of
+from tenfold.nn.rope import RopeScaling
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"layers": 3},
+    {"norm_output": True, "norm_before_residual": True, "rope_theta": 5000.0},
+    {"draft_vocabulary": 96, "sliding_window": 64},
+    {"aux_layers": (1, 2, 4, 6), "own_embedding": True, "attention_bias": True},
+    {"fc_norm": True, "rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)},
+]
+
+
+def loaded(path: Path, **told: Any) -> EagleDrafter:
+    drafter = tenfold.load(path, **told)
+    assert isinstance(drafter, EagleDrafter)
+    return drafter
+
+
+def saved(drafter: EagleDrafter, path: Path) -> Path:
+    weights = state_of(drafter)
+    return save_own(path, own_tensors(weights), "drafter", weights.config)
+
+
+def folder(path: Path, drafter: EagleDrafter, to: str) -> Path:
+    return convert(saved(drafter, path / "own.safetensors"), path / to, to=to)
+
+
+def edited(path: Path, **changes: Any) -> Path:
+    """The folder's config.json with entries set, or (None) taken out."""
+    values = json.loads((path / "config.json").read_text()) | changes
+    (path / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+    return path
+
+
+def same(a: EagleDrafter, b: EagleDrafter) -> None:
+    assert a.config == b.config
+    mine, its = a.state_dict(), b.state_dict()
+    assert mine.keys() == its.keys()
+    for name in mine:
+        assert mine[name].dtype == its[name].dtype
+        assert torch.equal(mine[name], its[name]), name
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("to", ["sglang", "speculators"])
+def test_round_trips_keep_every_bit_and_every_switch(tmp_path: Path, variant: dict, to: str) -> None:
+    drafter = tiny_drafter(tiny_target(), target="0123456789abcdef", **variant).bfloat16()
+    there = folder(tmp_path, drafter, to)
+    same(loaded(there), drafter)
+    again = convert(there, tmp_path / "again", to=to)
+    first, second = load_file(there / "model.safetensors"), load_file(again / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[n], second[n]) for n in first)
+    assert (there / "config.json").read_text() == (again / "config.json").read_text()
+    same(loaded(convert(there, tmp_path / "back.safetensors")), drafter)
+
+
+def test_eagle_layout_of_both_methods(tmp_path: Path) -> None:
+    target = tiny_target()
+    (tmp_path / "one").mkdir()
+    (tmp_path / "three").mkdir()
+    one = tiny_drafter(target, method="eagle1", fc_bias=True, layers=2)
+    there = folder(tmp_path / "one", one, "eagle")
+    names = set(load_file(there / "model.safetensors"))
+    assert {"fc.weight", "fc.bias", "layers.0.self_attn.q_proj.weight", "layers.1.input_layernorm.weight"} <= names
+    assert "layers.0.input_layernorm.weight" not in names
+    same(loaded(there), one)
+    three = tiny_drafter(target)
+    there = folder(tmp_path / "three", three, "eagle")
+    assert "midlayer.self_attn.q_proj.weight" in load_file(there / "model.safetensors")
+    same(loaded(there, aux_layers=AUX), three)
+
+
+def test_names_of_the_sglang_layout(tmp_path: Path) -> None:
+    there = folder(tmp_path, tiny_drafter(tiny_target(), layers=2), "sglang")
+    tensors, config = load_file(there / "model.safetensors"), json.loads((there / "config.json").read_text())
+    projections = [f"self_attn.{p}_proj.weight" for p in "qkvo"] + [
+        f"mlp.{p}_proj.weight" for p in ("gate", "up", "down")
+    ]
+    norms = ["input_layernorm.weight", "hidden_norm.weight", "post_attention_layernorm.weight"]
+    assert set(tensors) == {
+        "fc.weight", "norm.weight", "lm_head.weight", "d2t", "t2d",
+        *(f"midlayer.{n}" for n in projections + norms),
+        *(f"additional_layers.0.{n}" for n in projections + norms[1:]),
+    }  # fmt: skip
+    assert tensors["midlayer.self_attn.q_proj.weight"].shape == (32, 64)
+    assert tensors["fc.weight"].shape == (32, 96)
+    assert tensors["d2t"].dtype == torch.int64
+    assert tensors["t2d"].dtype == torch.bool
+    assert config["architectures"] == ["LlamaForCausalLMEagle3"]
+    assert config["draft_vocab_size"] == 48
+
+
+def test_names_of_the_speculators_layout(tmp_path: Path) -> None:
+    there = folder(tmp_path, tiny_drafter(tiny_target(), layers=2), "speculators")
+    names, config = set(load_file(there / "model.safetensors")), json.loads((there / "config.json").read_text())
+    assert {
+        "layers.0.hidden_norm.weight",
+        "layers.0.input_layernorm.weight",
+        "layers.1.input_layernorm.weight",
+    } <= names
+    assert "layers.1.hidden_norm.weight" not in names
+    assert config["speculators_model_type"] == "eagle3"
+    assert config["transformer_layer_config"]["hidden_size"] == 32
+
+
+def test_pitfall_1_absent_rope_theta_is_ten_thousand(tmp_path: Path) -> None:
+    there = edited(folder(tmp_path, tiny_drafter(tiny_target(), rope_theta=77.0), "sglang"), rope_theta=None)
+    assert loaded(there).config.rope_theta == 10000.0
+
+
+def test_pitfall_2_max_position_embeddings_bounds_nothing(tmp_path: Path) -> None:
+    there = edited(folder(tmp_path, tiny_drafter(tiny_target()), "sglang"), max_position_embeddings=16)
+    drafter = loaded(there)
+    with torch.no_grad():
+        hidden, logits = drafter.step(
+            torch.randn(1, 3, 32), torch.randn(1, 3, 32), torch.tensor([40_000, 40_001, 40_002])
+        )
+    assert hidden.isfinite().all()
+    assert logits.shape == (1, 3, 48)
+
+
+def test_pitfall_3_d2t_holds_offsets(tmp_path: Path) -> None:
+    drafter = tiny_drafter(tiny_target())
+    there = folder(tmp_path, drafter, "sglang")
+    tensors = load_file(there / "model.safetensors")
+    assert torch.equal(tensors["d2t"] + torch.arange(48), drafter.ids)
+    assert torch.equal(tensors["t2d"].nonzero()[:, 0], drafter.ids)
+    save_file(tensors | {"d2t": drafter.ids}, there / "model.safetensors")  # ids where offsets belong
+    with pytest.raises(WeightsError, match="d2t"):
+        loaded(there)
+
+
+def test_pitfall_4_eagle1_without_bias_has_one(tmp_path: Path) -> None:
+    there = edited(folder(tmp_path, tiny_drafter(tiny_target(), method="eagle1", fc_bias=True), "eagle"), bias=None)
+    assert loaded(there).config.fc_bias is True
+    with pytest.raises(WeightsError, match=r"fc\.bias"):
+        loaded(edited(there, bias=False))
+
+
+def test_pitfall_5_feature_layers_are_outputs_for_one_and_inputs_for_the_other(tmp_path: Path) -> None:
+    drafter = tiny_drafter(tiny_target(), aux_layers=(2, 3, 4))
+    sglang, speculators = folder(tmp_path, drafter, "sglang"), tmp_path / "speculators"
+    convert(sglang, speculators, to="speculators")
+    key = "eagle_aux_hidden_state_layer_ids"
+    assert json.loads((sglang / "config.json").read_text())["eagle_config"][key] == [1, 2, 3]
+    assert json.loads((speculators / "config.json").read_text())[key] == [2, 3, 4]
+    assert loaded(speculators).config.aux_layers == loaded(sglang).config.aux_layers == (2, 3, 4)
+
+
+def test_pitfall_5_an_ambiguous_source_is_refused_until_it_is_told(tmp_path: Path) -> None:
+    drafter = tiny_drafter(tiny_target())
+    there = folder(tmp_path, drafter, "eagle")
+    with pytest.raises(WeightsError, match="--aux-layers"):
+        convert(there, tmp_path / "out", to="sglang")  # the file does not say
+    assert not (tmp_path / "out").exists()
+    told = convert(there, tmp_path / "out", to="sglang", aux_layers=AUX)
+    assert loaded(told).config.aux_layers == AUX
+    edited(there, eagle_aux_hidden_state_layer_ids=[1, 3, 5])
+    with pytest.raises(WeightsError, match="inputs or by outputs"):
+        loaded(there)
+    assert loaded(there, aux_layers=(1, 3, 5)).config.aux_layers == (1, 3, 5)
+
+
+def test_pitfall_6_norm_output_is_not_believed_without_knowing_who_wrote_it(tmp_path: Path) -> None:
+    drafter = tiny_drafter(tiny_target(), norm_output=True)
+    there = folder(tmp_path, drafter, "sglang")
+    assert loaded(there).config.norm_output is True
+    foreign = edited(there, tenfold=None)
+    with pytest.raises(WeightsError, match="SpecForge"):
+        loaded(foreign)
+    assert loaded(foreign, norm_output=True).config.norm_output is True
+    assert loaded(edited(foreign, norm_output=None)).config.norm_output is False
+
+
+def test_pitfall_7_wrong_keys_are_refused_and_frozen_copies_are_not(tmp_path: Path) -> None:
+    there = folder(tmp_path, tiny_drafter(tiny_target()), "sglang")
+    tensors = load_file(there / "model.safetensors")
+    save_file(tensors | {"verifier_norm.weight": torch.ones(32), "verifier_lm_head.weight": torch.ones(96, 32)},
+              there / "model.safetensors")  # fmt: skip
+    loaded(there)
+    renamed = {n.replace("hidden_norm", "hiden_norm"): t for n, t in tensors.items()}
+    save_file(renamed, there / "model.safetensors")
+    with pytest.raises(WeightsError, match="hiden_norm"):
+        loaded(there)
+
+
+def test_pitfall_7_a_drafter_is_tied_to_its_target() -> None:
+    target, other = tiny_target(0), tiny_target(5)
+    config = tiny_drafter(target, target=fingerprint(target)).config
+    check_target(config, target, "drafter")
+    check_target(config, tiny_target(0).bfloat16(), "drafter")  # the number format is not the model
+    with pytest.raises(WeightsError, match="another target") as error:
+        check_target(config, other, "drafter")
+    assert error.value.exit_code == 4
+    with pytest.raises(WeightsError, match="vocabulary"):
+        check_target(config, tiny_target(vocabulary=64), "drafter")
+
+
+def test_aliases_of_other_writers_are_read(tmp_path: Path) -> None:
+    drafter = tiny_drafter(tiny_target(), fc_norm=True)
+    there = folder(tmp_path, drafter, "sglang")
+    tensors = load_file(there / "model.safetensors")
+    for number, word in enumerate(("low", "mid", "high")):
+        tensors[f"aux_norm_{word}.weight"] = tensors.pop(f"fc_norm.{number}.weight")
+    save_file({n.replace("midlayer", "layers.0"): t for n, t in tensors.items()}, there / "model.safetensors")
+    same(loaded(there), drafter)
+
+
+def test_a_layout_that_cannot_say_something_is_refused(tmp_path: Path) -> None:
+    own = saved(tiny_drafter(tiny_target(), norm_before_fc=True), tmp_path / "own.safetensors")
+    with pytest.raises(WeightsError, match="norm_before_fc"):
+        convert(own, tmp_path / "out", to="sglang")
+    same(loaded(convert(own, tmp_path / "out", to="speculators")), loaded(own))
+
+
+def test_kinds_are_recognised(tmp_path: Path) -> None:
+    target = tiny_target()
+    own = saved(tiny_drafter(target), tmp_path / "own.safetensors")
+    assert isinstance(loaded(own), Eagle3Drafter)
+    one = saved(tiny_drafter(target, method="eagle1"), tmp_path / "one.safetensors")
+    assert isinstance(loaded(one), Eagle1Drafter)
+    assert isinstance(loaded(own).config, DrafterConfig)

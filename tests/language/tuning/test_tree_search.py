@@ -1,0 +1,192 @@
+"""The search proposes the best tree of every size, predicts what the replay counts, and takes no tree when none pays."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from language.drafting_models import tiny_answers, tiny_drafter, tiny_target
+from tenfold.errors import UsageError, WeightsError
+from tenfold.language.decoding.engine import LLM
+from tenfold.language.distillation.replay import accepted_lengths, token_ranks, tokens_per_call, walk
+from tenfold.language.drafting.ngram import HybridDrafter, HybridTree, NgramDrafter
+from tenfold.language.drafting.tree import Tree
+from tenfold.language.tuning.measure import Replayed, look_up_lengths
+from tenfold.language.tuning.tree_picture import node_shares, speed_svg, tree_svg
+from tenfold.language.tuning.tree_search import (
+    CostTable,
+    Dispatcher,
+    Entry,
+    acceptance,
+    best_paths,
+    dispatch,
+    interpolate,
+    search,
+)
+
+
+def drawn_ranks(table: torch.Tensor, rows: int, seed: int = 0) -> torch.Tensor:
+    """Ranks drawn independently from P: what the product assumes."""
+    generator = torch.Generator().manual_seed(seed)
+    rest = (1 - table.sum(-1, keepdim=True)).clamp_min(0)
+    law = torch.cat([table, rest], -1)
+    columns = [torch.multinomial(row, rows, True, generator=generator) for row in law]
+    return torch.stack(columns, 1)
+
+
+TABLE = torch.tensor([[0.5, 0.2, 0.1], [0.4, 0.2, 0.1], [0.3, 0.2, 0.1]])
+
+
+def test_best_tree_of_every_size_is_the_best_of_all_trees() -> None:
+    every = [list(p) for k in (1, 2, 3) for p in itertools.product(range(3), repeat=k)]
+
+    def value(path: list[int]) -> float:
+        return float(torch.prod(torch.stack([TABLE[k, r] for k, r in enumerate(path)])))
+
+    paths, expected = best_paths(TABLE, 6)
+    for size in range(1, 6):
+        best = 0.0
+        for chosen in itertools.combinations(every, size):
+            try:
+                Tree.from_paths(chosen)
+            except UsageError:
+                continue
+            best = max(best, sum(map(value, chosen)))
+        assert expected[size] == pytest.approx(1 + best, rel=1e-5)
+        assert Tree.from_paths(paths[:size]).nodes == size
+
+
+def test_expected_tokens_are_those_that_the_walk_counts() -> None:
+    ranks = drawn_ranks(TABLE, 60_000)
+    table = acceptance([ranks], Tree.chain(1), 3)
+    torch.testing.assert_close(table, TABLE, atol=0.015, rtol=0)
+    paths, expected = best_paths(table, 12)
+    for size in (1, 3, 6, 9, 12):
+        counted = tokens_per_call([accepted_lengths(Tree.from_paths(paths[:size]), ranks)])
+        assert counted == pytest.approx(expected[size], rel=0.02)
+
+
+def test_replay_equals_walking_by_hand() -> None:
+    """Drafting with the network step by step along the answer accepts what the ranks say."""
+    target = tiny_target()
+    drafter = tiny_drafter(target, draft_vocabulary=96)
+    answers = tiny_answers(target, 4, length=14)
+    ranks = token_ranks(drafter, target.embedding, answers, depth=3)
+    tree = Tree.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]])
+    for answer, table in zip(answers, ranks):
+        lengths = accepted_lengths(tree, table)
+        for s in range(answer.length):
+            text = answer.tokens[: answer.prompt + s]
+            node, length, hidden = 0, 0, drafter.fuse(answer.features[None, : len(text) - 1, :96])
+            rest = answer.tokens[len(text) :].tolist()
+            while True:
+                n = len(text) - 1 + length
+                embeds = target.embedding(answer.tokens[None, 1 : n + 1])
+                with torch.no_grad():
+                    feed, logits = drafter.step(embeds, hidden, torch.arange(n))
+                hidden = torch.cat([hidden, feed[:, -1:]], 1)
+                children = [c for c in tree.children[node].tolist() if c >= 0]
+                guesses = logits[0, -1].topk(max(1, len(children))).indices.tolist()[: len(children)]
+                if length >= len(rest) or rest[length] not in guesses:
+                    break
+                node, length = children[guesses.index(rest[length])], length + 1
+            assert length == int(lengths[s]), (s, length)
+
+
+def test_walk_counts_every_token_once() -> None:
+    assert walk(torch.tensor([2, 9, 9, 0, 1, 0, 0])) == (6, 3)
+    assert walk(torch.zeros(1, dtype=torch.int64)) == (0, 0)
+    assert tokens_per_call([torch.tensor([0, 0, 0]), torch.tensor([1, 0, 0, 0])]) == 5 / 4
+
+
+def replayed() -> Replayed:
+    target = tiny_target()
+    answers = tiny_answers(target, 3, length=40)
+    ranks = [drawn_ranks(TABLE, a.length + 1, seed) for seed, a in enumerate(answers)]
+    return Replayed(answers, ranks, [look_up_lengths(a, 4) for a in answers])
+
+
+def test_search_weighs_tokens_against_time_and_may_choose_nothing() -> None:
+    cheap = CostTable({1: {1: 10.0, 64: 10.0}}, {1: {1: 0.1}}, {1: (1.0, 1.0)}, "bf16")
+    dear = CostTable(
+        {1: {1: 10.0, 64: 640.0}, 8: {1: 10.0, 64: 10.0}}, {1: {1: 5.0}, 8: {1: 0.1}}, {1: (1.0, 3.0), 8: (1.0, 1.0)}
+    )
+    best = search(replayed(), cheap, "0", lookups=(0,))[0]
+    assert len(best.paths) > 12
+    assert best.tpc > 1.5
+    off, on = search(replayed(), dear, "0", lookups=(0,))
+    assert (off.batch, off.paths, off.tpc) == (1, [], 1.0)
+    assert on.batch == 8
+    assert on.paths
+
+
+def test_costs_interpolate() -> None:
+    assert [interpolate({1: 10.0, 5: 18.0, 9: 20.0}, at) for at in (1, 3, 5, 7, 11)] == [10, 14, 18, 19, 21]
+    own = Tree.from_paths([[0], [1], [0, 0], [1, 0]])
+    costs = CostTable({2: {1: 10.0, 7: 16.0}}, {2: {1: 1.0, 2: 1.5}}, {2: (0.5, 2.0)})
+    assert costs.ms(2, Tree.chain(0)) == 10.5
+    assert costs.ms(2, own) == 14 + 1.5 + 2
+    assert costs.ms(2, own, 2) == 16 + 1.5 + 2
+
+
+def test_dispatch_file_comes_back_and_plans(tmp_path: Path) -> None:
+    entries = (
+        Entry(1, "0", "bf16", "A", [[0], [1], [0, 0]], 2, 2.0, 30.0),
+        Entry(8, "0", "bf16", "A", [], 0, 1.0, 40.0),
+        Entry(1, ">0", "bf16", "C", [[0], [0, 0]], 0, 1.5, 30.0),
+    )
+    Dispatcher("t", "d", "m", entries).save(tmp_path / "dispatch.json")
+    table = Dispatcher.load(tmp_path / "dispatch.json")
+    assert table.entries == entries
+    drafter = HybridDrafter(NgramDrafter(), NgramDrafter())
+    plan = table.planner(drafter)
+    assert plan(1, False) == (HybridTree.of(Tree.from_paths([[0], [1], [0, 0]]), 2).tree, "A")
+    assert plan(3, False)[0].nodes == plan(64, False)[0].nodes == 0
+    assert plan(1, True) == plan(9, True) == (Tree.chain(2), "C")
+    with pytest.raises(UsageError, match="HybridDrafter"):
+        table.planner(NgramDrafter())
+    values = json.loads((tmp_path / "dispatch.json").read_text())
+    for broken in ({"version": 2}, {"entries": [{"batch": 1}]}, {"entries": [values["entries"][0] | {"paths": [[1]]}]}):
+        (tmp_path / "bad.json").write_text(json.dumps(values | broken))
+        with pytest.raises(WeightsError):
+            Dispatcher.load(tmp_path / "bad.json")
+
+
+def test_picture_shows_every_node_with_the_share_of_steps_that_accept_it() -> None:
+    tree = Tree.from_paths([[0], [1], [0, 0]])
+    # Starts 0, 3 and 4 of the walk: two nodes, none, rank 1.
+    ranks = torch.tensor([[0, 0], [9, 9], [9, 9], [9, 9], [1, 9], [9, 9], [9, 9]])
+    shares = node_shares(tree, [ranks])
+    assert shares == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+    drawn = ElementTree.fromstring(tree_svg(tree, shares))
+    words = [e.text for e in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert sorted(map(str, words)) == ["33 %", "33 %", "33 %", "root"]
+    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}path"))) == tree.nodes
+
+
+def test_speed_picture_has_a_dot_and_a_ring_for_every_tree_and_its_rows_below() -> None:
+    svg = speed_svg([(1, 60.0, 61.0), (8, 142.5, 150.0), (8, 120.0, 119.0), (17, 117.0, 110.0)])
+    assert svg.count('fill="#013a63"') == 4
+    assert svg.count('fill="none"') == 4
+    for rows in (1, 8, 17):
+        assert f">{rows}</text>" in svg
+
+
+@pytest.mark.slow
+@pytest.mark.samples
+def test_a_dispatch_table_decides_the_trees_of_a_model(smollm2: Path, tmp_path: Path) -> None:
+    llm = LLM(smollm2, "ngram", weights="fp32")
+    entries = [Entry(1, t, "fp32", "A", [[0], [0, 0]], 0, 1.5, 1.0) for t in ("0", ">0")]
+    entries += [Entry(8, t, "fp32", "A", [], 0, 1.0, 1.0) for t in ("0", ">0")]
+    Dispatcher("", "ngram", "here", tuple(entries)).save(tmp_path / "dispatch.json")
+    dispatch(llm, tmp_path / "dispatch.json")
+    assert [llm.engine.speculation.plan(b, False, llm.drafter)[0].nodes for b in (1, 2, 8, 64)] == [2, 0, 0, 0]
+    Dispatcher("", "ngram", "here", tuple(replace(e, weights="bf16") for e in entries)).save(tmp_path / "other.json")
+    with pytest.raises(WeightsError, match="no entry for weights in fp32"):
+        dispatch(llm, tmp_path / "other.json")
