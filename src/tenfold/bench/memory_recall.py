@@ -7,7 +7,8 @@
 Every arm sees the same facts in the same order for as many steps; its rate is chosen once among the same three, by mean
 recall over the run with seed 0 (at the end most know nearly all); `pkm` takes that of `plus`. Then three seeds. Facts are
 FactWorld's (language/pretraining/facts.py), asked in a template that each was never trained in,
-one statement to a sequence. At this size the facts fit the dense model too: this shows how fast they are learned and not how many can be held.
+one statement to a sequence. At this size the facts fit the dense model too: this shows how fast they are learned and not
+how many can be held.
 
 An arm is a run folder in runs/memory-recall: a bench that was stopped goes on with the arms that are missing.
 """

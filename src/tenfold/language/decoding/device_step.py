@@ -6,7 +6,8 @@
     resident.out(plan)                                of every request: accepted, guessed, and the accepted + 1 new tokens
 
 Nothing in a step depends on what the host would have to be told: lengths, roots and the drafter's last rows are tensors that a
-step changes for the next one, so the next one can start before anyone has read what the first has brought (decoding/async_steps.py).
+step changes for the next one, so the next one can start before anyone has read what the first has brought
+(decoding/async_steps.py).
 A batch is filled up to a power of two with requests of nobody, whose rows go to one page of nobody.
 
 Here are requests whose next step needs nothing but their numbers: no grammar, no penalties, no log-probabilities, no look-up.

@@ -1,10 +1,8 @@
-"""How much a drafter saves: tokens per call of the target, acceptance by depth, and that the text stays the target's own.
+"""Measuring a drafter: tokens per call of the target, acceptance by depth, and that the text stays the target's own.
 
-    tenfold eval speculative DRAFTER --val prompts/gsm8k.jsonl
-
-Two measurements. The replay (distillation/replay.py) takes the target's greedy answers and says for every shape of tree what the
-closed loop accepts. The engine then decodes for real with the trees that it uses, counts, and the texts are compared with
-those of the target alone. Every figure is a TPC: emitted tokens per decoding call, the target's own token counted, the
+Two measurements. The replay (distillation/replay.py) takes the target's greedy answers and says for every shape of tree
+what the closed loop accepts. The engine then decodes for real with the trees that it uses, counts, and the texts are compared
+with those of the target alone. Every figure is a TPC: emitted tokens per decoding call, the target's own token counted, the
 prompt's pass not. Small greedy models often repeat themselves and repetition is easy to guess, so the figures
 are for answers that do not; those with all answers stand beside them.
 """
