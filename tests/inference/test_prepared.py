@@ -58,7 +58,7 @@ def test_a_prepared_model_gives_the_same_features(name: str) -> None:
     assert isinstance(model.blocks[0], Block)  # the model itself is as it was
 
 
-@pytest.mark.skipif(bf16_refusal() is not None, reason=str(bf16_refusal()))
+@pytest.mark.skipif(bf16_refusal() is not None, reason=f"this machine: {bf16_refusal()}")
 @pytest.mark.parametrize("ffn", [GeluFFN, SwiGLUFFN])
 @pytest.mark.parametrize("options", [{}, {"kv_heads": 2, "causal": True}, {"mask_k_bias": True}, {"qkv_bias": False}])
 def test_a_half_block_is_as_near_to_fp32_as_the_block_in_bf16(ffn: type[nn.Module], options: dict) -> None:

@@ -15,7 +15,7 @@ from tenfold.language.models.llama import Llama
 from tenfold.language.models.paged_forward import Passes, first_largest
 from tenfold.language.models.prepare import pack_linears
 
-pytestmark = pytest.mark.skipif(decode.refusal() is not None, reason=str(decode.refusal()))
+pytestmark = pytest.mark.skipif(decode.refusal() is not None, reason=f"this machine: {decode.refusal()}")
 VOCABULARY = 77
 
 

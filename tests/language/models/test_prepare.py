@@ -27,7 +27,7 @@ from tenfold.language.models.prepare import (
     weight_bytes,
 )
 
-needs_bf16 = pytest.mark.skipif(quickest() != "bf16", reason="nothing here multiplies bf16 quickly")
+needs_bf16 = pytest.mark.skipif(quickest() != "bf16", reason="this machine has no fast bf16")
 
 
 def error(form: str, rows: int) -> float:
