@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -15,6 +16,11 @@ sys.path[:0] = [
     str(Path(__file__).parent),
     str(Path(__file__).parent / "programs"),
 ]  # also what worker processes import
+
+# A shell starts what goes to the background with SIGINT ignored, and processes that tests start inherit that: Ctrl-C, which
+# they test, would do nothing.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not os.environ.get("JAXTYPING_DISABLE"):
     from jaxtyping import install_import_hook
