@@ -9,13 +9,14 @@ A rows   K levels
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tenfold.engine.report import Mark, plot_svg
+from tenfold.engine.report_page import standalone_svg
 from tenfold.language.replay import accepted_lengths
 from tenfold.language.tree import Tree
 
@@ -70,31 +71,10 @@ def tree_svg(tree: Tree, shares: Sequence[float]) -> str:
 
 
 def speed_svg(points: Sequence[tuple[int, float, float]]) -> str:
-    """Tokens per second by rows of the target's pass: (rows, measured, predicted) of every tree, as dots and
-    rings."""
-    width, height, left, bottom = 560, 300, 60, 40
-    most = 1.1 * max(max(measured, predicted) for _, measured, predicted in points)
-    widest = max(rows for rows, _, _ in points) + 1
-
-    def place(rows: float, speed: float) -> tuple[float, float]:
-        return left + rows / widest * (width - left - 20), height - bottom - speed / most * (height - bottom - 20)
-
-    step = 10 ** math.floor(math.log10(most)) // (2 if most < 5 * 10 ** math.floor(math.log10(most)) else 1)
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
-    ]
-    for k in range(int(most / step) + 1):
-        x, y = place(0, k * step)
-        lines.append(f'<path d="M{x:.0f} {y:.1f} H{width - 20}" stroke="#ddd"/>')
-        lines.append(f'<text x="{x - 6:.0f}" y="{y + 4:.1f}" text-anchor="end" fill="#222">{k * step:.0f}</text>')
-    for rows in sorted({rows for rows, _, _ in points}):
-        x, y = place(rows, 0)
-        lines.append(f'<text x="{x:.0f}" y="{y + 14:.1f}" text-anchor="middle" fill="#222">{rows}</text>')
-    for rows, measured, predicted in points:
-        (x, y), (_, ring) = place(rows, measured), place(rows, predicted)
-        lines.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#013a63"/>')
-        lines.append(f'<circle cx="{x:.1f}" cy="{ring:.1f}" r="7" fill="none" stroke="#2a6f97"/>')
-    lines.append(f'<text x="{width / 2:.0f}" y="{height - 8}" text-anchor="middle" fill="#222">rows of a pass</text>')
-    lines.append(f'<text x="{left}" y="14" fill="#222">tokens per second: dots measured, rings predicted</text>')
-    return "\n".join([*lines, "</svg>", ""])
+    """Tokens per second by rows of the target's pass: (rows, measured, predicted) of every tree, as dots and rings."""
+    series = {
+        "measured": [(rows, measured) for rows, measured, _ in points],
+        "predicted": [(rows, predicted) for rows, _, predicted in points],
+    }
+    marks: dict[str, Mark] = {"measured": "dot", "predicted": "ring"}
+    return standalone_svg(plot_svg(series, "rows of a pass", "tokens per second", marks))
