@@ -77,9 +77,7 @@ def _with_report(kind: type, explained: bool = False) -> type:
     import tyro
 
     said = "also write report.html, report.md and report.json into this folder"
-    fields: list[Any] = [
-        ("report", Annotated[Path | None, tyro.conf.arg(help=said)], dataclasses.field(default=None))
-    ]
+    fields: list[Any] = [("report", Annotated[Path | None, tyro.conf.arg(help=said)], dataclasses.field(default=None))]
     if explained:
         fields.insert(0, ("options", Annotated[kind, tyro.conf.arg(name="")]))
     namespace = {"__doc__": kind.__doc__}

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tenfold.data.atomic import write_atomic
-from tenfold.engine.report_page import COLORS, page_html, table_html, table_markdown
+from tenfold.engine.report_page import COLORS, page_html, paint, table_html, table_markdown
 
 Series = Sequence[tuple[float, float]]
 Mark = Literal["line", "dot", "ring"]
@@ -117,7 +117,7 @@ FONT, SPACING, EDGE = 12, 16, 10  # pixels: letters, from label to label, from t
 LEAD = 24  # pixels from the axes to the labels, for the short lines that lead to them
 TICK_STEPS = (1, 2, 2.5, 5, 10)
 STAND_IN = {f"#00{i:02x}fe": name for i, name in enumerate(COLORS)}  # colours for matplotlib that become CSS variables
-PAINT = {name: color for color, name in STAND_IN.items()}
+PEN = {name: color for color, name in STAND_IN.items()}
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 RC = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": FONT, "axes.autolimit_mode": "round_numbers"}
 
@@ -132,7 +132,9 @@ def plot_svg(
 ) -> str:
     """Series over a common axis as SVG, each with its name at its end. Values that are not finite and empty
     series are left out; a single value is a dot. `marks`: what a series is drawn as, a line unless said otherwise."""
-    given = {_printable(name): [point for point in line if all(map(math.isfinite, point))] for name, line in series.items()}
+    given = {
+        _printable(name): [point for point in line if all(map(math.isfinite, point))] for name, line in series.items()
+    }
     lines = {name: line for name, line in given.items() if line}
     if not lines:
         return "<p>(nothing to plot)</p>"
@@ -162,12 +164,12 @@ def plot_svg(
             axes.set_xlim(first, last)  # a curve ends at the border of the axes, where its name is
         for axis, color in ((axes.xaxis, "soft"), (axes.yaxis, "soft")):
             axis.set_major_formatter(_tick_text(axis.get_majorticklocs()))
-            axis.set_tick_params(bottom=False, left=False, pad=6, labelcolor=PAINT[color])
-        axes.grid(axis="y", color=PAINT["rule"], linewidth=1)
+            axis.set_tick_params(bottom=False, left=False, pad=6, labelcolor=PEN[color])
+        axes.grid(axis="y", color=PEN["rule"], linewidth=1)
         axes.set_axisbelow(True)
         for side, spine in axes.spines.items():
             spine.set_visible(side == "bottom")
-            spine.set_color(PAINT["soft"])
+            spine.set_color(PEN["soft"])
         texts = [figure.text(0, 0, part, parse_math=False) for parts in names.values() for part in parts]
         texts += [tick for tick in axes.get_yticklabels() if tick.get_text()]
         wide = [text.get_window_extent(pen).width for text in texts]
@@ -202,7 +204,7 @@ def _matplotlib(content: str) -> Iterator[None]:
 def _ink(number: int) -> tuple[str, Any]:
     """Color and dashes of a series: six colors, then the same ones dashed."""
     turn, color = divmod(number, 6)
-    return PAINT[f"line{color}"], DASHES[turn % len(DASHES)]
+    return PEN[f"line{color}"], DASHES[turn % len(DASHES)]
 
 
 def _draw(axes: Any, line: Series, mark: Mark, color: str, dashes: Any) -> None:
@@ -225,14 +227,16 @@ def _tick_text(ticks: Sequence[float]) -> Any:
 
 def _name_axes(figure: Any, left: float, middle: float, bottom: float, top: float, x: str, y: str) -> None:
     """What is across stands below the middle; what is upwards stands above its axis, where it reads without a turn."""
-    soft = {"color": PAINT["soft"], "parse_math": False}
+    soft = {"color": PEN["soft"], "parse_math": False}
     if x:
         figure.text(middle, bottom, _printable(x), ha="center", va="bottom", **soft)
     if y:
         figure.text(left, top, _printable(y), ha="left", va="top", **soft)
 
 
-def _name_ends(figure: Any, axes: Any, lines: Mapping[str, Series], names: Mapping[str, list[str]], height: int) -> None:
+def _name_ends(
+    figure: Any, axes: Any, lines: Mapping[str, Series], names: Mapping[str, list[str]], height: int
+) -> None:
     """Writes each name beside the end of its series, moved apart where ends are close, with a thin line that leads there."""
     ends = [axes.transData.transform(max(line)) for line in lines.values()]
     heights = [SPACING * len(names[name]) for name in lines]
@@ -251,7 +255,9 @@ def _name_ends(figure: Any, axes: Any, lines: Mapping[str, Series], names: Mappi
 def spread(wanted: Sequence[float], heights: Sequence[float], low: float, high: float) -> list[float]:
     """Places for labels, centred as near to the wanted ones as they can be without touching or leaving [low, high]."""
     order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
-    groups: list[tuple[list[int], float, float]] = []  # labels that touch, the bottom of the lowest, their height together
+    groups: list[
+        tuple[list[int], float, float]
+    ] = []  # labels that touch, the bottom of the lowest, their height together
 
     def inside(center: float, size: float) -> float:
         return min(max(center - size / 2, low), max(low, high - size))
@@ -274,11 +280,13 @@ def spread(wanted: Sequence[float], heights: Sequence[float], low: float, high: 
 
 def _for_a_page(svg: str, width: int, height: int) -> str:
     """matplotlib's file as an element of a page: the theme's colors, the page's font, no preamble, no names of groups."""
-    svg = re.sub(r"<metadata>.*?</metadata>\s*|<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg[svg.index("<svg") :], flags=re.S)
+    svg = re.sub(
+        r"<metadata>.*?</metadata>\s*|<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg[svg.index("<svg") :], flags=re.S
+    )
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     svg = re.sub(r' transform="rotate\(-0 [^"]*"|(?<=<g) id="[^"]*"', "", svg)
     svg = re.sub(r"\n\s*", " ", svg)
-    svg = re.sub(r"#00[0-9a-f]{2}fe", lambda found: f"var(--{STAND_IN[found[0]]},{COLORS[STAND_IN[found[0]]][0]})", svg)
+    svg = re.sub(r"#00[0-9a-f]{2}fe", lambda found: paint(STAND_IN[found[0]]), svg)
     size = f'width="{width}" height="{height}" role="img" stroke-linejoin="round"'
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', size, svg, count=1).strip()
 

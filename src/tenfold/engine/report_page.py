@@ -49,7 +49,8 @@ color:var(--ink);background:var(--page)}
 h1{font-size:1.7rem}h2{font-size:1.2rem;margin-top:2.2rem}small{color:var(--soft);font-weight:normal}
 figure{margin:1.2rem 0;overflow-x:auto}figcaption{color:var(--soft);font-size:.9rem}
 table{border-collapse:collapse;margin:.5rem 0}
-td,th{padding:.25rem .9rem .25rem 0;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top}
+td,th{padding:.25rem .9rem .25rem 0;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top;white-space:pre-line}
+th{vertical-align:bottom}
 .number{text-align:right;font-variant-numeric:tabular-nums;padding:.25rem .9rem}
 img,svg{max-width:100%;height:auto}svg text{font-family:system-ui,sans-serif}
 code,pre{background:var(--fill);padding:.1rem .4rem;border-radius:3px}pre{padding:.3rem .6rem;overflow-x:auto}
@@ -65,6 +66,11 @@ def theme() -> str:
     return f":root{{{values(0)}}}@media (prefers-color-scheme:dark){{:root{{{values(1)}}}}}"
 
 
+def paint(name: str) -> str:
+    """A colour of the theme for a drawing, in CSS; light where no page says otherwise."""
+    return f"var(--{name},{COLORS[name][0]})"
+
+
 def page_html(title: str, body: str) -> str:
     """A whole page that needs nothing from the network. `body` is HTML; the title is escaped here."""
     parts = {"$title": escape(title), "$style": theme() + STYLE, "$body": body}
@@ -75,7 +81,7 @@ def standalone_svg(svg: str) -> str:
     """A drawing of a page as a file of its own, with the theme's colours and its background inside."""
     head, bracket, rest = svg.partition(">")
     style = f"<style>{theme()}svg{{background:var(--page);font-family:system-ui,sans-serif}}</style>"
-    return f"{head}{bracket}{style}{rest}\n"
+    return f"{head}{bracket}{style}{rest}".rstrip() + "\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------- tables
@@ -91,8 +97,12 @@ def table_markdown(rows: Sequence[Row]) -> str:
     cells = {c: _cells(rows, c) for c in columns}
     marks = ["---:" if is_numeric(rows, c) else "---" for c in columns]
     lines = ["| " + " | ".join(columns) + " |", "|" + "|".join(marks) + "|"]
-    lines += ["| " + " | ".join(cells[c][i] for c in columns) + " |" for i in range(len(rows))]
+    lines += ["| " + " | ".join(_one_line(cells[c][i]) for c in columns) + " |" for i in range(len(rows))]
     return "\n".join(lines)
+
+
+def _one_line(cell: str) -> str:
+    return " ".join(cell.split()).replace("|", "\\|")
 
 
 def table_html(rows: Sequence[Row]) -> str:
