@@ -1,4 +1,4 @@
-"""The tour's speculative decoding panel: the same greedy answers with and without draft tokens, the time saved, a draft tree."""
+"""The tour's speculative decoding panel: the same greedy answers with and without a drafter, time saved, a tree."""
 
 from __future__ import annotations
 
