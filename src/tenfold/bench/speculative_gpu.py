@@ -21,10 +21,11 @@ from typing import Any
 import torch
 
 from tenfold.bench.table import ratio
+from tenfold.kernels.formats import GPU_ROWS
 from tenfold.language.commands import read_rate
 from tenfold.language.decoding.engine import LLMEngine
 from tenfold.language.drafting.drafter import config_for, make_drafter
-from tenfold.language.drafting.speculation import FREE_ROWS_GPU, NONE, SIXTEEN, Speculation, auto_tree
+from tenfold.language.drafting.speculation import NONE, SIXTEEN, Speculation, auto_tree
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.drafting.tree_drafter import TreeDrafter
 from tenfold.language.models.config import LlamaConfig
@@ -72,7 +73,7 @@ def models(config: LlamaConfig, device: torch.device) -> tuple[Llama, TreeDrafte
     finally:
         torch.set_default_dtype(before)
     drafter = TreeDrafter(network, target)
-    drafter.free_rows = FREE_ROWS_GPU
+    drafter.free_rows = GPU_ROWS
     return target, drafter
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tenfold.errors import UsageError
+from tenfold.kernels.formats import FormatChoice
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -34,7 +35,7 @@ class ServeLanguage:
 
     model: str = "smollm2-135m-instruct"  # a name (the sample is fetched once), a GGUF file, or a folder
     drafter: str = "auto"  # auto | ngram | none | a drafter's file
-    weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"  # number format that decodes
+    weights: FormatChoice = "auto"  # weight format that decodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     host: str = "127.0.0.1"
     port: int = 8000  # 0 takes a free one

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from language.test_server import Server
-from language.test_tokenizer import fields
 
 from conftest import package
-from export.test_gguf import write
+from gguf_files import fields, write
 from language.engine_models import tiny_llama
+from language.servers import Server
+from pages import commands
 from tenfold.cli import main
-from test_readme import commands
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/serving.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs/serving.md"
 TOKEN = "a secret of this page"
 LINES = [shlex.split(" ".join(words)) for words in commands(PAGE.read_text())]
 SERVE = [words for words in LINES if words[:2] == ["serve", "language"]]

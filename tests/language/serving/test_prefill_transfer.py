@@ -18,12 +18,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from language.test_server import Server
-from language.test_tokenizer import fields
 
-from export.test_gguf import write
+from gguf_files import fields, write
 from language.drafting_models import tiny_drafter, tiny_target
 from language.engine_models import HYBRID, TREE, make_engine, tiny_llama
+from language.servers import Server
 from tenfold.cli import main
 from tenfold.data.tensors import save_own
 from tenfold.language.decoding.engine import LLMEngine

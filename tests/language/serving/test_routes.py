@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,40 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
-import openai
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from language.test_tokenizer import fields
 
-from export.test_gguf import write
+from gguf_files import fields, write
 from language.engine_models import tiny_llama
+from language.servers import Server
 from tenfold.language.decoding.engine import LLM
 from tenfold.language.sampling.sampling import SamplingParams
-
-STARTED = 90.0  # seconds for a server to come up on a busy machine
-
-
-class Server:
-    def __init__(self, model: Path, *words: str) -> None:
-        command = [sys.executable, "-m", "tenfold", "serve", "language", "--model", str(model), "--port", "0"]
-        command += ["--weights", "fp32", "--drafter", "ngram", *words]
-        env = {**os.environ, "JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
-        assert self.process.stderr is not None
-        said = []
-        for line in self.process.stderr:
-            said.append(line)
-            if line.startswith("listening on"):
-                self.url = line.split()[-1]
-                self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
-                return
-        pytest.fail("".join(said))
-
-    def metric(self, name: str) -> float:
-        text = httpx.get(f"{self.url}/metrics").text
-        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"tenfold_{name}"))
 
 
 @pytest.fixture(scope="module")
