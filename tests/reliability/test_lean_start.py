@@ -10,7 +10,12 @@ from pathlib import Path
 import tenfold
 
 BASE = {"torch", "numpy", "safetensors", "tyro", "rich", "jaxtyping"}
-EXTRAS = ["PIL", "cv2", "pyarrow", "faiss", "tokenizers", "gguf", "ray", "tensorboard", "transformers", "datasets"]
+EXTRAS = [
+    *("PIL", "cv2", "pyarrow", "faiss", "tokenizers", "gguf", "ray", "tensorboard", "transformers", "datasets"),
+    *("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"),
+]
+# HTTP routes and their bodies are ordinary module code of FastAPI, which a server imports as a whole.
+SERVED = {f"tenfold.language.serving.{name}" for name in ("bodies", "routes", "prefill_server")}
 
 
 def test_help_imports_no_torch() -> None:
@@ -27,8 +32,15 @@ class Absent:
         if name.split('.')[0] in {EXTRAS!r}:
             raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
 sys.meta_path.insert(0, Absent())
+from tenfold.errors import MissingExtra
+served = set()
 for name in {names!r}:
-    importlib.import_module(name)
+    try:
+        importlib.import_module(name)
+    except MissingExtra as error:
+        assert 'pip install "tenfold[serve]"' in str(error)
+        served.add(name)
+assert served == {SERVED!r}, served
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -1,8 +1,7 @@
-"""`tenfold serve language`: an OpenAI-compatible server, alone, or split into processes for prompts and for answers."""
+"""`tenfold serve language`: an OpenAI-compatible server in one process, as replicas, or with disaggregated prefill."""
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +26,7 @@ class ServeLanguage:
         -H 'Content-Type: application/json'
 
     SIGTERM ends it: what runs is finished (for `drain` seconds at most), what comes is refused with 503.
-    Two processes with one secret (in TENFOLD_HANDOVER_TOKEN, or a file) share the work: one computes prompts, one answers.
+    Two processes with one secret (in TENFOLD_PREFILL_TOKEN, or a file) share the work: one computes prompts, one answers.
 
     $ tenfold serve language --role prefill --port 8001
     $ tenfold serve language --role decode --port 8000 --prefill-url http://127.0.0.1:8001
@@ -42,13 +41,13 @@ class ServeLanguage:
     batch: int = 8  # requests decoded together
     dispatch: Path | None = None  # table of `tenfold language tree`: which tree for which batch
     waiting: int = 64  # requests that may wait; more are refused with 429
-    cache_tokens: int = 16384  # room for keys and values of all requests together
+    cache_tokens: int = 16384  # positions of the KV cache, for all requests together
     drain: float = 8.0  # seconds
-    role: Literal["both", "prefill", "decode"] = "both"  # what this process does of a request
+    role: Literal["both", "prefill", "decode"] = "both"  # disaggregated prefill: what this process does of a request
     prefill_url: str | None = None  # for --role decode: where prompts are computed
     prefill_timeout: float = 30.0  # seconds for a prompt over there; then it is computed here
     replicas: int = 1  # processes with the whole model, behind one address; more than one needs the extra [cluster]
-    token_file: Path | None = None  # the secret of the two processes, instead of TENFOLD_HANDOVER_TOKEN
+    token_file: Path | None = None  # the secret of the two processes, instead of TENFOLD_PREFILL_TOKEN
 
 
 def serve_language(options: ServeLanguage) -> int:
@@ -123,10 +122,10 @@ def limits_of(options: ServeLanguage, replicas: int = 1) -> Limits:
 
 def token_of(options: ServeLanguage) -> str:
     """The secret of the two processes. Raises UsageError where there is none."""
-    from tenfold.language.serving.prefill_transfer import TOKEN_VARIABLE, check_token
+    from tenfold.language.serving.prefill_transfer import check_token, token_from_environment
 
     if options.token_file is None:
-        return check_token(os.environ.get(TOKEN_VARIABLE, ""))
+        return check_token(token_from_environment())
     try:
         return check_token(options.token_file.read_text(encoding="utf-8").strip())
     except (OSError, UnicodeDecodeError) as error:

@@ -51,7 +51,7 @@ def test_the_commands_at_the_terminal(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Serve's own models
 def test_the_servers_start_answer_and_end(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TENFOLD_HANDOVER_TOKEN", TOKEN)
+    monkeypatch.setenv("TENFOLD_PREFILL_TOKEN", TOKEN)
     prefill: list[Server] = []
     running = []
     for words in SERVE:
@@ -71,7 +71,7 @@ def test_the_servers_start_answer_and_end(model: Path, monkeypatch: pytest.Monke
         found = httpx.post(f"{server.url}/v1/completions", json={"prompt": "the ", "max_tokens": 5}, timeout=60)
         assert found.status_code == 200
     assert len(running) == len(SERVE) >= 4
-    assert prefill[0].metric("handover_prompts_total") == 1
+    assert prefill[0].metric("prefill_prompts_total") == 1
     for server in running:
         server.process.send_signal(signal.SIGTERM)
     assert [server.process.wait(timeout=60) for server in running] == [0] * len(running)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import time
@@ -21,6 +22,7 @@ from language.engine_models import tiny_llama
 from language.servers import Server
 from tenfold.language.decoding.engine import LLM
 from tenfold.language.sampling.sampling import SamplingParams
+from tenfold.language.serving.routes import Here, make_language_app, router
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +175,25 @@ def test_many_at_once_are_answered_as_if_alone_or_told_to_come_back(server: Serv
     served = [(i, text) for i, status, text in answers if status == 200]
     assert len(served) >= 40
     assert all(text == expected[i] for i, text in served)
+
+
+def test_a_new_route_is_one_function(llm: LLM) -> None:
+    async def tokens(text: str, served: Here) -> list[int]:
+        return served.llm.tokenizer.encode(text)
+
+    before = list(router.routes)
+    router.get("/v1/tokens")(tokens)
+    try:
+        app = make_language_app(llm, "tiny")
+    finally:
+        router.routes[:] = before
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://tiny") as client:
+            return await client.get("/v1/tokens", params={"text": "ab"})
+
+    assert asyncio.run(ask()).json() == llm.tokenizer.encode("ab")
 
 
 def test_metrics_and_models_tell_what_happened(server: Server) -> None:
