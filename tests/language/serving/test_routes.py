@@ -181,19 +181,17 @@ def test_a_new_route_is_one_function(llm: LLM) -> None:
     async def tokens(text: str, served: Here) -> list[int]:
         return served.llm.tokenizer.encode(text)
 
-    before = list(router.routes)
-    router.get("/v1/tokens")(tokens)
-    try:
-        app = make_language_app(llm, "tiny")
-    finally:
-        router.routes[:] = before
-
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(app=app)
+        transport = httpx.ASGITransport(app=make_language_app(llm, "tiny"))
         async with httpx.AsyncClient(transport=transport, base_url="http://tiny") as client:
             return await client.get("/v1/tokens", params={"text": "ab"})
 
-    assert asyncio.run(ask()).json() == llm.tokenizer.encode("ab")
+    before = list(router.routes)
+    router.get("/v1/tokens")(tokens)
+    try:
+        assert asyncio.run(ask()).json() == llm.tokenizer.encode("ab")
+    finally:
+        router.routes[:] = before
 
 
 def test_metrics_and_models_tell_what_happened(server: Server) -> None:
