@@ -113,9 +113,14 @@ def _drafted(target: Llama, drafter: TreeDrafter, batch: int, steps: int, rounds
 
 
 def _line(
-    side: str, batch: int, nodes: int, ours: list[tuple[float, float]], theirs: list[tuple[float, float]], limit: float,
+    side: str,
+    batch: int,
+    nodes: int,
+    ours: list[tuple[float, float]],
+    theirs: list[tuple[float, float]],
+    limit: float,
     idle: float | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """ours and theirs: (milliseconds a step, milliseconds a token) of every round."""
     middle, low, high = ratio([token for _, token in ours], [token for _, token in theirs])
     step = median(step for step, _ in ours)
@@ -136,9 +141,15 @@ def _engine(target: Llama, drafter: TreeDrafter | None, tree: Tree, batch: int) 
     simulated = None if drafter is None else ACCEPT
     room = batch * (PROMPT + 4 * STEPS * (tree.height + 1) + 2 * tree.nodes + 64)
     return LLMEngine(
-        target, None, drafter, Speculation(tree, simulated_accept=simulated), max_batch=batch, cache_tokens=room,
-        prefix_tokens=0, ahead=True,
-    )  # fmt: skip
+        target,
+        None,
+        drafter,
+        Speculation(tree, simulated_accept=simulated),
+        max_batch=batch,
+        cache_tokens=room,
+        prefix_tokens=0,
+        ahead=True,
+    )
 
 
 def _turns(sides: dict[str, LLMEngine], batch: int, steps: int, rounds: int) -> dict[str, list[tuple[float, float]]]:

@@ -82,7 +82,7 @@ class RolloutConfig:
 
 
 class RolloutRounds:
-    """See the module's docstring."""
+    """Rollouts of one target by number of the round. The newest round stays in memory."""
 
     def __init__(self, config: RolloutConfig, target: str, aux_layers: tuple[int, ...] | None, seed: int) -> None:
         self.config, self.name, self.seed = config, target, seed

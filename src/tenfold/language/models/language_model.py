@@ -1,8 +1,10 @@
 """A Llama together with its vocabulary: text in, text out. It is what `tenfold train lm-*` delivers.
 
-lm = tenfold.load("runs/lm-relu2-24")
-lm.generate("def main(", max_new_tokens=40)              the continuation, greedily
-set_mode(lm, "gather")                                   decode reads only the rows of `down` that are not zero
+    lm = tenfold.load("runs/lm-relu2-24")
+    lm.generate("def main(", max_new_tokens=40)              the continuation, greedily
+    set_mode(lm, "gather")                                   decode reads only the rows of `down` that are not zero
+
+Speculative decoding and batches of requests are decoding/engine.py; this is plain decoding with a KV cache.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class LanguageModelConfig:
 
 
 class LanguageModel(Llama):
-    """See the module's docstring. Parameters have the names of a Llama's."""
+    """A Llama, whose parameters keep their names, with the vocabulary that its configuration holds."""
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__(config.model)

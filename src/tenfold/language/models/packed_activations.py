@@ -46,8 +46,8 @@ def pack_layers(
 
 
 def figures(packed: Packed24, exact: Float[Tensor, "rows cols"]) -> dict[str, float | int]:
-    """Bytes of values, metadata and scales beside those of the dense operand in bf16, and the largest error of unpacking them again, relative
-    to the largest value (0 where the layout keeps 16 bits or more; fp8 rounds)."""
+    """Bytes of values, metadata and scales beside those of the dense operand in bf16, and the largest error of unpacking them,
+    relative to the largest value (0 where the layout keeps 16 bits or more; fp8 rounds)."""
     parts = [packed.values, packed.meta, *([] if packed.scale is None else [packed.scale])]
     error = (unpack24(packed).float() - exact.float()).abs().max() / exact.float().abs().max().clamp_min(1e-30)
     return {

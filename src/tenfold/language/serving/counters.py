@@ -1,7 +1,9 @@
 """Prometheus metrics of a language server: speculative decoding and acceptance, KV cache pages, disaggregated prefill.
 
-done = counters(app.state.metrics)                 called with the cost of every finished answer
-watch(llm, app.state.metrics)
+    done = counters(app.state.metrics)                 called with the cost of every finished answer
+    watch(llm, app.state.metrics)
+
+Names and meanings of acceptance are vLLM's (`spec_decode_num_accepted_tokens`), under the prefix `tenfold_`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Answers in the words of OpenAI's API: whole JSON bodies, server-sent events, log-probabilities, acceptance statistics.
 
-reply = Reply(llm, name, chat=True)
-reply.whole(answers, prompt_tokens)                                a body
-events(reply, first, rest, prompt_tokens, usage=True)              the lines of a stream, up to [DONE]
+    reply = Reply(llm, name, chat=True)
+    reply.whole(answers, prompt_tokens)                                a body
+    events(reply, first, rest, prompt_tokens, usage=True)              the lines of a stream, up to [DONE]
+
+Every chunk is a JSON object of its own; a chunk may hold several tokens, because a pass of the target may emit several.
 """
 
 from __future__ import annotations
