@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tenfold.inference.pages import PageAllocator, PagedCache, PageTable
 from tenfold.kernels import decode
-from tenfold.kernels.formats import Int4Linear, TiledLinear
+from tenfold.kernels.packed import Int4Linear, TiledLinear
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.models.config import LlamaConfig
 from tenfold.language.models.llama import Llama
