@@ -29,7 +29,7 @@ from tenfold.bench.peers import OpenVINO, openvino_missing
 from tenfold.bench.table import on_threads, ratio
 from tenfold.errors import MissingExtra, unknown_name
 from tenfold.export.weights import convert
-from tenfold.kernels.linear import bf16_refusal
+from tenfold.kernels.machine import bf16_refusal
 from tenfold.language.decoding.engine import LLM, LLMEngine, locate
 from tenfold.language.drafting.ngram import HybridDrafter, NgramDrafter
 from tenfold.language.drafting.tree_drafter import TreeDrafter

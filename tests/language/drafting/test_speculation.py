@@ -9,7 +9,7 @@ from language.drafting_models import tiny_drafter, tiny_target
 from language.engine_models import finish
 from tenfold.kernels import decode, linear
 from tenfold.kernels.formats import Format
-from tenfold.kernels.linear import bf16_refusal
+from tenfold.kernels.machine import bf16_refusal
 from tenfold.language.decoding.engine import LLMEngine
 from tenfold.language.drafting.drafter import EagleDrafter
 from tenfold.language.drafting.ngram import HybridDrafter, NgramDrafter

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tenfold.errors import UsageError, nearest
 from tenfold.kernels.formats import Format
-from tenfold.kernels.linear import bf16_refusal
+from tenfold.kernels.machine import bf16_refusal
 from tenfold.language.decoding.async_steps import Ahead
 from tenfold.language.decoding.grammar import Grammars
 from tenfold.language.decoding.prefix_cache import PrefixCache
