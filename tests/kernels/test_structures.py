@@ -89,7 +89,7 @@ def test_fields_are_named_all_of_them() -> None:
     made = pair(first=1, second=2)
     assert (made.first, made.second) == (1, 2)
     with pytest.raises(TypeError):
-        pair(1, 2)
+        pair(1, 2)  # pyright: ignore[reportCallIssue]
     with pytest.raises(TypeError, match="Pair lacks its fields second"):
         pair(first=1)
     with pytest.raises(TypeError):
