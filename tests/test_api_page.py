@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,22 +18,32 @@ PAGE = Path(__file__).resolve().parents[1] / "docs/api.md"
 PACKAGES = ("tenfold", "tenfold.vision", "tenfold.language", "tenfold.nn", "tenfold.engine", "tenfold.shards")
 
 
-def blocks(package: str) -> list[str]:
-    """The python blocks of the package's section, with as many empty lines before them as in the page, so that a traceback
-    names the page's line."""
+def write_examples(package: str, folder: Path) -> Path:
+    """The python blocks of the package's section as one program, at the lines that they have in the page, so that a traceback
+    names the page's line. A block that opens with `# name.py` becomes that module beside it."""
     text = PAGE.read_text()
     heading = re.search(rf"^## {re.escape(package)}$", text, re.M)
     assert heading is not None, f"docs/api.md has no section {package}"
     following = re.search(r"^## ", text[heading.end() :], re.M)
     end = heading.end() + following.start() if following else len(text)
-    found = [m for m in re.finditer(r"^```python\n(.*?)^```", text, re.S | re.M) if heading.end() <= m.start() < end]
-    return ["\n" * text[: m.start(1)].count("\n") + m[1] for m in found]
+    lines: list[str] = []
+    for block in re.finditer(r"^```python\n(.*?)^```", text, re.S | re.M):
+        if not heading.end() <= block.start() < end:
+            continue
+        module = re.match(r"# (\w+\.py)\n", block[1])
+        if module is not None:
+            (folder / module[1]).write_text(block[1])
+        else:
+            lines += [""] * (text[: block.start(1)].count("\n") - len(lines)) + block[1].splitlines()
+    assert lines, f"docs/api.md has no example of {package}"
+    program = folder / "api_page.py"
+    program.write_text("\n".join(lines) + "\n")
+    return program
 
 
 @pytest.fixture
-def scratch(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the page names: 40 photographs of 10 classes (the last character of the name is the class), and one
-    scene twice. Modules that the examples write are importable here and in worker processes."""
+def folder(test_data: Path, tmp_path: Path) -> Path:
+    """What the page names: 40 photographs of 10 classes (the last character of the name is the class), one scene twice."""
     source = open_source(test_data / "vision/imagenette160_val.parquet")
     (tmp_path / "photos").mkdir()
     for number in range(40):
@@ -42,8 +53,6 @@ def scratch(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     scene = np.asarray(Image.fromarray(source[0].image).resize((120, 96)))
     Image.fromarray(scene[:, :96]).save(tmp_path / "left.png")
     Image.fromarray(scene[:, 24:]).save(tmp_path / "right.png")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 
 
@@ -51,21 +60,22 @@ def scratch(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     "package", [pytest.param(p, marks=pytest.mark.samples if p == "tenfold.language" else ()) for p in PACKAGES]
 )
 def test_examples_of_the_page_run_as_they_are_printed(
-    package: str, scratch: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    package: str, folder: Path, request: pytest.FixtureRequest
 ) -> None:
     if package == "tenfold.language":
         request.getfixturevalue("smollm2")
-    examples = blocks(package)
-    assert examples, f"docs/api.md has no example of {package}"
-    page = ModuleType("api_page")  # known by name, as dataclasses want of their module
-    monkeypatch.setitem(sys.modules, page.__name__, page)
-    for example in examples:
-        module = re.match(r"\s*# (\w+)\.py\n", example)
-        if module is not None:
-            (scratch / f"{module[1]}.py").write_text(example.lstrip())
-            sys.modules.pop(module[1], None)
-        else:
-            exec(compile(example, str(PAGE), "exec"), vars(page))
+    program = write_examples(package, folder)
+    session = f"exec(compile(open({program.name!r}).read(), 'docs/api.md', 'exec'))"  # workers import scripts, but no session
+    done = subprocess.run(
+        [sys.executable, "-c", session],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout, "the examples print nothing"
 
 
 def test_the_page_has_a_section_for_every_public_package_and_no_other() -> None:
