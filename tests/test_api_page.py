@@ -65,7 +65,9 @@ def test_examples_of_the_page_run_as_they_are_printed(
     if package == "tenfold.language":
         request.getfixturevalue("smollm2")
     program = write_examples(package, folder)
-    session = f"exec(compile(open({program.name!r}).read(), 'docs/api.md', 'exec'))"  # workers import scripts, but no session
+    session = (
+        f"exec(compile(open({program.name!r}).read(), 'docs/api.md', 'exec'))"  # workers import scripts, but no session
+    )
     done = subprocess.run(
         [sys.executable, "-c", session],
         cwd=folder,

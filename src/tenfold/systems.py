@@ -1,4 +1,4 @@
-"""The ten systems, one row for each paper, and the true state of each. `state` is what a user can do today, not a plan.
+"""Registry of the ten systems, one for each paper, with the true state of each. `state` is what a user can do today.
 
 works     every command of the row runs on the user's own files
 partial   what `note` says works; the rest does not exist yet
@@ -49,9 +49,9 @@ SYSTEMS: tuple[System, ...] = (
         "EAGLE speculative decoding for Llama",
         "language",
         "partial",
-        "a drafter trained for SmolLM2 ships; EAGLE heads with fixed and dynamic trees, prompt lookup and both together, rejection "
-        "sampling, an engine with continuous batching and grammars, an OpenAI-compatible server with replicas and disaggregated "
-        "prefill; the paths for a GPU are written and have not been run",
+        "a drafter trained for SmolLM2 ships; EAGLE heads with fixed and dynamic trees, prompt lookup and both together, "
+        "rejection sampling, an engine with continuous batching and grammars, an OpenAI-compatible server with replicas and "
+        "disaggregated prefill; the paths for a GPU are written and have not been run",
         (
             "tenfold language generate",
             "tenfold language chat",
