@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from page_commands import block_commands, inline_commands, inline_flags
+from pages import commands, inline_commands, inline_flags
 from tenfold.cli import VERBS
 from tenfold.commands import BENCHES, Bench, bench_options
 from tenfold.errors import CheckpointError, UsageError
@@ -114,7 +114,7 @@ def problem_of(words: list[str], folder: Path, complete: bool) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_parses(page: Path, folder: Path) -> None:
-    problems = [problem_of(words, folder, complete=True) for words in block_commands(page.read_text())]
+    problems = [problem_of(words, folder, complete=True) for words in commands(page.read_text())]
     problems += [problem_of(words, folder, complete=False) for words in inline_commands(page.read_text())]
     wrong = [problem for problem in problems if problem]
     assert not wrong, "\n".join([page.name, *wrong])
@@ -129,8 +129,8 @@ def test_every_flag_that_a_page_names_exists() -> None:
 
 
 def test_the_commands_of_the_ten_systems_parse(folder: Path) -> None:
-    commands = [command.split()[1:] for system in SYSTEMS for command in system.commands]
-    assert not "".join(problem_of(words, folder, complete=False) for words in commands)
+    shown = [command.split()[1:] for system in SYSTEMS for command in system.commands]
+    assert not "".join(problem_of(words, folder, complete=False) for words in shown)
 
 
 @pytest.mark.parametrize(
@@ -148,11 +148,11 @@ def test_the_commands_of_the_ten_systems_parse(folder: Path) -> None:
     ],
 )
 def test_a_wrong_command_in_a_page_is_noticed(wrong: str, folder: Path) -> None:
-    [words] = block_commands(f"```\ntenfold {wrong}      # what it does\n```\n")
+    [words] = commands(f"```\ntenfold {wrong}      # what it does\n```\n")
     assert words == wrong.split()
     with pytest.raises(UsageError):
         check_command(words, folder)
 
 
 def test_the_pages_show_commands() -> None:
-    assert sum(len(block_commands(page.read_text())) for page in PAGES) >= 60
+    assert sum(len(commands(page.read_text())) for page in PAGES) >= 60

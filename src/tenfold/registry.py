@@ -1,7 +1,6 @@
 """Names to code: `"module:attribute"` references that are imported only when used.
 
-The command line lists verbs, recipes and systems from here without importing torch, and a wing offers a part to another
-wing under a name (a perceptual backbone, a text tower) without either importing the other.
+The command line lists verbs, recipes and systems from here without importing torch.
 
     recipes = Registry("recipe")
     recipes.add("dinov3-mini", "tenfold.vision.recipes:dinov3_mini", "self-supervised training on a laptop CPU")
@@ -107,5 +106,3 @@ for _name, _summary in [
     ("eagle3-smoke", "the machinery of drafters in seconds, on a random target"),
 ]:
     recipes.add(_name, f"tenfold.language.distillation.recipes:{_name.replace('-', '_')}", _summary)
-
-parts = Registry("part")  # what one wing offers to another

@@ -1,13 +1,16 @@
-"""Tiny random targets, drafters and answers for the tests of drafting."""
+"""Tiny random targets, drafters and rollouts for the tests of drafting."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from tenfold.language.distillation.rollouts import Answer
+from tenfold.data.tensors import save_own
+from tenfold.language.distillation.rollouts import Rollout
 from tenfold.language.drafting.drafter import EagleDrafter, config_for, make_drafter
+from tenfold.language.drafting.weights import own_tensors, state_of
 from tenfold.language.models.config import LlamaConfig
 from tenfold.language.models.llama import Llama
 
@@ -44,10 +47,10 @@ def tiny_drafter(target: Llama, /, seed: int = 1, **changes: Any) -> EagleDrafte
 
 
 @torch.no_grad()
-def tiny_answers(target: Llama, count: int, prompt: int = 4, length: int = 12, seed: int = 2) -> list[Answer]:
-    """Greedy answers of a target to random prompts, of lengths that differ."""
+def tiny_rollouts(target: Llama, count: int, prompt: int = 4, length: int = 12, seed: int = 2) -> list[Rollout]:
+    """Greedy rollouts of a target to random prompts, of lengths that differ."""
     generator = torch.Generator().manual_seed(seed)
-    answers = []
+    rollouts = []
     for i in range(count):
         tokens = torch.randint(target.config.vocabulary, (1, prompt + i % 3), generator=generator)
         start = tokens.shape[1]
@@ -56,5 +59,10 @@ def tiny_answers(target: Llama, count: int, prompt: int = 4, length: int = 12, s
         out = target(tokens, aux_layers=AUX)
         assert out.aux is not None
         features = torch.cat([out.aux, out.hidden], dim=-1)[0]
-        answers.append(Answer(tokens[0], start, features, out.logits[0].argmax(-1)))
-    return answers
+        rollouts.append(Rollout(tokens[0], start, features, out.logits[0].argmax(-1)))
+    return rollouts
+
+
+def saved(drafter: EagleDrafter, path: Path) -> Path:
+    weights = state_of(drafter)
+    return save_own(path, own_tensors(weights), "drafter", weights.config)

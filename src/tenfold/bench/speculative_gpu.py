@@ -21,10 +21,11 @@ from typing import Any
 import torch
 
 from tenfold.bench.table import ratio
+from tenfold.kernels.formats import GPU_ROWS
 from tenfold.language.commands import read_rate
 from tenfold.language.decoding.engine import LLMEngine
 from tenfold.language.drafting.drafter import config_for, make_drafter
-from tenfold.language.drafting.speculation import FREE_ROWS_GPU, NONE, SIXTEEN, Speculation, auto_tree
+from tenfold.language.drafting.speculation import NONE, SIXTEEN, Speculation, auto_tree
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.drafting.tree_drafter import TreeDrafter
 from tenfold.language.models.config import LlamaConfig
@@ -72,7 +73,7 @@ def models(config: LlamaConfig, device: torch.device) -> tuple[Llama, TreeDrafte
     finally:
         torch.set_default_dtype(before)
     drafter = TreeDrafter(network, target)
-    drafter.free_rows = FREE_ROWS_GPU
+    drafter.free_rows = GPU_ROWS
     return target, drafter
 
 
@@ -112,9 +113,14 @@ def _drafted(target: Llama, drafter: TreeDrafter, batch: int, steps: int, rounds
 
 
 def _line(
-    side: str, batch: int, nodes: int, ours: list[tuple[float, float]], theirs: list[tuple[float, float]], limit: float,
+    side: str,
+    batch: int,
+    nodes: int,
+    ours: list[tuple[float, float]],
+    theirs: list[tuple[float, float]],
+    limit: float,
     idle: float | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """ours and theirs: (milliseconds a step, milliseconds a token) of every round."""
     middle, low, high = ratio([token for _, token in ours], [token for _, token in theirs])
     step = median(step for step, _ in ours)
@@ -135,9 +141,15 @@ def _engine(target: Llama, drafter: TreeDrafter | None, tree: Tree, batch: int) 
     simulated = None if drafter is None else ACCEPT
     room = batch * (PROMPT + 4 * STEPS * (tree.height + 1) + 2 * tree.nodes + 64)
     return LLMEngine(
-        target, None, drafter, Speculation(tree, simulated_accept=simulated), max_batch=batch, cache_tokens=room,
-        prefix_tokens=0, ahead=True,
-    )  # fmt: skip
+        target,
+        None,
+        drafter,
+        Speculation(tree, simulated_accept=simulated),
+        max_batch=batch,
+        cache_tokens=room,
+        prefix_tokens=0,
+        ahead=True,
+    )
 
 
 def _turns(sides: dict[str, LLMEngine], batch: int, steps: int, rounds: int) -> dict[str, list[tuple[float, float]]]:

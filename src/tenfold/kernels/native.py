@@ -15,7 +15,6 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from tenfold.errors import UsageError
+from tenfold.kernels.machine import COMPILERS, cache_folder, find_compiler, processor_facts
 
 SOURCE = Path(__file__).parent / "csrc" / "bag.cpp"
 COUNTS = {  # functions that return a number, by source
@@ -43,7 +43,6 @@ FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", 
 WISHES = (("-march=native", "-fopenmp"), ("-march=native",), ())
 LARGE_PAGE = 2 << 20  # bytes
 MADV_HUGEPAGE = 14  # of Linux's mman.h
-COMPILERS = ("c++", "g++", "clang++")
 WAIT = 120  # seconds that a compiler may take
 
 
@@ -107,12 +106,6 @@ def check(result: int, index: Tensor, rows: int) -> int:
     return result
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler that CXX names, or the first one there is."""
-    wanted = os.environ.get("CXX")
-    return next(filter(None, map(shutil.which, [wanted] if wanted else COMPILERS)), None)
-
-
 @cache
 def build(source: Path) -> tuple[ctypes.CDLL | None, str]:
     """A source's functions, and an empty text; or None, and why. Built at the first call."""
@@ -129,7 +122,7 @@ def build(source: Path) -> tuple[ctypes.CDLL | None, str]:
 
 def _load(compiler: str, source: Path) -> ctypes.CDLL:
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=WAIT, check=True).stdout
-    root = Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold") / "native"
+    root = cache_folder() / "native"
     texts = [source.read_bytes(), *(part.read_bytes() for part in sorted(source.parent.glob("*.h")))]
     mark = hashlib.sha256(b"\0".join([*texts, version, repr((FLAGS, WISHES)).encode(), _processor()]))
     built = root / f"{source.stem}-{mark.hexdigest()[:20]}.so"
@@ -161,11 +154,4 @@ def _compile(compiler: str, source: Path, target: Path) -> None:
 
 def _processor() -> bytes:
     """What -march=native depends on."""
-    info = Path("/proc/cpuinfo")
-    kinds = {}
-    if info.exists():
-        for line in info.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("model name", "flags", "Features", "CPU part"):
-                kinds[name.strip()] = value.strip()
-    return repr((platform.machine(), platform.processor(), sorted(kinds.items()))).encode()
+    return repr((platform.machine(), platform.processor(), sorted(processor_facts().items()))).encode()

@@ -12,8 +12,8 @@ import torch
 import xgrammar
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language.test_tokenizer import bytes_tokenizer
 
+from gguf_files import bytes_tokenizer
 from language.engine_models import NoisyTarget, tiny_llama
 from tenfold.errors import UsageError
 from tenfold.language.decoding.engine import LLMEngine

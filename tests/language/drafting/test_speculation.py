@@ -7,9 +7,9 @@ import torch
 
 from language.drafting_models import tiny_drafter, tiny_target
 from language.engine_models import finish
-from tenfold.kernels import decode, formats
+from tenfold.kernels import decode, linear
 from tenfold.kernels.formats import Format
-from tenfold.kernels.linear import bf16_refusal
+from tenfold.kernels.machine import bf16_refusal
 from tenfold.language.decoding.engine import LLMEngine
 from tenfold.language.drafting.drafter import EagleDrafter
 from tenfold.language.drafting.ngram import HybridDrafter, NgramDrafter
@@ -100,7 +100,7 @@ def test_every_processor_can_have_the_drafters_format(
 ) -> None:
     """Beside 4-bit weights on a processor that multiplies bf16 slowly too."""
     monkeypatch.setattr(decode, "refusal", lambda: passes or None)
-    monkeypatch.setattr(formats, "bf16_refusal", lambda: units or None)
+    monkeypatch.setattr(linear, "bf16_refusal", lambda: units or None)
     model = tiny_target()
     network = pack_linears(tiny_drafter(model), drafter_format(target))
     assert isinstance(network, EagleDrafter)

@@ -21,7 +21,8 @@ from functools import cached_property
 from pathlib import Path
 
 from tenfold.errors import UsageError, nearest
-from tenfold.kernels.linear import bf16_refusal
+from tenfold.kernels.formats import Format
+from tenfold.kernels.machine import bf16_refusal
 from tenfold.language.decoding.async_steps import Ahead
 from tenfold.language.decoding.grammar import Grammars
 from tenfold.language.decoding.prefix_cache import PrefixCache
@@ -33,7 +34,7 @@ from tenfold.language.drafting.speculation import Shape, Speculation, choose_dra
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.drafting.weights import fingerprint
 from tenfold.language.models.llama import Llama
-from tenfold.language.models.prepare import DeviceChoice, FormatChoice, open_target, weight_bytes
+from tenfold.language.models.prepare import DeviceChoice, open_target, weight_bytes
 from tenfold.language.models.tokenizer import Tokenizer, load_tokenizer
 from tenfold.language.sampling.sampling import SamplingParams
 
@@ -223,7 +224,7 @@ class LLM:
         model: str | Path = "smollm2-135m-instruct",
         drafter: str | Path | None = "auto",
         speculation: Speculation | None = None,
-        weights: FormatChoice = "auto",
+        weights: Format = "auto",
         max_batch: int = 8,
         cache_tokens: int = 16384,
         device: DeviceChoice = "auto",

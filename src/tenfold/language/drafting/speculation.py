@@ -17,7 +17,7 @@ from tenfold.errors import UsageError, WeightsError
 from tenfold.export.reading import ASSETS
 from tenfold.export.weights import load
 from tenfold.kernels import decode
-from tenfold.kernels.formats import Format, quickest
+from tenfold.kernels.formats import Format, entry, memory_bound_rows, quickest
 from tenfold.language.drafting.drafter import EagleDrafter
 from tenfold.language.drafting.dynamic import DynamicTree
 from tenfold.language.drafting.ngram import FittedTree, HybridDrafter, HybridTree, NgramDrafter
@@ -25,7 +25,7 @@ from tenfold.language.drafting.protocol import Drafter, Rule
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.drafting.tree_drafter import TreeDrafter
 from tenfold.language.drafting.weights import check_target
-from tenfold.language.models.prepare import DTYPE, Target, pack_linears
+from tenfold.language.models.prepare import Target, pack_linears
 
 # The best trees of 16 nodes by `tree_search` for the shipped drafter, on prompts that were held back from its training.
 SIXTEEN = Tree.from_paths(
@@ -39,13 +39,6 @@ TEN_AND_SIX = HybridTree.of(TEN, 6)
 LOOK_UP = Tree.chain(6)
 NONE = Tree.chain(0)
 SHIPPED = ASSETS / "eagle3-smollm2-135m.safetensors"
-
-# Rows that the target's pass takes at little more than the price of one. Milliseconds of 1, 4, 8, 17 rows of SmolLM2, one core:
-# with AVX512_BF16 and VNNI: bf16 16, 16, 17, 28; int8 11, 11, 14, 31; int4 8, 9, 12, 26; fp32 61, 89, 103, 144
-# with AVX2: bf16 16, 20, 35, 67; int8 10, 16, 30, 60; int4 9, 14, 26, 46. A GPU has room for more.
-FREE_ROWS = {"fp32": 8, "bf16": 8, "int8": 8, "int4": 4}
-FREE_ROWS_AVX2 = {"fp32": 8, "bf16": 4, "int8": 2, "int4": 2}
-FREE_ROWS_GPU = 64
 
 # What "auto" drafts, the largest first that fits: all requests' roots and nodes stay within the free rows. Chosen as above.
 # Looking up has a place in a single text's tree only: all requests of a batch take one shape, and what is found in one text
@@ -109,7 +102,7 @@ class Speculation:
 def auto_tree(batch: int, drafter: Drafter) -> Tree:
     """The largest known tree with which a batch stays within the rows that cost little, no tree where none does: so that
     speculation by default does not make a batch slower."""
-    rows = getattr(drafter, "free_rows", FREE_ROWS["bf16"])
+    rows = getattr(drafter, "free_rows", 8)
     if isinstance(drafter, HybridDrafter) and batch == 1:
         for shape in HYBRIDS:
             if shape.tree.tree.nodes + 1 <= rows:
@@ -123,9 +116,7 @@ def choose_drafter(choice: str | Path | None, target: Target) -> tuple[Drafter |
     belongs to another target."""
     drafter, note = _choose(choice, target)
     if isinstance(drafter, NgramDrafter | TreeDrafter | HybridDrafter):
-        on_gpu = target.model.embedding.weight.device.type != "cpu"
-        here = FREE_ROWS_AVX2 if decode.lanes() == 256 else FREE_ROWS
-        drafter.free_rows = FREE_ROWS_GPU if on_gpu else here[target.form]
+        drafter.free_rows = memory_bound_rows(target.form, target.model.embedding.weight.device.type)
     return drafter, note
 
 
@@ -151,7 +142,7 @@ def _trained(path: Path, target: Target) -> TreeDrafter:
     check_target(network.config, target.source, path)
     device = target.model.embedding.weight.device
     if device.type != "cpu":
-        return TreeDrafter(network.to(device, DTYPE[target.form]), target.model)
+        return TreeDrafter(network.to(device, entry(target.form).dtype), target.model)
     pack_linears(network, drafter_format(target.form))
     return TreeDrafter(network, target.model)
 
@@ -159,7 +150,7 @@ def _trained(path: Path, target: Target) -> TreeDrafter:
 def drafter_format(target: Format) -> Format:
     """A drafter's number format beside a target's: its logits only choose what is checked, so 8 bits are exact enough whatever
     the target has, and half the bytes. A processor that cannot multiply them quickly has the quickest format that it can."""
-    if target == "fp32":
+    if entry(target).activations == "float32":
         return "fp32"
     return "int8" if decode.refusal() is None else quickest()
 

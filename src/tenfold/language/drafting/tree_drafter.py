@@ -28,7 +28,7 @@ from torch import Tensor
 from tenfold.inference.pages import PagedCache, PagedStep
 from tenfold.inference.stack import LayerParts, Stack
 from tenfold.kernels import decode
-from tenfold.kernels.formats import Int8Linear, TiledLinear
+from tenfold.kernels.packed import Int8Linear, TiledLinear
 from tenfold.language.drafting.drafter import Eagle1Drafter, Eagle3Drafter, EagleDrafter, Stores, default_aux_layers
 from tenfold.language.drafting.protocol import Draft, DraftState, Features, Rule, Uniforms
 from tenfold.language.drafting.tree import Level, Tree

@@ -31,6 +31,7 @@ from torch import Tensor
 from tenfold.data.atomic import write_atomic
 from tenfold.errors import UsageError, WeightsError
 from tenfold.export.reading import read_json
+from tenfold.kernels.machine import simd
 from tenfold.language.decoding.engine import LLM
 from tenfold.language.distillation.replay import accepted_lengths
 from tenfold.language.drafting.ngram import HybridDrafter, HybridTree
@@ -286,4 +287,4 @@ def dispatch(llm: LLM, path: Path) -> None:
 
 def machine() -> str:
     """Processor and threads, for the table."""
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
+    return f"{platform.machine()} {simd()} {torch.get_num_threads()} threads"

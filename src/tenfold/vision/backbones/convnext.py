@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tenfold.config import require
 from tenfold.errors import UsageError
-from tenfold.kernels.linear import bf16_refusal
+from tenfold.kernels.machine import bf16_refusal
 from tenfold.nn.conv import ConvNextBlock, PatchMerge
 from tenfold.vision.backbones.vit import IMAGENET_MEAN, IMAGENET_STD, VisionOutput, fit_to_patches
 
@@ -124,7 +124,7 @@ class ConvNeXt(nn.Module):
 
     def for_inference(self, dtype: torch.dtype = torch.float32) -> ConvNeXt:
         """A copy that only computes features, with weights in float32 or bfloat16; on a CPU without bf16 units they are
-        widened again (`nn.linear.bf16_refusal` says so)."""
+        widened again (`kernels.machine.bf16_refusal` says so)."""
         require(dtype in (torch.float32, torch.bfloat16), "dtype", dtype, "torch.float32 or torch.bfloat16")
         model = copy.deepcopy(self).eval().requires_grad_(False).to(dtype)
         return model.float() if self.norm.weight.device.type == "cpu" and bf16_refusal() else model

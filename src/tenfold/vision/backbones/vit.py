@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from tenfold.config import require
 from tenfold.errors import UsageError
 from tenfold.inference.prepared import HalfBlock, PackedBlock
-from tenfold.kernels.linear import Workspace, bf16_refusal
+from tenfold.kernels.linear import Workspace
+from tenfold.kernels.machine import bf16_refusal
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.embed import ConvStem, PatchEmbed, resize_positions
@@ -232,8 +233,8 @@ class VisionTransformer(nn.Module):
         """A copy that only computes features, faster: same values to rounding. One call at a time may use it.
 
         dtype: float32 or bfloat16, of the weights. On a CPU without bf16 units bf16 weights are widened once and
-        multiplied in fp32 (`nn.linear.bf16_refusal` says so), and features come in fp32. Training, packed crops and saving
-        need the model itself.
+        multiplied in fp32 (`kernels.machine.bf16_refusal` says so), and features come in fp32. Training, packed crops and
+        saving need the model itself.
         """
         require(dtype in (torch.float32, torch.bfloat16), "dtype", dtype, "torch.float32 or torch.bfloat16")
         model = copy.deepcopy(self).eval().requires_grad_(False)

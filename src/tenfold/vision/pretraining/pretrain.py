@@ -25,10 +25,10 @@ from tenfold.config import require
 from tenfold.engine.checkpoint import read_model
 from tenfold.engine.parallel import Collectives
 from tenfold.engine.recipe import Recipe
-from tenfold.engine.schedule import length
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
 from tenfold.nn.sparse24 import Sparsity24
 from tenfold.nn.sparse_training import SparsityController
+from tenfold.steps import steps_of
 from tenfold.vision.backbones.backbone import layer_of
 from tenfold.vision.backbones.vit import VitConfig
 from tenfold.vision.pretraining.crops import MultiCropConfig
@@ -154,7 +154,7 @@ class PretrainTask(Task):
 
     def after_backward(self, model: nn.Module, phase: Phase, step: int) -> None:
         """The prototypes stand still at the start: without a gradient and without decay AdamW does not move them."""
-        if step < length(self.recipe.objective.freeze_prototypes, self.recipe.trainer.steps):
+        if step < steps_of(self.recipe.objective.freeze_prototypes, self.recipe.trainer.steps):
             for name, parameter in unwrap(model).named_parameters():
                 if "prototypes" in name and parameter.grad is not None:
                     parameter.grad.zero_()

@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 
-OTHER_LANGUAGES = ("python", "json", "cpp", "c")
-
 
 def blocks(text: str, *languages: str) -> list[str]:
     """The fenced code blocks of a page; `languages` are the words behind the fence, "" for none."""
     return [code for language, code in re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M) if language in languages]
 
 
-def block_commands(text: str) -> list[list[str]]:
+def commands(text: str) -> list[list[str]]:
     """The words of every tenfold command in the shell blocks of a page, without `tenfold` itself.
 
     A command ends at `#`, at two spaces (what follows explains it), at `&&`, and goes on behind a backslash. `...` is left out.
