@@ -86,7 +86,7 @@ SYSTEMS: tuple[System, ...] = (
         "partial",
         "the losses and training task, backbones, released weights both ways, features, and the curation pipeline "
         "at the size of one machine; not yet trained at the papers' scale",
-        ("tenfold train dinov2-vits", "tenfold vision curate", "tenfold vision embed", "tenfold convert"),
+        ("tenfold train dinov2", "tenfold vision curate", "tenfold vision embed", "tenfold convert"),
     ),
     System(7, "Frontalizer: frontally-viewed face embedding", "faces", "planned", "nothing yet"),
     System(8, "VoxPopuli: speech corpus pipeline and baselines", "speech", "planned", "nothing yet"),

@@ -42,7 +42,7 @@ def train(args: list[str]) -> int:
         name, recipe = reopen(folder)
         out, resume = folder, True
     else:
-        name, resume = args[0], False
+        name, resume = recipes.current(args[0]), False
         default, rest = _sized(name, args[1:])
         recipe, out = _parse_recipe(name, default, rest)
     metrics = run_recipe(name, recipe, out, resume=resume)
@@ -99,11 +99,24 @@ def _parse_recipe(name: str, default: Recipe, args: list[str]) -> tuple[Recipe, 
     if {"-h", "--help"} & set(args):
         _explain(name, default)
     kind, prog = type(default), f"tenfold train {name}"
-    with_out = dataclasses.make_dataclass("Train", [("out", Path | None, None)], bases=(kind,), frozen=True)
     values = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
+    nested = _exact_types(default)
+    with_out = dataclasses.make_dataclass("Train", [*nested, ("out", Path | None, None)], bases=(kind,), frozen=True)
     options: Any = parse(with_out, args, prog, default=with_out(**values))
-    chosen = {field.name: to_dict(getattr(options, field.name)) for field in dataclasses.fields(default)}
+    chosen = to_dict(options)
+    del chosen["out"]
     return from_dict(kind, chosen), options.out or Path("runs") / name  # from_dict refuses what no field has checked
+
+
+def _exact_types(default: Recipe) -> list[tuple[str, type, Any]]:
+    """The fields whose flags are those of their value's class: they are annotated with the base of several."""
+    fields = []
+    for field in dataclasses.fields(default):
+        value = getattr(default, field.name)
+        if field.metadata and dataclasses.is_dataclass(value):
+            own = dataclasses.field(default=value, metadata=dict(field.metadata))
+            fields.append((field.name, type(value), own))
+    return fields
 
 
 def _explain(name: str, default: Recipe) -> None:

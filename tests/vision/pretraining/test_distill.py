@@ -14,7 +14,6 @@ from jobs import Job
 from tenfold.engine.checkpoint import read_model
 from tenfold.errors import CheckpointError, UsageError
 from tenfold.export.weights import load
-from tenfold.vision.backbones.backbone import layer_of
 from tenfold.vision.backbones.convnext import CONVNEXT_CONFIGS, ConvNeXt
 from tenfold.vision.backbones.vit import VisionTransformer
 from tenfold.vision.pretraining.distill import DistillRecipe, teacher_recipe
@@ -123,9 +122,9 @@ def test_layers_of_a_convnext_count_from_the_input() -> None:
         ("students.0.backbone.stages.1.0.gain", 4),
         ("students.0.backbone.stages.3.2.up.bias", 18),
     ]:
-        assert layer_of(name, config) == (layer, 19)
-    assert layer_of("students.0.backbone.norm.weight", config) is None
-    assert layer_of("students.0.dino_head.mlp.0.weight", config) is None
+        assert config.layer_of(name) == (layer, 19)
+    assert config.layer_of("students.0.backbone.norm.weight") is None
+    assert config.layer_of("students.0.dino_head.mlp.0.weight") is None
 
 
 def test_what_is_no_teacher_and_what_is_no_student_is_said(tmp_path: Path, teacher: Path, data: Path) -> None:

@@ -45,7 +45,7 @@ from tenfold.vision.text.zeroshot import class_vectors, image_vectors
 class TextAlignRecipe(Recipe):
     """A small head over a frozen vision transformer, and a text tower, learn one space from images with captions."""
 
-    backbone: Path = Path("runs/dinov3-vits")  # weights or run of the vision transformer; it never changes
+    backbone: Path = Path("runs/dinov3")  # weights or run of the vision transformer; it never changes
     captions: Path | None = None  # parquet (image, caption), or labelled images; without it, the sample photographs
     val: Path | None = None  # labelled images for the zero-shot curve
     leave_out: tuple[str, ...] = ()  # classes of labelled images that are not trained on
