@@ -47,6 +47,11 @@ def by_kind(load: Callable[[str], type], default: str) -> dict[str, Any]:
     return {_KINDS: (load, default)}
 
 
+def kinds_of(config: Any) -> dict[str, Callable[[str], type]]:
+    """The fields of a configuration that take several kinds, each with what finds the dataclass of a kind."""
+    return {f.name: f.metadata[_KINDS][0] for f in dataclasses.fields(config) if _KINDS in f.metadata}
+
+
 def to_dict(config: Any) -> Any:
     """A configuration as plain JSON values (paths become strings, tuples lists)."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):

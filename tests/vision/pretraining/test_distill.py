@@ -17,16 +17,40 @@ from tenfold.export.weights import load
 from tenfold.vision.backbones.convnext import CONVNEXT_CONFIGS, ConvNeXt
 from tenfold.vision.backbones.vit import VisionTransformer
 from tenfold.vision.pretraining.distill import DistillRecipe, teacher_recipe
+from vision.recipe_flags import flags
 
 TEACHER = [
-    "dinov3-mini", "--trainer.steps", "2", "--batch", "4", "--dino.prototypes", "24", "--trainer.validate-every", "0",
-    "--objective.ibot", "1.0", "--ibot.hidden", "16", "--ibot.bottleneck", "8", "--ibot.prototypes", "12",
-]  # fmt: skip
-STUDENTS = [
-    "--students", "mini", "t", "--trainer.steps", "4", "--batch", "4", "--source-side", "64", "--trainer.precision", "fp32",
-    "--crops.global-size", "48", "--crops.local-size", "24", "--crops.local-crops", "2", "--trainer.workers", "0",
-    "--trainer.log-every", "1", "--trainer.device", "cpu", "--optim.schedule.warmup", "0", "--val-rows", "20",
-]  # fmt: skip
+    "dinov3-mini",
+    *flags(
+        {
+            "trainer.steps": 2,
+            "batch": 4,
+            "dino.prototypes": 24,
+            "trainer.validate-every": 0,
+            "objective.ibot": 1.0,
+            "ibot.hidden": 16,
+            "ibot.bottleneck": 8,
+            "ibot.prototypes": 12,
+        }
+    ),
+]
+STUDENTS = flags(
+    {
+        "students": ("mini", "t"),
+        "trainer.steps": 4,
+        "batch": 4,
+        "source-side": 64,
+        "trainer.precision": "fp32",
+        "crops.global-size": 48,
+        "crops.local-size": 24,
+        "crops.local-crops": 2,
+        "trainer.workers": 0,
+        "trainer.log-every": 1,
+        "trainer.device": "cpu",
+        "optim.schedule.warmup": 0,
+        "val-rows": 20,
+    }
+)
 
 
 def train(folder: Path, *words: object, ranks: int = 1, code: int = 0) -> str:

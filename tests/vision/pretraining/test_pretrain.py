@@ -23,7 +23,7 @@ from tenfold.errors import CheckpointError, UsageError
 from tenfold.vision.pretraining.gram import GramConfig
 from tenfold.vision.pretraining.pretrain import PretrainRecipe
 from tenfold.vision.recipes import dinov2, dinov3, dinov3_gram, dinov3_mini
-from vision.recipe_flags import SMALL
+from vision.recipe_flags import SMALL, flags
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,19 @@ def test_the_gram_stage_starts_with_the_teacher_and_is_resumed_to_the_same_bits(
     stage1: Path, data: Path, tmp_path: Path
 ) -> None:
     common = [
-        "dinov3-gram", *SMALL, "--data", data, "--start", stage1, "--trainer.steps", 6, "--gram.refresh-every", 2,
-        "--gram.weight.decay", 3, "--trainer.checkpoint-every", 3,
-    ]  # fmt: skip
+        "dinov3-gram",
+        *SMALL,
+        *flags(
+            {
+                "data": data,
+                "start": stage1,
+                "trainer.steps": 6,
+                "gram.refresh-every": 2,
+                "gram.weight.decay": 3,
+                "trainer.checkpoint-every": 3,
+            }
+        ),
+    ]
     train(tmp_path, *common, "--out", tmp_path / "straight")
     job = Job(["train", *map(str, common), "--out", str(tmp_path / "stopped")], tmp_path, 1)
     end = time.monotonic() + 60
@@ -140,9 +150,17 @@ def small(recipe: PretrainRecipe, data: Path) -> PretrainRecipe:
     )
     objective = dataclasses.replace(recipe.objective, freeze_prototypes=0)
     return dataclasses.replace(
-        recipe, data=data, model=model, dino=head, ibot=head, crops=crops, batch=4, source_side=64, objective=objective,
+        recipe,
+        data=data,
+        model=model,
+        dino=head,
+        ibot=head,
+        crops=crops,
+        batch=4,
+        source_side=64,
+        objective=objective,
         trainer=dataclasses.replace(recipe.trainer, steps=8, workers=0),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("build", [dinov3_mini, dinov3, dinov2])

@@ -18,20 +18,43 @@ from jobs import Job
 from tenfold.cli import main
 from tenfold.data.tensors import save_own
 from tenfold.vision.backbones.vit import VisionTransformer, VitConfig
-from vision.recipe_flags import SMALL
+from vision.recipe_flags import SMALL, flags
 
 STEPS = 8
-RUN = [
-    "--trainer.steps", STEPS, "--trainer.checkpoint-every", 2, "--trainer.validate-every", 0, "--trainer.log-every", 1,
-    "--trainer.workers", 0, "--trainer.device", "cpu", "--trainer.precision", "fp32", "--optim.schedule.warmup", 0,
-]  # fmt: skip
-MINI = [
-    "--batch", 4, "--dino.prototypes", 24, "--crops.local-crops", 2, "--objective.ibot", 1, "--ibot.hidden", 16,
-    "--ibot.bottleneck", 8, "--ibot.prototypes", 12,
-]  # fmt: skip
+RUN = flags(
+    {
+        "trainer.steps": STEPS,
+        "trainer.checkpoint-every": 2,
+        "trainer.validate-every": 0,
+        "trainer.log-every": 1,
+        "trainer.workers": 0,
+        "trainer.device": "cpu",
+        "trainer.precision": "fp32",
+        "optim.schedule.warmup": 0,
+    }
+)
+MINI = flags(
+    {
+        "batch": 4,
+        "dino.prototypes": 24,
+        "crops.local-crops": 2,
+        "objective.ibot": 1,
+        "ibot.hidden": 16,
+        "ibot.bottleneck": 8,
+        "ibot.prototypes": 12,
+    }
+)
 PATCH14 = ["--crops.global-size", 56, "--crops.local-size", 28]
-RECIPES = ["dinov3-mini", "dinov3", "dinov2", "dinov3-imagenette", "dinov3-gram", "dinov3-highres",
-           "dinov3-distill", "dinov3-text"]  # fmt: skip
+RECIPES = [
+    "dinov3-mini",
+    "dinov3",
+    "dinov2",
+    "dinov3-imagenette",
+    "dinov3-gram",
+    "dinov3-highres",
+    "dinov3-distill",
+    "dinov3-text",
+]
 # One of them in the default set; the others run the same code for minutes.
 EACH = [pytest.param(name, marks=() if name == "dinov3-mini" else pytest.mark.slow) for name in RECIPES]
 

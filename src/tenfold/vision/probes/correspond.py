@@ -22,8 +22,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tenfold.config import require
+from tenfold.images.resize import resize
 from tenfold.vision.backbones.backbone import Backbone
-from tenfold.vision.backbones.images import normalize, resize
+from tenfold.vision.backbones.images import normalize
 
 CHUNK = 1024  # rows of the similarity matrix at once
 

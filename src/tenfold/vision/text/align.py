@@ -220,9 +220,16 @@ class TextAlignTask(Task):
         rows = tokens.rows([text for texts in data.texts for text in texts])
         limit = self.config().text.positions
         crop = MultiCropConfig(
-            global_crops=1, local_crops=0, global_size=self.side, global_scale=r.scale, flip=r.flip,
-            jitter_probability=0.0, gray=0.0, solarize=0.0, blur=(0.0, 0.0, 0.0),
-        )  # fmt: skip
+            global_crops=1,
+            local_crops=0,
+            global_size=self.side,
+            global_scale=r.scale,
+            flip=r.flip,
+            jitter_probability=0.0,
+            gray=0.0,
+            solarize=0.0,
+            blur=(0.0, 0.0, 0.0),
+        )
         kept: Source = data if r.source_side is None else InMemory(data, r.source_side, t.data_errors)
         return Loader(
             kept,
