@@ -77,6 +77,6 @@ def test_entries_that_differ_in_text_are_one_fitted_shape() -> None:
         return Entry(1, "0", "", "top_k", paths, looked_up, None, None, "lookup", text)  # type: ignore[arg-type]
 
     entries = entry("", [[0]], 2), entry("known", [[0]], 1), entry("unknown", [[0], [1]], 0)
-    shape, _ = Dispatcher("", "", "", entries).planner(NgramDrafter())(1, False)
+    shape, _ = Dispatcher("", "", "", entries).planner(HybridDrafter(NgramDrafter(), NgramDrafter()))(1, False)
     one = Tree.chain(1)
     assert shape == FittedTree(HybridTree.of(one, 2), HybridTree.of(one, 1), Tree.from_paths([[0], [1]]))

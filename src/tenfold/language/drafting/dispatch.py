@@ -59,10 +59,11 @@ class Entry:
 
 def entry_of(values: Mapping[str, Any]) -> Entry:
     """An entry as a file holds it. Raises UsageError for a rule or a tree that is none."""
-    given: dict[str, Any] = {**values, "rule": OLD_RULES.get(values["rule"], values["rule"])}
+    rule = OLD_RULES.get(values["rule"], values["rule"])
+    if rule not in get_args(Rule):
+        raise UsageError(f"rule = {rule!r}: allowed are {', '.join(get_args(Rule))}.")
+    given: dict[str, Any] = {**values, "rule": rule}
     entry = Entry(**given)
-    if entry.rule not in get_args(Rule):
-        raise UsageError(f"rule = {entry.rule!r}: allowed are {', '.join(get_args(Rule))}.")
     _ = entry.shape
     return entry
 

@@ -63,8 +63,6 @@ class Places:
 class NgramDrafter(Drafter):
     """Looks up along the first ranks of a tree: a chain. Nodes off the chain stay empty."""
 
-    looks_up = True
-
     def __init__(self, longest: int = LONGEST) -> None:
         self.longest = longest
 

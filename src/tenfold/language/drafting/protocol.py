@@ -225,7 +225,7 @@ class Drafter(Protocol):
     features: Features = "none"
     aux_layers: tuple[int, ...] = ()  # layers of the target whose inputs are wanted; only with features = "aux"
     has_distribution: bool = False  # knows q, so that siblings can be drawn and dynamic trees can grow
-    looks_up: bool = False  # `look_up` finds something
+    looks_up: bool = False  # `look_up` finds tokens beside those that `draft` proposes
     trained_for: str = ""  # fingerprint of the one target that it fits (drafting/weights.py); "" fits any
     planner: Planner | None = None  # what tree="auto" drafts on this machine; None: drafting/speculation.py
 
