@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from pathlib import Path
 
+from pages import commands
 from tenfold.cli import VERBS
 from tenfold.registry import recipes
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def commands(text: str) -> list[list[str]]:
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M)
-    shown = [block for language, block in blocks if not language]
-    lines = [line.split("  ")[0].split("#")[0] for block in shown for line in block.splitlines()]
-    return [line.split()[1:] for line in lines if line.startswith("tenfold ")]
 
 
 def test_table_and_tree_are_those_of_the_code() -> None:

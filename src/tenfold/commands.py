@@ -191,7 +191,7 @@ class Tour:
     """Runs every system that works on real input and writes one page with pictures, numbers and the next command."""
 
     out: Path = Path("tour")  # where index.html is written
-    quick: bool = False  # one minute of training instead of three
+    quick: bool = False  # a third of the training
     minutes: Annotated[float | None, tyro.conf.arg(help="minutes of training, instead of the default")] = None
 
 
@@ -200,6 +200,6 @@ def tour(options: Tour) -> None:
 
     if options.minutes is not None and options.minutes <= 0:
         raise UsageError(f"--minutes {options.minutes}: allowed is a number above 0.")
-    minutes = options.minutes or (0.75 if options.quick else 3.0)
+    minutes = options.minutes or (0.6 if options.quick else 1.8)
     page = run(options.out, minutes=minutes)
     print(page)

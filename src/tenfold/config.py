@@ -3,6 +3,9 @@
 A recipe is a plain function that returns an instance of a `Recipe` subclass (engine/recipe.py); the command line turns that
 instance's fields into flags. The resolved configuration is written into the run folder, and `from_dict` rebuilds it from
 there. This file imports errors alone, so that every room can use it.
+
+A field that is renamed says so in its class, `renamed: ClassVar = {"former": "current"}`: run folders and flags of the last
+version are read by the former name, and the hash is taken over it, so that their checkpoints stay theirs.
 """
 
 from __future__ import annotations
@@ -34,14 +37,15 @@ def _finite(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def to_dict(config: Any) -> Any:
-    """A configuration as plain JSON values (paths become strings, tuples lists)."""
+def to_dict(config: Any, former: bool = False) -> Any:
+    """A configuration as plain JSON values (paths become strings, tuples lists). former: by the former names of fields."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        names = {new: old for old, new in renames(config).items()} if former else {}
+        return {names.get(f.name, f.name): to_dict(getattr(config, f.name), former) for f in dataclasses.fields(config)}
     if isinstance(config, (list, tuple)):
-        return [to_dict(item) for item in config]
+        return [to_dict(item, former) for item in config]
     if isinstance(config, dict):
-        return {str(key): to_dict(value) for key, value in config.items()}
+        return {str(key): to_dict(value, former) for key, value in config.items()}
     return str(config) if isinstance(config, Path) else config
 
 
@@ -55,8 +59,11 @@ def from_dict(kind: type[T], values: Any, where: str = "") -> T:
         raise FieldError(where or kind.__name__, values, f"the fields of {kind.__name__}")
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    built = {}
-    for name, value in values.items():
+    renamed, built = renames(kind), {}
+    for given, value in values.items():
+        name = renamed.get(given, given)
+        if name in built:
+            raise UsageError(f"{where or kind.__name__} has {name!r} twice: {given!r} is its former name.")
         if name not in fields:
             raise unknown_name(f"field of {where or kind.__name__}", str(name), fields)
         built[name] = _convert(hints[name], value, f"{where}.{name}" if where else name)
@@ -69,9 +76,14 @@ def from_dict(kind: type[T], values: Any, where: str = "") -> T:
         raise (error.under(where) if where else error) from None
 
 
+def renames(kind: Any) -> dict[str, str]:
+    """Former names of a dataclass's fields -> current ones."""
+    return getattr(kind, "renamed", {})
+
+
 def config_hash(config: Any) -> str:
-    """SHA-256 of the configuration's canonical JSON."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+    """SHA-256 of the configuration's canonical JSON, in which a renamed field has its former name."""
+    return hashlib.sha256(json.dumps(to_dict(config, former=True), sort_keys=True).encode()).hexdigest()
 
 
 def spell(hint: Any) -> str:

@@ -11,11 +11,11 @@ wing under a name (a perceptual backbone, a text tower) without either importing
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tenfold.errors import unknown_name
+from tenfold.errors import nearest, unknown_name
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,23 @@ class Registry:
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
+
+
+def public_names(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose public names are imported when they are used.
+
+    names: {"tenfold.vision.probes.probe": "knn_classify linear_probe"}, the module that has each.
+    """
+    where = {name: module for module, several in names.items() for name in several.split()}
+
+    def find(name: str) -> Any:
+        if name not in where:
+            close = nearest(name, where)
+            hint = f" (did you mean {close!r}?)" if close else ""
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
+        return getattr(importlib.import_module(where[name]), name)
+
+    return find, lambda: sorted(where)
 
 
 recipes = Registry("recipe")

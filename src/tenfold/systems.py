@@ -66,7 +66,7 @@ SYSTEMS: tuple[System, ...] = (
         "language",
         "partial",
         "training with the switch from dense to sparse, exact batch-1 decoding that reads active rows alone, packing in three "
-        "layouts; the GPU kernels are written and have not been run",
+        "layouts (`language sparsity --pack`) that training does not multiply yet; the GPU kernels are written and not run",
         ("tenfold train lm-relu2-24", "tenfold eval text", "tenfold language sparsity", "tenfold bench ffn"),
     ),
     System(

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from tenfold.inference.pages import PageAllocator, PagedCache, PageTable
 from tenfold.kernels import decode
-from tenfold.kernels.formats import Int4Linear, TiledLinear
+from tenfold.kernels.packed import Int4Linear, TiledLinear
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.models.config import LlamaConfig
 from tenfold.language.models.llama import Llama
 from tenfold.language.models.paged_forward import Passes, first_largest
 from tenfold.language.models.prepare import pack_linears
 
-pytestmark = pytest.mark.skipif(decode.refusal() is not None, reason=str(decode.refusal()))
+pytestmark = pytest.mark.skipif(decode.refusal() is not None, reason=f"this machine: {decode.refusal()}")
 VOCABULARY = 77
 
 

@@ -54,7 +54,7 @@ def test_every_backend_is_listed_with_its_state() -> None:
 def pure(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Turns the compiled kernels off when `setattr` is called on it."""
     if native.library() is None:
-        pytest.skip("no compiler here: there is one backend alone")
+        pytest.skip("this machine has no C++ compiler: there is only one backend")
     return monkeypatch
 
 

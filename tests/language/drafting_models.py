@@ -1,4 +1,4 @@
-"""Tiny random targets, drafters and answers for the tests of drafting."""
+"""Tiny random targets, drafters and rollouts for the tests of drafting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tenfold.data.tensors import save_own
 from tenfold.inference.pages import PageAllocator
-from tenfold.language.distillation.rollouts import Answer
+from tenfold.language.distillation.rollouts import Rollout
 from tenfold.language.drafting.drafter import EagleDrafter, config_for, make_drafter
 from tenfold.language.drafting.protocol import DraftState
 from tenfold.language.drafting.tree_drafter import TreeDrafter
@@ -51,10 +51,10 @@ def tiny_drafter(target: Llama, /, seed: int = 1, **changes: Any) -> EagleDrafte
 
 
 @torch.no_grad()
-def tiny_answers(target: Llama, count: int, prompt: int = 4, length: int = 12, seed: int = 2) -> list[Answer]:
-    """Greedy answers of a target to random prompts, of lengths that differ."""
+def tiny_rollouts(target: Llama, count: int, prompt: int = 4, length: int = 12, seed: int = 2) -> list[Rollout]:
+    """Greedy rollouts of a target to random prompts, of lengths that differ."""
     generator = torch.Generator().manual_seed(seed)
-    answers = []
+    rollouts = []
     for i in range(count):
         tokens = torch.randint(target.config.vocabulary, (1, prompt + i % 3), generator=generator)
         start = tokens.shape[1]
@@ -63,8 +63,8 @@ def tiny_answers(target: Llama, count: int, prompt: int = 4, length: int = 12, s
         out = target(tokens, aux_layers=AUX)
         assert out.aux is not None
         features = torch.cat([out.aux, out.hidden], dim=-1)[0]
-        answers.append(Answer(tokens[0], start, features, out.logits[0].argmax(-1)))
-    return answers
+        rollouts.append(Rollout(tokens[0], start, features, out.logits[0].argmax(-1)))
+    return rollouts
 
 
 class Coins:

@@ -90,8 +90,7 @@ def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH, threads: i
     clock, notes = "cpu" if threads == 1 else "wall", []
     with on_threads(threads):
         llms = {}
-        forms: tuple[tuple[str, Literal["bf16", "int4"]], ...] = (("", "bf16"), (", int4", "int4"))
-        for end, form in forms:
+        for end, form in (("", "bf16"), (", int4", "int4")):
             whole = LLM(MODEL, "auto", weights=form)
             llms[f"alone{end}"] = sharing(whole, None)
             llms[f"look-up{end}"] = sharing(whole, "ngram")

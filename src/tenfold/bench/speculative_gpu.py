@@ -111,9 +111,14 @@ def _drafted(target: Llama, drafter: Drafter, batch: int, steps: int, rounds: in
 
 
 def _line(
-    side: str, batch: int, nodes: int, ours: list[tuple[float, float]], theirs: list[tuple[float, float]], limit: float,
+    side: str,
+    batch: int,
+    nodes: int,
+    ours: list[tuple[float, float]],
+    theirs: list[tuple[float, float]],
+    limit: float,
     idle: float | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """ours and theirs: (milliseconds a step, milliseconds a token) of every round."""
     middle, low, high = ratio([token for _, token in ours], [token for _, token in theirs])
     step = median(step for step, _ in ours)

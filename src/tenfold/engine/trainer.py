@@ -35,12 +35,12 @@ from tenfold.engine.checkpoint import CheckpointStore, random_state
 from tenfold.engine.guard import capture, move, nonfinite_gradients, stopped, whole
 from tenfold.engine.heartbeat import Heartbeat
 from tenfold.engine.memory_parallel import average_rows, own_columns, split_tables
-from tenfold.engine.metrics import Metrics, read_rows
+from tenfold.engine.metrics import Metrics
 from tenfold.engine.optim import PhaseOptimizer, WeightAverage
 from tenfold.engine.parallel import join, wrap
 from tenfold.engine.provenance import commit, version
 from tenfold.engine.recipe import Recipe
-from tenfold.engine.report import Report
+from tenfold.engine.run_report import run_report
 from tenfold.engine.signals import StopRequested, Watch
 from tenfold.engine.task import Phase, Shard, Task, unwrap
 from tenfold.errors import LostRank, Preempted, UsageError
@@ -318,32 +318,9 @@ class Trainer:
         if self.place.first:
             for name, (tensors, card) in files.items():
                 save_own(self.out / f"{name}.safetensors", tensors, *card)
-            self._report().write(self.out)
+            run_report(self.out, self.name or type(self.task).__name__, self.scores).write(self.out)
         self.place.barrier()
         return {"steps": self.step, **{k: v for k, v in self.losses.items() if k.endswith("loss")}, **self.scores}
-
-    def _report(self) -> Report:
-        """Curves of everything that was logged."""
-        rows = read_rows(self.out / "metrics.jsonl")
-        report = Report(self.name or type(self.task).__name__)
-        if self.scores:
-            report.table("at the end", [{"figure": name, "value": value} for name, value in self.scores.items()])
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for row in rows:
-            for name, value in row.items():
-                if name != "step" and isinstance(value, (int, float)):
-                    curves.setdefault(name, []).append((row["step"], value))
-        scores = {name: curves.pop(name) for name in list(curves) if name in self.scores}
-        if scores:
-            report.plot("validation", scores)
-        rates = {name: curves.pop(name) for name in list(curves) if name.rpartition("/")[2] in RATES}
-        report.plot("losses", curves)
-        for name, line in rates.items():
-            report.plot(name, {name: line})
-        return report
-
-
-RATES = ("grad_norm", "lr", "weight_decay", "seconds")
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:

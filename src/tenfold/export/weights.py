@@ -43,7 +43,7 @@ families.add("drafter", "tenfold.language.drafting.weights:FAMILY", "drafters: E
 families.add(
     "language-model", "tenfold.language.models.language_model:FAMILY", "Llamas with their vocabulary, from tenfold"
 )
-families.add("llama", "tenfold.language.models.memory_weights:FAMILY", "Llama")
+families.add("llama", "tenfold.language.models.family:FAMILY", "Llama")
 
 
 @dataclass(frozen=True)

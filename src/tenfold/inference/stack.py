@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tenfold.inference.pages import PagedStep
 from tenfold.kernels import decode
-from tenfold.kernels.formats import Int4Linear, Int8Linear, TiledLinear
+from tenfold.kernels.packed import PackedWeight
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block
 from tenfold.nn.ffn import SwiGLUFFN
@@ -92,7 +92,7 @@ class Stack:
         return weight.data_ptr()
 
     def _linear(self, layer: nn.Module) -> decode.Linear:
-        assert isinstance(layer, TiledLinear | Int8Linear | Int4Linear)
+        assert isinstance(layer, PackedWeight)
         self._kept.append(layer)
         return layer.native
 
@@ -152,12 +152,11 @@ def refusal(
         norms += [parts.norm1, parts.norm2, *([] if parts.side is None else [parts.side])]
         maps += [parts.qkv, parts.out, parts.first, parts.down]
     for layer in maps:
-        packed = isinstance(layer, TiledLinear) or (isinstance(layer, Int8Linear | Int4Linear) and layer.tiled)
-        if not packed or getattr(layer, "bias", None) is not None:
+        if not isinstance(layer, PackedWeight) or not layer.tiled or layer.bias is not None:
             return f"{type(layer).__name__} is no tiled weight, or it has a bias"
     if not all(isinstance(n, RMSNorm) and n.eps == getattr(norm, "eps", None) for n in norms):
         return "its norms are no RMSNorm of one epsilon"
-    sizes = {layer.inputs for layer in maps if isinstance(layer, TiledLinear | Int8Linear | Int4Linear)}
+    sizes = {layer.inputs for layer in maps if isinstance(layer, PackedWeight)}
     if attention.width % 32 or attention.width > 256 or any(size % 32 for size in sizes):
         return "a width is no multiple of 32, or heads are wider than 256"
     return None

@@ -13,8 +13,8 @@ import xgrammar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gguf_files import bytes_tokenizer
 from language.engine_models import NoisyTarget, tiny_llama
-from language.tiny_tokenizer import bytes_tokenizer
 from tenfold.errors import UsageError
 from tenfold.language.decoding.engine import LLMEngine
 from tenfold.language.decoding.grammar import Grammars, lead

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from language.drafting_models import tiny_answers, tiny_drafter, tiny_target
+from language.drafting_models import tiny_drafter, tiny_rollouts, tiny_target
 from tenfold.inference.kv_cache import Cache
 from tenfold.language.distillation.rollouts import collate
 from tenfold.language.distillation.unroll import unroll
@@ -49,7 +49,7 @@ def test_every_branch_equals_drafting_it_alone(variant: dict) -> None:
     target = tiny_target()
     drafter = tiny_drafter(target, **variant)
     drafter.bind(target)
-    answers = tiny_answers(target, 3)
+    answers = tiny_rollouts(target, 3)
     data = collate(answers)
     part = slice(-32, None) if drafter.config.method == "eagle1" else slice(0, 96)
     features = data["features"][..., part]
@@ -68,7 +68,7 @@ def test_a_branch_never_sees_another_one() -> None:
     """Changing the token after a start changes that branch's later levels and no other branch's."""
     target = tiny_target()
     drafter = tiny_drafter(target)
-    answer = tiny_answers(target, 1)[0]
+    answer = tiny_rollouts(target, 1)[0]
     tokens, features = answer.tokens[None].clone(), answer.features[None, :, :96]
     first = torch.tensor([answer.prompt - 1])
     with torch.no_grad():

@@ -72,6 +72,13 @@ def test_entries_of_a_format_come_before_those_of_every_format() -> None:
     assert table.planner(NgramDrafter(), "bf16")(1, False)[0].nodes == 1
 
 
+def test_a_format_that_the_table_does_not_know_drafts_no_more_than_its_memory_bound_rows() -> None:
+    table = shipped("avx512")
+    for rows, nodes in ((None, [6, 3, 1, 1, 0]), (8, [6, 3, 1, 1, 0]), (4, [3, 1, 0, 0, 0]), (2, [1, 0, 0, 0, 0])):
+        plan = table.planner(NgramDrafter(), "a toy", rows)
+        assert [plan(batch, False)[0].nodes for batch in range(1, 6)] == nodes
+
+
 def test_entries_that_differ_in_text_are_one_fitted_shape() -> None:
     def entry(text: str, paths: list[list[int]], looked_up: int) -> Entry:
         return Entry(1, "0", "", "top_k", paths, looked_up, None, None, "lookup", text)  # type: ignore[arg-type]

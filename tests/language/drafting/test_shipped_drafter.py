@@ -96,7 +96,7 @@ def test_ten_minutes_of_training_take_a_drafter_from_nothing_to_something(
     recipe = dataclasses.replace(
         base,
         trainer=dataclasses.replace(base.trainer, steps=120, validate_every=0),
-        answers=dataclasses.replace(base.answers, prompts=test_data / "text/gsm8k_train.jsonl.gz", round_answers=192),
+        rollouts=dataclasses.replace(base.rollouts, prompts=test_data / "text/gsm8k_train.jsonl.gz", round_size=192),
     )
     task = recipe.make_task()
     untrained = task.validate(task.build().eval())["tpc_chain4_held_back"]

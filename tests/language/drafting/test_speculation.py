@@ -10,8 +10,8 @@ import torch
 
 from language.drafting_models import tiny_drafter, tiny_target
 from language.engine_models import finish
-from tenfold.kernels import decode, formats
-from tenfold.kernels.formats import Format
+from tenfold.kernels import decode, linear
+from tenfold.kernels.formats import GPU_ROWS, Format, entry
 from tenfold.kernels.linear import bf16_refusal
 from tenfold.language.decoding.engine import LLMEngine
 from tenfold.language.drafting.dispatch import MachineClass, shipped
@@ -37,19 +37,12 @@ def sizes(drafter: Drafter, batches: Sequence[int] = range(1, 65)) -> list[int]:
     return [Speculation().plan(batch, False, drafter)[0].nodes for batch in batches]
 
 
-FREE_ROWS = {  # of a pass, for little more than the price of one
-    "avx512": {"fp32": 8, "bf16": 8, "int8": 8, "int4": 4},
-    "avx2": {"fp32": 8, "bf16": 4, "int8": 2, "int4": 2},
-    "gpu": {"fp32": 64, "bf16": 64, "int8": 64, "int4": 64},
-}
-
-
-@pytest.mark.parametrize("form", get_args(Format))
+@pytest.mark.parametrize("form", ["fp32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("machine", get_args(MachineClass))
 def test_shipped_tables_stay_within_the_memory_bound_rows_and_shrink_with_the_batch(
     machine: MachineClass, form: Format
 ) -> None:
-    rows = FREE_ROWS[machine][form]
+    rows = {"avx512": entry(form).rows[512], "avx2": entry(form).rows[256], "gpu": GPU_ROWS}[machine]
     for drafter in drafters():
         drafter.planner = shipped(machine).planner(drafter, form)
         found = sizes(drafter)
@@ -163,7 +156,7 @@ def test_every_processor_can_have_the_drafters_format(
 ) -> None:
     """Beside 4-bit weights on a processor that multiplies bf16 slowly too."""
     monkeypatch.setattr(decode, "refusal", lambda: passes or None)
-    monkeypatch.setattr(formats, "bf16_refusal", lambda: units or None)
+    monkeypatch.setattr(linear, "bf16_refusal", lambda: units or None)
     model = tiny_target()
     network = pack_linears(tiny_drafter(model), drafter_format(target))
     assert isinstance(network, EagleDrafter)

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from language.drafting_models import tiny_answers, tiny_drafter, tiny_target
+from language.drafting_models import tiny_drafter, tiny_rollouts, tiny_target
 from tenfold.errors import UsageError, WeightsError
 from tenfold.language.decoding.engine import LLM
 from tenfold.language.distillation.replay import accepted_lengths, token_ranks, tokens_per_call, walk
@@ -73,7 +73,7 @@ def test_replay_equals_walking_by_hand() -> None:
     """Drafting with the network step by step along the answer accepts what the ranks say."""
     target = tiny_target()
     drafter = tiny_drafter(target, draft_vocabulary=96)
-    answers = tiny_answers(target, 4, length=14)
+    answers = tiny_rollouts(target, 4, length=14)
     ranks = token_ranks(drafter, target.embedding, answers, depth=3)
     tree = Tree.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]])
     for answer, table in zip(answers, ranks):
@@ -104,7 +104,7 @@ def test_walk_counts_every_token_once() -> None:
 
 def replayed() -> Replayed:
     target = tiny_target()
-    answers = tiny_answers(target, 3, length=40)
+    answers = tiny_rollouts(target, 3, length=40)
     ranks = [drawn_ranks(TABLE, a.length + 1, seed) for seed, a in enumerate(answers)]
     return Replayed(answers, ranks, [look_up_lengths(a, 4) for a in answers])
 

@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tenfold.errors import UsageError, nearest
+from tenfold.kernels.formats import Format
 from tenfold.kernels.linear import bf16_refusal
 from tenfold.language.decoding.async_steps import AsyncSteps
 from tenfold.language.decoding.grammar import Grammars
@@ -33,7 +34,7 @@ from tenfold.language.drafting.protocol import Drafter, Rule
 from tenfold.language.drafting.speculation import Shape, Speculation, choose_drafter
 from tenfold.language.drafting.weights import fingerprint
 from tenfold.language.models.llama import Llama
-from tenfold.language.models.prepare import DeviceChoice, FormatChoice, open_target, weight_bytes
+from tenfold.language.models.prepare import DeviceChoice, open_target, weight_bytes
 from tenfold.language.models.tokenizer import Tokenizer, load_tokenizer
 from tenfold.language.sampling.sampling import SamplingParams
 
@@ -234,7 +235,7 @@ class LLM:
         drafter: str | Path | None = "auto",
         speculation: Speculation | None = None,
         *,
-        weights: FormatChoice = "auto",
+        weights: Format = "auto",
         max_batch: int = 8,
         cache_tokens: int = 16384,
         device: DeviceChoice = "auto",

@@ -1,9 +1,9 @@
-"""Distillation of a target Llama into a drafter: the target's own answers, its features, and a drafter that sees its own
+"""Distillation of a target Llama into a drafter: the target's own rollouts, its features, and a drafter that sees its own
 output in training as it will when drafting.
 
     tenfold train eagle3-smollm2 --trainer.steps 120
 
-    prompts ──► target ──► answers with features (kept in memory for `reuse` passes, distillation/rollout_rounds.py)
+    prompts ──► target ──► rollouts with features (kept in memory for `reuse` passes, distillation/rollout_rounds.py)
                                │
                     tokens, g ─► drafter, levels 0..T-1 (distillation/unroll.py) ──► sum of 0.8^k loss_k
                     last state ─► target's head on the draft vocabulary ──► p
@@ -11,14 +11,14 @@ output in training as it will when drafting.
 EAGLE-3 (arXiv 2503.01840, section 3.2): no loss on features; a position counts only where the target's best guess is in
 the draft vocabulary. EAGLE-1 (arXiv 2401.15077): features regressed, one level, noise on its input.
 
-    B answers   N tokens   A rows that guess   F width of features   H width of the target   W draft vocabulary   T levels
+    B rollouts   N tokens   A rows that guess   F width of features   H width of the target   W draft vocabulary   T levels
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from tenfold.errors import UsageError
 from tenfold.language.distillation.draft_vocabulary import choose, coverage, expected_counts
 from tenfold.language.distillation.losses import LossName, distillation_loss, eagle1_loss
 from tenfold.language.distillation.replay import accepted_lengths, token_ranks, tokens_per_call
-from tenfold.language.distillation.rollout_rounds import AnswerConfig, AnswerRounds, AnswerStream
+from tenfold.language.distillation.rollout_rounds import RolloutConfig, RolloutRounds, RolloutStream
 from tenfold.language.distillation.unroll import first_rows, rows_of_interest, unroll
 from tenfold.language.drafting.drafter import EagleDrafter, config_for, make_drafter, membership
 from tenfold.language.drafting.tree import Tree
@@ -78,11 +78,13 @@ class DistillConfig:
 class DrafterRecipe(Recipe):
     """A drafter for a target, trained on what the target itself writes."""
 
-    target: str = "smollm2-135m-instruct"  # a name, weights file or folder: whose answers are learnt
-    answers: AnswerConfig = field(default_factory=AnswerConfig)
+    renamed: ClassVar = {"answers": "rollouts"}
+
+    target: str = "smollm2-135m-instruct"  # a name, weights file or folder: whose rollouts are learnt
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     drafter: DrafterShape = field(default_factory=DrafterShape)
     distill: DistillConfig = field(default_factory=DistillConfig)
-    batch: int = 4  # answers per step, over all ranks
+    batch: int = 4  # rollouts per step, over all ranks
     start: Path | None = None  # a drafter to go on from; its draft vocabulary may differ
 
     def __post_init__(self) -> None:
@@ -114,7 +116,7 @@ class Distillation(nn.Module):
         return F.embedding(tokens, self.embedding if own is None else own.get_parameter("weight"))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The losses of a batch of `answers.collate`."""
+        """The losses of a batch of `rollouts.collate`."""
         c = self.drafter.config
         tokens, width = batch["tokens"], c.features
         features, hidden = batch["features"].split(
@@ -171,16 +173,16 @@ class DrafterTask(Task):
     def __init__(self, recipe: DrafterRecipe) -> None:
         super().__init__()
         self.recipe = recipe
-        self._rounds: AnswerRounds | None = None
+        self._rounds: RolloutRounds | None = None
         self.coverage = 0.0
 
     @property
-    def rounds(self) -> AnswerRounds:
-        """The target and its answers, opened when first needed."""
+    def rounds(self) -> RolloutRounds:
+        """The target and its rollouts, opened when first needed."""
         if self._rounds is None:
             shape = self.recipe.drafter
-            self._rounds = AnswerRounds(
-                self.recipe.answers, self.recipe.target, shape.aux_layers, self.recipe.trainer.seed
+            self._rounds = RolloutRounds(
+                self.recipe.rollouts, self.recipe.target, shape.aux_layers, self.recipe.trainer.seed
             )
         return self._rounds
 
@@ -207,7 +209,7 @@ class DrafterTask(Task):
         return Distillation(drafter, target, self.recipe.distill)
 
     def batches(self, shard: Shard) -> Batches:
-        return AnswerStream(self.rounds, self.recipe.batch, shard, self.recipe.trainer.seed)
+        return RolloutStream(self.rounds, self.recipe.batch, shard, self.recipe.trainer.seed)
 
     def training_step(self, model: nn.Module, batch: Any, phase: Phase) -> dict[str, Tensor]:
         return model(batch)
@@ -218,10 +220,10 @@ class DrafterTask(Task):
         inner = unwrap(model)
         assert isinstance(inner, Distillation)
         figures = {}
-        for name, answers in self.rounds.held_back.items():
-            if not answers:  # a target that only repeats itself leaves nothing to score
+        for name, rollouts in self.rounds.held_back.items():
+            if not rollouts:  # a target that only repeats itself leaves nothing to score
                 continue
-            ranks = token_ranks(inner.drafter, inner.embed, answers, depth=4)
+            ranks = token_ranks(inner.drafter, inner.embed, rollouts, depth=4)
             figures[f"tpc_chain4_{name}"] = tokens_per_call([accepted_lengths(Tree.chain(4), r) for r in ranks])
         return figures
 

@@ -52,6 +52,11 @@ class Entry:
     text: Literal["", "known", "unknown"] = ""
 
     @property
+    def nodes(self) -> int:
+        """Draft tokens of a request."""
+        return len(self.paths) + self.looked_up
+
+    @property
     def shape(self) -> Tree | HybridTree:
         own = Tree.from_paths(self.paths)
         return HybridTree.of(own, self.looked_up) if self.looked_up else own
@@ -108,27 +113,30 @@ class Dispatcher:
         own = tuple(e for e in self.entries if e.weights == weights)
         return replace(self, entries=own or tuple(e for e in self.entries if not e.weights))
 
-    def entry(self, batch: int, sampled: bool) -> Entry:
-        """The entry of the smallest measured batch that is not below this one, else of the largest."""
+    def entry(self, batch: int, sampled: bool, rows: int | None = None) -> Entry:
+        """The entry of the smallest measured batch that is not below this one, else of the largest. rows: a later one,
+        while a batch has more roots and nodes than these."""
         wanted = ">0" if sampled else "0"
         fitting = sorted((e for e in self.entries if e.temperature == wanted and not e.text), key=lambda e: e.batch)
         if not fitting:
             raise UsageError(f"the dispatch table has no entry for temperature {wanted}.")
-        return next((e for e in fitting if e.batch >= batch), fitting[-1])
+        least = [e for e in fitting if e.batch >= batch] or fitting[-1:]
+        return next((e for e in least if rows is None or batch * (e.nodes + 1) <= rows), least[-1])
 
-    def planner(self, drafter: Drafter, weights: str | None = None) -> Planner:
+    def planner(self, drafter: Drafter, weights: str | None = None, rows: int | None = None) -> Planner:
         """What `Speculation(planner=...)` takes, and what a drafter keeps as `planner`. Trees are made once, so switching costs
-        nothing. weights: the target's number format; None takes every entry. Raises UsageError for looked-up nodes where
-        the drafter looks nothing up."""
+        nothing. weights: the target's number format; None takes every entry. rows: the memory-bound ones of that format, which
+        bound what is drafted for a format that the table does not know. Raises UsageError for looked-up nodes where the drafter
+        looks nothing up."""
         table = self if weights is None else self.for_weights(weights)
         kind = kind_of(drafter)
         if not drafter.looks_up and any(e.looked_up for e in table.entries if e.proposes in ("", kind)):
             raise UsageError(
                 "the dispatch table has looked-up nodes: it needs a drafter with prompt lookup (HybridDrafter)."
             )
-        return table.planner_of(kind)
+        return table.planner_of(kind, rows)
 
-    def planner_of(self, kind: Proposes) -> Planner:
+    def planner_of(self, kind: Proposes, rows: int | None = None) -> Planner:
         """`planner` for a kind of drafter."""
         entries = tuple(e for e in self.entries if e.proposes in ("", kind))
         table, shapes = replace(self, entries=entries), {}
@@ -136,7 +144,7 @@ class Dispatcher:
             shapes[key] = _shape([e for e in entries if (e.batch, e.temperature) == key])
 
         def plan(batch: int, sampled: bool) -> tuple[Shape, Rule]:
-            entry = table.entry(batch, sampled)
+            entry = table.entry(batch, sampled, rows)
             return shapes[entry.batch, entry.temperature], entry.rule
 
         return plan

@@ -25,7 +25,7 @@ import torch
 from tenfold.errors import UsageError, WeightsError
 from tenfold.export.reading import ASSETS
 from tenfold.kernels import decode
-from tenfold.kernels.formats import Format, quickest
+from tenfold.kernels.formats import Format, entry, memory_bound_rows, quickest
 from tenfold.language.drafting.dispatch import Proposes, kind_of, machine_class, shipped
 from tenfold.language.drafting.dynamic import DynamicTree
 from tenfold.language.drafting.ngram import HybridDrafter, NgramDrafter
@@ -33,7 +33,7 @@ from tenfold.language.drafting.protocol import Drafter, Planner, Rule, Shape
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.drafting.tree_drafter import TreeDrafter
 from tenfold.language.drafting.weights import check_target, load_drafter
-from tenfold.language.models.prepare import DTYPE, Target, pack_linears
+from tenfold.language.models.prepare import Target, pack_linears
 
 NONE = Tree.chain(0)
 SHIPPED = ASSETS / "eagle3-smollm2-135m.safetensors"
@@ -92,9 +92,10 @@ def default_planner(kind: Proposes) -> Planner:
     return shipped("avx512").for_weights("bf16").planner_of(kind)
 
 
-def with_trees(drafter: Drafter, form: str, device: torch.device) -> Drafter:
+def with_trees(drafter: Drafter, form: Format, device: torch.device) -> Drafter:
     """The drafter with the table of this machine for a target of this format."""
-    drafter.planner = shipped(machine_class(device)).planner(drafter, form)
+    rows = memory_bound_rows(form, device.type)
+    drafter.planner = shipped(machine_class(device)).planner(drafter, form, rows)
     return drafter
 
 
@@ -125,7 +126,7 @@ def _trained(path: Path, target: Target) -> TreeDrafter:
     check_target(network.config, target.source, path)
     device = target.model.embedding.weight.device
     if device.type != "cpu":
-        return TreeDrafter(network.to(device, DTYPE[target.form]), target.model)
+        return TreeDrafter(network.to(device, entry(target.form).dtype), target.model)
     pack_linears(network, drafter_format(target.form))
     return TreeDrafter(network, target.model)
 
@@ -133,7 +134,7 @@ def _trained(path: Path, target: Target) -> TreeDrafter:
 def drafter_format(target: Format) -> Format:
     """A drafter's number format beside a target's: its logits only choose what is verified, so 8 bits are exact enough whatever
     the target has, and half the bytes. A processor that cannot multiply them quickly has the quickest format that it can."""
-    if target == "fp32":
+    if entry(target).activations == "float32":
         return "fp32"
     return "int8" if decode.refusal() is None else quickest()
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from tenfold.inference.device_pages import DeviceStep
 from tenfold.inference.pages import PageAllocator, PagedCache, PagedStep
 from tenfold.kernels import decode
-from tenfold.kernels.formats import Int8Linear, TiledLinear
+from tenfold.kernels.packed import Int8Linear, TiledLinear
 from tenfold.language.drafting.drafter import EagleDrafter, Stores
 from tenfold.language.drafting.dynamic import draft_dynamic
 from tenfold.language.drafting.protocol import (

@@ -72,8 +72,8 @@ class PretrainRecipe(Recipe):
         require(self.batch >= 1, "batch", self.batch, "a whole number >= 1")
         require(self.length >= 2, "length", self.length, "a whole number >= 2")
         require(self.val_tokens >= self.length, "val_tokens", self.val_tokens, f"length = {self.length} or more")
-        require(self.model.vocabulary >= 257 or self.tokens == "bytes", "model.vocabulary", self.model.vocabulary,
-                "257 or more with tokens = bpe")  # fmt: skip
+        enough = self.model.vocabulary >= 257 or self.tokens == "bytes"
+        require(enough, "model.vocabulary", self.model.vocabulary, "257 or more with tokens = bpe")
 
     def make_task(self) -> PretrainTask:
         return PretrainTask(self)

@@ -21,7 +21,7 @@ from tenfold.language.decoding.engine import LLM, Result
 from tenfold.language.distillation.draft_vocabulary import count_tokens, coverage
 from tenfold.language.distillation.replay import accepted_lengths, token_ranks, tokens_per_call
 from tenfold.language.distillation.rollout_writing import write
-from tenfold.language.distillation.rollouts import Answer, repeats_itself
+from tenfold.language.distillation.rollouts import Rollout, repeats_itself
 from tenfold.language.drafting.drafter import EagleDrafter
 from tenfold.language.drafting.hybrid_trees import HybridTree
 from tenfold.language.drafting.ngram import LONGEST, Places
@@ -38,7 +38,7 @@ DEPTH = 6  # levels that the replay looks at
 class Replayed:
     """Greedy answers to one set of prompts, with the drafter's ranks (`token_ranks`) and what lookup would accept (A)."""
 
-    answers: list[Answer]
+    answers: list[Rollout]
     ranks: list[Int[Tensor, "_ k"]]
     looked_up: list[Int[Tensor, " _"]]
 
@@ -73,7 +73,7 @@ class Replayed:
         return (hits / max(1, calls)).tolist()
 
 
-def look_up_lengths(answer: Answer, chain: int, longest: int = LONGEST) -> Int[Tensor, " a"]:
+def look_up_lengths(answer: Rollout, chain: int, longest: int = LONGEST) -> Int[Tensor, " a"]:
     """How many looked-up tokens every start of an answer would accept (starts as in `token_ranks`)."""
     tokens, places, lengths = answer.tokens.tolist(), Places(longest), []
     for root in range(answer.prompt - 1, len(tokens)):
@@ -93,7 +93,7 @@ def write_greedily(
     *,
     aux: tuple[int, ...],
     max_tokens: int = TOKENS,
-) -> list[Answer]:
+) -> list[Rollout]:
     """The target's greedy answers, with the features that a drafter reads."""
     return write(
         target.model,
@@ -106,13 +106,13 @@ def write_greedily(
     )
 
 
-def replay(drafter: EagleDrafter, target: Target, answers: list[Answer], depth: int = DEPTH) -> Replayed:
+def replay(drafter: EagleDrafter, target: Target, answers: list[Rollout], depth: int = DEPTH) -> Replayed:
     weight = target.source.state["embedding.weight"]
 
     def embed(tokens: Tensor) -> Tensor:
         return torch.nn.functional.embedding(tokens, weight).float()
 
-    wide = [Answer(a.tokens, a.prompt, a.features.float(), a.argmax, a.temperature) for a in answers]
+    wide = [Rollout(a.tokens, a.prompt, a.features.float(), a.argmax, a.temperature) for a in answers]
     with torch.no_grad():
         ranks = token_ranks(drafter.float(), embed, wide, depth)
     return Replayed(answers, ranks, [look_up_lengths(a, depth) for a in answers])
