@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tenfold.engine.metrics import read_rows
@@ -158,7 +159,7 @@ def test_names_stand_at_the_ends_of_lines_and_do_not_touch() -> None:
     found = {word: (x, y) for word, x, y in texts(plot_svg(series)) if word.startswith("series")}
     assert set(found) == set(series)
     ys = sorted(y for _, y in found.values())
-    assert all(b - a >= 12 for a, b in zip(ys, ys[1:]))
+    assert all(b - a >= 12 for a, b in pairwise(ys))
     assert len({x for x, _ in found.values()}) == 1
     order = sorted(found, key=lambda name: -found[name][1])
     assert order == sorted(series, key=lambda name: series[name][-1][1])  # above as their lines are above
@@ -170,7 +171,7 @@ def test_names_stand_at_the_ends_of_lines_and_do_not_touch() -> None:
 def test_labels_are_spread_without_overlap_inside_and_in_order(wanted: list[float], size: float) -> None:
     places = spread(wanted, [size] * len(wanted), 0, 300)
     order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
-    for a, b in zip(order, order[1:]):
+    for a, b in pairwise(order):
         assert places[b] - places[a] >= size - 1e-6
     assert min(places) >= size / 2 - 1e-6
     assert max(places) <= 300 - size / 2 + 1e-6
@@ -235,7 +236,9 @@ def test_only_one_file_imports_matplotlib_and_only_one_holds_css() -> None:
     assert [n for n, text in sources.items() if re.search(r"^\s*(import|from) matplotlib", text, re.M)] == [
         "engine/report.py"
     ]
-    assert [n for n, text in sources.items() if "font-variant-numeric" in text or "<!doctype" in text] == ["engine/report_page.py"]
+    assert [n for n, text in sources.items() if "font-variant-numeric" in text or "<!doctype" in text] == [
+        "engine/report_page.py"
+    ]
 
 
 def test_a_runs_report_has_its_scores_and_a_curve_of_everything_logged(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tenfold
 
-BASE = {"torch", "numpy", "safetensors", "tyro", "rich", "jaxtyping"}
+BASE = {"torch", "numpy", "safetensors", "tyro", "rich", "jaxtyping", "matplotlib"}
 EXTRAS = ["PIL", "cv2", "pyarrow", "faiss", "tokenizers", "gguf", "ray", "tensorboard", "transformers", "datasets"]
 
 

@@ -29,9 +29,9 @@ def pretrain_panel(out: Path, photographs: Path, minutes: float) -> Report:
     files = [file for file in find_images((photographs,)) if "motorcycle" not in file.name]
     data, val = write_tiles(files, out / "tiles")
     recipe = dinov3_mini()
-    # A run of a hundred steps needs a teacher that follows its student sooner, and more steps more than large batches.
+    # In a run of about a hundred steps the teacher has to follow its student sooner than in one of thousands.
     objective = dataclasses.replace(recipe.objective, momentum=Schedule("cosine", peak=0.9, final=1.0))
-    recipe = dataclasses.replace(recipe, data=data, batch=32, objective=objective)
+    recipe = dataclasses.replace(recipe, data=data, objective=objective)
     say("asking the trainer for its seconds per step")
     steps = max(30, round(minutes * 60 / seconds_per_step("dinov3-mini", recipe)))
     run = train("dinov3-mini", dataclasses.replace(recipe, val=val), out / "dinov3-mini", steps, validations=5)
