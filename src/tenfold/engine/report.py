@@ -145,27 +145,13 @@ def plot_svg(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
 
         figure = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
         pen = FigureCanvasAgg(figure).get_renderer()
         axes = figure.add_axes((0, 0, 1, 1), facecolor="none")
         for i, (name, line) in enumerate(lines.items()):
             _draw(axes, line, marks.get(name, "line") if len(line) > 1 else "dot", *_ink(i))
-        xs = [a for line in lines.values() for a, _ in line]
-        whole = all(float(a).is_integer() for a in xs)
-        across = MaxNLocator(6, steps=TICK_STEPS, integer=whole).tick_values(min(xs), max(xs)).tolist()
-        if min(xs) < max(xs) and all(marks.get(name, "line") == "line" for name in lines):
-            axes.set_xlim(min(xs), max(xs))  # a curve ends at the border of the axes, where its name is
-            across = [tick for tick in across if min(xs) <= tick <= max(xs)]
-        else:
-            axes.set_xlim(across[0], across[-1])
-        ys = [b for line in lines.values() for _, b in line]
-        up = MaxNLocator(5, steps=TICK_STEPS).tick_values(min(ys), max(ys)).tolist()
-        axes.set_ylim(up[0], up[-1])  # from round number to round number
-        for axis, places in ((axes.xaxis, across), (axes.yaxis, up)):
-            axis.set_ticks(places, labels=_tick_texts(places))
-            axis.set_tick_params(bottom=False, left=False, pad=6, labelcolor=PEN["soft"])
+        _set_scales(axes, lines, curves=all(marks.get(name, "line") == "line" for name in lines))
         axes.grid(axis="y", color=PEN["rule"], linewidth=1)
         axes.set_axisbelow(True)
         for side, spine in axes.spines.items():
@@ -198,7 +184,8 @@ def _matplotlib(content: str) -> Iterator[None]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(RC | {"svg.hashsalt": salt})
+        settings: Any = matplotlib.rcParams
+        settings.update(RC | {"svg.hashsalt": salt})
         yield
 
 
@@ -217,6 +204,26 @@ def _draw(axes: Any, line: Series, mark: Mark, color: str, dashes: Any) -> None:
         axes.plot(
             xs, ys, color=color, marker="o", linestyle="none", markersize=size, markerfacecolor=face, clip_on=False
         )
+
+
+def _set_scales(axes: Any, lines: Mapping[str, Series], curves: bool) -> None:
+    """Limits and ticks at round numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    xs = [a for line in lines.values() for a, _ in line]
+    whole = all(float(a).is_integer() for a in xs)
+    across = [float(tick) for tick in MaxNLocator(6, steps=TICK_STEPS, integer=whole).tick_values(min(xs), max(xs))]
+    if curves and min(xs) < max(xs):
+        axes.set_xlim(min(xs), max(xs))  # a curve ends at the border of the axes, where its name is
+        across = [tick for tick in across if min(xs) <= tick <= max(xs)]
+    else:
+        axes.set_xlim(across[0], across[-1])
+    ys = [b for line in lines.values() for _, b in line]
+    up = [float(tick) for tick in MaxNLocator(5, steps=TICK_STEPS).tick_values(min(ys), max(ys))]
+    axes.set_ylim(up[0], up[-1])  # from round number to round number
+    for axis, places in ((axes.xaxis, across), (axes.yaxis, up)):
+        axis.set_ticks(places, labels=_tick_texts(places))
+        axis.set_tick_params(bottom=False, left=False, pad=6, labelcolor=PEN["soft"])
 
 
 def _tick_texts(ticks: Sequence[float]) -> list[str]:
