@@ -1,1 +1,1 @@
-"""Llama on the shared block."""
+"""Language models: Llama, speculative decoding, serving, pretraining, distillation of drafters."""

@@ -1,4 +1,4 @@
-"""The layout of the released memory-layer code (arXiv 2412.09764), both ways, bit for bit.
+"""Weights of the released memory layers (arXiv 2412.09764), both ways, bit for bit.
 
     tenfold convert runs/lm-memory-plus FOLDER --to memory            model.safetensors + config.json
     model = tenfold.load(FOLDER)
