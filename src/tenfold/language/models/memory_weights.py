@@ -10,6 +10,7 @@ there once; a sharded checkpoint repeats it under every memory layer, and then a
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any

@@ -164,7 +164,8 @@ def draw(p: Float[Tensor, "m v"], u: Float[Tensor, " m"]) -> Int[Tensor, " m"]:
     return torch.minimum(ids, last)
 
 
-Laws, token_laws = SamplingTensors, token_probabilities  # the former names
+Laws = SamplingTensors  # former names, for callers in other rooms
+token_laws = token_probabilities
 
 
 def allow(logits: Float[Tensor, "*b v"], allowed: Bool[Tensor, "*b v"]) -> Float[Tensor, "*b v"]:
