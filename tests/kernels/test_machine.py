@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tenfold.engine.precision import autocast_type
+from tenfold.engine.step_memory import autocast_type
 from tenfold.errors import UsageError
 from tenfold.kernels import machine
 

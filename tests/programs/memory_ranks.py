@@ -56,7 +56,7 @@ def train(place: Place, ranks: int, parallel: str) -> dict[str, object]:
     with own_columns(place, ranks):
         model = Model()
     split_tables(model, place, ranks)
-    held = model.memory.values.numel()
+    held = model.get_parameter("memory.values").numel()
     wrapped = wrap(model, place, parallel, layers=Task().layers(model), apart=row_tables(model))  # type: ignore[arg-type]
     optim = OptimConfig(lr=1e-2, clip=0.5, schedule=Schedule("linear"))
     optimizer = PhaseOptimizer(wrapped, Task(), Phase(), optim)

@@ -33,13 +33,11 @@ from tenfold.engine.heartbeat import Heartbeat
 from tenfold.engine.metrics import Metrics
 from tenfold.engine.optim import PhaseOptimizer, WeightAverage
 from tenfold.engine.parallel import gradient_sync, join, wrap
-from tenfold.engine.precision import autocast_type
 from tenfold.engine.recipe import Recipe
-from tenfold.engine.recompute import recompute
 from tenfold.engine.row_gradients import average_rows, row_tables
-from tenfold.engine.run_folder import write_config, write_weights
-from tenfold.engine.run_report import run_report
+from tenfold.engine.run_folder import run_report, write_config, write_weights
 from tenfold.engine.signals import StopRequested, Watch
+from tenfold.engine.step_memory import autocast_type, recompute
 from tenfold.engine.task import Phase, Shard, Task, unwrap
 from tenfold.errors import LostRank, Preempted
 

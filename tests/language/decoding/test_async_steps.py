@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from language.test_engine import alone, prompts
 
 from language.drafting_models import tiny_drafter, tiny_target

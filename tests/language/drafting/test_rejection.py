@@ -246,7 +246,8 @@ def test_uniforms_depend_on_their_key_alone_and_are_uniform() -> None:
     alone = uniforms([7], [100], [3], 5)
     assert torch.equal(uniforms([1, 7], [5, 100], [9, 3, 4], 5)[1, 1], alone[0, 0])
     asked = torch.tensor([1, (1 << 63) - 1]), torch.tensor([5, 100]), torch.tensor([9, 3, 1 << 16])
-    assert torch.equal(device_uniforms(*asked, 5), uniforms(*(part.tolist() for part in asked), 5))
+    seeds, positions, purposes = (part.tolist() for part in asked)
+    assert torch.equal(device_uniforms(*asked, 5), uniforms(seeds, positions, purposes, 5))
     many = uniforms(range(100), [4] * 100, range(10), 100).flatten()
     assert 0 < many.min() < 1e-4
     assert 1 - 1e-4 < many.max() < 1

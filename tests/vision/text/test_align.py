@@ -127,7 +127,7 @@ def test_the_published_sizes_have_their_shapes_and_names() -> None:
     assert not any("rope" in name or "linear_projection.bias" in name for name in parts)
     with torch.device("meta"):
         model = ALIGNED.build(config)
-    assert sum(p.numel() for p in model.text_tower.parameters()) / 1e6 == pytest.approx(535.8, abs=0.3)
+    assert sum(p.numel() for p in model.get_submodule("text_tower").parameters()) / 1e6 == pytest.approx(535.8, abs=0.3)
     assert Weights(config, dict(model.state_dict())).state["logit_scale"].shape == (1,)
 
 
