@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tenfold.language.decoding.engine import LLM
-from tenfold.language.drafting.ngram import HybridDrafter
-from tenfold.language.drafting.speculation import SIXTEEN, TEN_AND_SIX, Speculation
+from tenfold.language.drafting.reference_trees import HYBRID_10_6, TREE_16
+from tenfold.language.drafting.speculation import Speculation
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.models.tokenizer import load_tokenizer
 from tenfold.language.sampling.sampling import SamplingParams
@@ -37,16 +37,13 @@ def test_greedy_text_equals_transformers_generate(smollm2: Path, test_data: Path
         out = theirs.generate(given, attention_mask=mask, max_new_tokens=tokens, do_sample=False, pad_token_id=2)
         expected.append(out[0, len(prompt) :].tolist())
     del theirs
-    plans = ((None, "auto"), ("ngram", Tree.chain(5)), ("auto", SIXTEEN), ("auto", "dynamic"), ("auto", "hybrid"))
+    plans = ((None, "auto"), ("ngram", Tree.chain(5)), ("auto", TREE_16), ("auto", "dynamic"), ("auto", HYBRID_10_6))
     for drafter, tree in plans:
         llm = LLM(smollm2, drafter=drafter, weights="fp32")
-        if tree == "hybrid":
-            assert isinstance(llm.drafter, HybridDrafter)
-            tree = llm.drafter.add(TEN_AND_SIX)
         llm.engine.speculation = Speculation(tree)  # type: ignore[arg-type]
         found = [result.token_ids for result in llm.generate(ids, SamplingParams(max_tokens=tokens))]
         assert found == expected, (drafter, tree)
         # Alone as in a batch of eight; over the long set for plain decoding and the tree of 16.
-        for prompt, text in zip(ids[: None if each == 2 or tree in ("auto", SIXTEEN) else 1], expected):
+        for prompt, text in zip(ids[: None if each == 2 or tree in ("auto", TREE_16) else 1], expected):
             assert llm.generate([prompt], SamplingParams(max_tokens=tokens))[0].token_ids == text, (drafter, tree)
         print(f"{drafter}, {tree}: {len(found)} texts are the same", flush=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from parity.test_vit import perturbed, tokens
+from parity.perturbed import perturbed, tokens
 from tenfold.bench.peers import torchvision
 from tenfold.data.tensors import save_own
 from tenfold.export.weights import convert
