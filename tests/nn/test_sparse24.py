@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tenfold.errors import UsageError
 from tenfold.nn.ffn import SquaredReLUFFN
-from tenfold.nn.pack24 import MULTIPLES, pack24, unpack24
+from tenfold.nn.pack24 import MULTIPLES, nibble_places, pack24, unpack24
 from tenfold.nn.sparse24 import (
     Sparsity24,
     backends,
@@ -90,10 +90,8 @@ def test_sm80_bytes_are_those_of_torch() -> None:
 
 
 def test_every_nibble_of_a_layout_has_a_place_of_its_own() -> None:
-    from tenfold.nn.pack24 import _places
-
     for layout, (rows, cols) in MULTIPLES.items():
-        places = _places(layout, 2 * rows, 3 * cols)
+        places = nibble_places(layout, 2 * rows, 3 * cols)
         assert sorted(places.tolist()) == list(range(2 * rows * 3 * cols // 4))
 
 

@@ -269,11 +269,12 @@ def test_random_bytes_never_make_a_server_error(small: Server) -> None:
 
 def test_a_taken_port_is_said_in_one_line(small: Server) -> None:
     from tenfold.errors import UsageError
-    from tenfold.serve.protocol import _listen
+    from tenfold.serve.app import make_app
+    from tenfold.serve.protocol import serve
 
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))
     taken.listen()
     with pytest.raises(UsageError, match=r"cannot listen on 127\.0\.0\.1"):
-        _listen("127.0.0.1", taken.getsockname()[1])
+        serve(make_app("taken"), port=taken.getsockname()[1])
     taken.close()
