@@ -11,7 +11,6 @@ from tenfold.registry import public_names
 
 if TYPE_CHECKING:
     from tenfold.vision.backbones.backbone import Backbone as Backbone
-    from tenfold.vision.backbones.backbone import build_backbone as build_backbone
     from tenfold.vision.backbones.convnext import ConvNeXt as ConvNeXt
     from tenfold.vision.backbones.convnext import ConvNextConfig as ConvNextConfig
     from tenfold.vision.backbones.images import load_image as load_image
@@ -37,7 +36,6 @@ __all__ = [
     "VisionTransformer",
     "VitConfig",
     "attentive_probe",
-    "build_backbone",
     "curate",
     "dense_features",
     "discover",
@@ -53,7 +51,7 @@ __all__ = [
 __getattr__, __dir__ = public_names(
     __name__,
     {
-        "tenfold.vision.backbones.backbone": "Backbone build_backbone",
+        "tenfold.vision.backbones.backbone": "Backbone",
         "tenfold.vision.backbones.convnext": "ConvNeXt ConvNextConfig",
         "tenfold.vision.backbones.images": "load_image",
         "tenfold.vision.backbones.vit": "VisionTransformer VitConfig",
