@@ -34,6 +34,7 @@ SYSTEMS: tuple[System, ...] = (
         "runs at scale",
         (
             "tenfold train dinov3-mini",
+            "tenfold train dinov3",
             "tenfold train dinov3-gram",
             "tenfold train dinov3-distill",
             "tenfold train dinov3-text",
