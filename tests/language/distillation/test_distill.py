@@ -26,7 +26,8 @@ from tenfold.language.distillation.distill import Distillation, DistillConfig, D
 from tenfold.language.distillation.draft_vocabulary import choose, coverage, expected_counts
 from tenfold.language.distillation.losses import distillation_loss
 from tenfold.language.distillation.recipes import eagle3_smoke
-from tenfold.language.distillation.rollout_rounds import RolloutConfig, RolloutRounds, RolloutStream
+from tenfold.language.distillation.rollout_rounds import RolloutConfig, RolloutRounds
+from tenfold.language.distillation.rollout_stream import RolloutStream
 from tenfold.language.distillation.rollout_writing import write
 from tenfold.language.distillation.rollouts import Rollout, collate, read_rollouts, repeats_itself, write_rollouts
 from tenfold.language.drafting.drafter import Eagle1Drafter, Eagle3Drafter, membership
