@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,11 @@ sys.path[:0] = [
     str(Path(__file__).parent),
     str(Path(__file__).parent / "programs"),
 ]  # also what worker processes import
+
+# A shell starts what goes to the background with SIGINT ignored, and processes that tests start inherit that: Ctrl-C, which
+# they test, would do nothing.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if not os.environ.get("JAXTYPING_DISABLE"):
     from jaxtyping import install_import_hook
@@ -74,4 +81,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA on this machine"))
+                item.add_marker(pytest.mark.skip(reason=f"{MACHINE} has no CUDA"))
+
+
+MACHINE = "this machine"
+"""How the reason of a skip begins that CI allows: what the machine lacks, or has too much of."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """In CI a skip for any other reason than what the machine lacks is a failure."""
+    report = yield
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not reason.removeprefix("Skipped: ").startswith(MACHINE):
+            report.outcome = "failed"
+            report.longrepr = f"skipped in CI for a reason that is not the machine's: {reason}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The last lines of a run: what was skipped and why."""
+    reasons: dict[str, list[str]] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons.setdefault(reason.removeprefix("Skipped: "), []).append(report.nodeid)
+    terminalreporter.section(f"skipped: {sum(map(len, reasons.values()))}")
+    for reason, names in sorted(reasons.items()):
+        files = sorted({name.partition("::")[0] for name in names})
+        terminalreporter.line(f"{len(names)} for {reason}: {', '.join(files)}")

@@ -5,14 +5,20 @@ Nothing heavy is imported here: `tenfold.load` and the lists below import what t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
-__all__ = ["load", "recipes", "systems"]
+from tenfold import moved
+from tenfold.registry import public_names
 
 if TYPE_CHECKING:
-    from tenfold.export.weights import load
-    from tenfold.systems import systems
+    from tenfold.export.weights import convert as convert
+    from tenfold.export.weights import load as load
+    from tenfold.systems import systems as systems
+
+__version__ = "0.1.0"
+__all__ = ["convert", "load", "recipes", "systems"]
+
+moved.install()
 
 
 def recipes() -> list[str]:
@@ -22,13 +28,4 @@ def recipes() -> list[str]:
     return [entry.name for entry in registry]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "load":
-        from tenfold.export.weights import load
-
-        return load
-    if name == "systems":
-        from tenfold.systems import systems
-
-        return systems
-    raise AttributeError(f"module 'tenfold' has no attribute {name!r}")
+__getattr__, __dir__ = public_names(__name__, {"tenfold.export.weights": "convert load", "tenfold.systems": "systems"})

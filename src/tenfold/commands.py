@@ -183,6 +183,8 @@ def doctor(options: Doctor) -> int:
     else:
         for f in findings:
             print(f"{'ok  ' if f.ok else 'MISS'}  {f.what:<22} {f.value}" + (f"   -> {f.todo}" if f.todo else ""))
+            if f.faster:
+                print(f"{'':<28} faster with it: {f.faster}")
     return 0
 
 
@@ -191,7 +193,7 @@ class Tour:
     """Runs every system that works on real input and writes one page with pictures, numbers and the next command."""
 
     out: Path = Path("tour")  # where index.html is written
-    quick: bool = False  # one minute of training instead of three
+    quick: bool = False  # a third of the training
     minutes: Annotated[float | None, tyro.conf.arg(help="minutes of training, instead of the default")] = None
 
 
@@ -200,6 +202,6 @@ def tour(options: Tour) -> None:
 
     if options.minutes is not None and options.minutes <= 0:
         raise UsageError(f"--minutes {options.minutes}: allowed is a number above 0.")
-    minutes = options.minutes or (0.75 if options.quick else 3.0)
+    minutes = options.minutes or (0.6 if options.quick else 1.8)
     page = run(options.out, minutes=minutes)
     print(page)

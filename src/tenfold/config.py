@@ -16,12 +16,14 @@ import json
 import math
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from tenfold.errors import FieldError, UsageError, nearest, unknown_name
 
 T = TypeVar("T")
+_KINDS = "kinds"  # key of a field's metadata, see by_kind
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -37,11 +39,34 @@ def _finite(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
+def by_kind(load: Callable[[str], type], default: str) -> dict[str, Any]:
+    """Metadata of a field that takes dataclasses of several kinds, told apart by their class attribute `kind`.
+
+        model: BackboneConfig = field(default_factory=VitConfig, metadata=by_kind(backbones.load, "vit"))
+
+    load: the dataclass of a kind; raises UsageError for an unknown one. In files the kind is one more entry, `kind`, which
+    is left out for the kind `default`.
+    """
+    return {_KINDS: (load, default)}
+
+
+def kinds_of(config: Any) -> dict[str, Callable[[str], type]]:
+    """The fields of a configuration that take several kinds, each with what finds the dataclass of a kind."""
+    return {f.name: f.metadata[_KINDS][0] for f in dataclasses.fields(config) if _KINDS in f.metadata}
+
+
 def to_dict(config: Any, former: bool = False) -> Any:
     """A configuration as plain JSON values (paths become strings, tuples lists). former: by the former names of fields."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         names = {new: old for old, new in renames(config).items()} if former else {}
-        return {names.get(f.name, f.name): to_dict(getattr(config, f.name), former) for f in dataclasses.fields(config)}
+        values = {}
+        for f in dataclasses.fields(config):
+            inner = getattr(config, f.name)
+            value = to_dict(inner, former)
+            if _KINDS in f.metadata and inner.kind != f.metadata[_KINDS][1]:
+                value = {"kind": inner.kind, **value}
+            values[names.get(f.name, f.name)] = value
+        return values
     if isinstance(config, (list, tuple)):
         return [to_dict(item, former) for item in config]
     if isinstance(config, dict):
@@ -66,7 +91,12 @@ def from_dict(kind: type[T], values: Any, where: str = "") -> T:
             raise UsageError(f"{where or kind.__name__} has {name!r} twice: {given!r} is its former name.")
         if name not in fields:
             raise unknown_name(f"field of {where or kind.__name__}", str(name), fields)
-        built[name] = _convert(hints[name], value, f"{where}.{name}" if where else name)
+        place, hint = f"{where}.{name}" if where else name, hints[name]
+        if _KINDS in fields[name].metadata and isinstance(value, dict):
+            find, default = fields[name].metadata[_KINDS]
+            hint = find(_convert(str, value.get("kind", default), f"{place}.kind"))
+            value = {key: inner for key, inner in value.items() if key != "kind"}
+        built[name] = _convert(hint, value, place)
     for name, described in fields.items():
         if name not in built and described.default is described.default_factory is dataclasses.MISSING:
             raise UsageError(f"{where or kind.__name__} lacks its field {name!r}: {spell(hints[name])}.")

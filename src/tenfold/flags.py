@@ -33,7 +33,7 @@ def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = Non
     args = _current(kind, args)
     given: dict[str, Any] = {} if default is None else {"default": default}
     if {"-h", "--help"} & set(args):
-        _name_places(kind)
+        name_places(kind)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -99,7 +99,7 @@ def _current(kind: type, args: Sequence[str]) -> list[str]:
     return words
 
 
-def _name_places(kind: type) -> None:
+def name_places(kind: type) -> None:
     """Has the help call words without a flag by their names (WEIGHTS, not PATH), which tyro can but does not by itself."""
     import tyro
 

@@ -11,7 +11,7 @@ from tenfold.language.models.config import LlamaConfig
 TINY = LlamaConfig(vocabulary=300, dim=32, hidden=48, depth=8, heads=4, kv_heads=2, context=600)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the note is for machines without CUDA")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA, and the note is for those without")
 def test_without_cuda_the_table_says_so() -> None:
     result = speculative_gpu.run()
     assert result["rows"] == []

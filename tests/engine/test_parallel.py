@@ -42,7 +42,7 @@ def test_one_process_is_its_own_group() -> None:
     assert place.collectives().all_gather(x) is x
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the message is for machines without CUDA")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA, and the message is for those without")
 def test_cuda_without_cuda_is_refused_with_what_is_allowed() -> None:
     with pytest.raises(UsageError, match="auto, cpu"):
         join("cuda")

@@ -14,11 +14,13 @@ from tenfold.kernels.formats import quickest
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "peak_memory.py"
 REST = 600_000_000  # bytes for Python, torch, the embedding, the drafter, the tokenizer and whatever loading needs on its way
-needs_bf16 = pytest.mark.skipif(quickest() != "bf16", reason="nothing here multiplies bf16 quickly")
+needs_bf16 = pytest.mark.skipif(quickest() != "bf16", reason="this machine has no fast bf16")
 
 
 @pytest.mark.samples
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux' /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="this machine has no /proc, where Linux says the peak"
+)
 @pytest.mark.parametrize(
     "form",
     [

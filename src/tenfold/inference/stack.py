@@ -11,6 +11,7 @@ pass over any other rows, so a token checked in a tree is the token that plain d
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -125,14 +126,41 @@ class Stack:
         seen = None if mask is None else mask.to(torch.uint8).contiguous()
         at = decode.pointer
         whole = decode.Pass(
-            *(decode.ctypes.addressof(self._layers), len(self._layers), c.dim, c.heads, c.groups, c.width, self.eps),
-            *(at(keys), at(values), keys.shape[2], rows, at(x), at(side), at(cos), at(sin)),
-            *(len(step.counts), at(counts), at(places), at(ends)),
-            *(at(seen), 0 if seen is None else seen.shape[-1], _stride(seen), step.window or 0),
-            *(at(layers), len(taps), at(tapped), self._last, at(hidden)),
-            *(self._head, at(read), len(read), at(logits), torch.get_num_threads()),
+            layers=ctypes.addressof(self._layers),
+            depth=len(self._layers),
+            dim=c.dim,
+            heads=c.heads,
+            groups=c.groups,
+            width=c.width,
+            eps=self.eps,
+            keys=at(keys),
+            values=at(values),
+            slots=keys.shape[2],
+            rows=rows,
+            x=at(x),
+            side=at(side),
+            cos=at(cos),
+            sin=at(sin),
+            requests=len(step.counts),
+            counts=at(counts),
+            places=at(places),
+            ends=at(ends),
+            mask=at(seen),
+            mask_columns=0 if seen is None else seen.shape[-1],
+            mask_stride=_stride(seen),
+            window=step.window or 0,
+            taps=at(layers),
+            tap_count=len(taps),
+            tapped=at(tapped),
+            norm=self._last,
+            hidden=at(hidden),
+            head=self._head,
+            read=at(read),
+            read_count=len(read),
+            logits=at(logits),
+            threads=torch.get_num_threads(),
         )
-        decode.functions().decode_pass(decode.ctypes.byref(whole))
+        decode.functions().decode_pass(ctypes.byref(whole))
         return StackOutput(x, tapped, hidden, logits)
 
 

@@ -88,10 +88,10 @@ def _bf16(weight: Tensor, bias: Tensor | None) -> PackedWeight:
 
 
 def _bf16_refusal(weight: Weight) -> str | None:
-    from tenfold.kernels import decode, linear
+    from tenfold.kernels import decode, machine
 
     if weight.device == "cpu" and (decode.refusal() or weight.inputs % 2):
-        return linear.bf16_refusal()
+        return machine.bf16_refusal()
     return None
 
 
@@ -195,9 +195,9 @@ def pack(weight: Tensor, bias: Tensor | None, form: Format) -> PackedWeight:
 
 def quickest() -> Format:
     """The smallest lossless format in which this CPU multiplies a few rows by a weight quickly."""
-    from tenfold.kernels import decode, linear
+    from tenfold.kernels import decode, machine
 
-    return "fp32" if decode.refusal() and linear.bf16_refusal() else "bf16"
+    return "fp32" if decode.refusal() and machine.bf16_refusal() else "bf16"
 
 
 def memory_bound_rows(form: Format, device: str = "cpu") -> int:

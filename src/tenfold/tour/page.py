@@ -9,20 +9,23 @@ import sys
 from collections.abc import Mapping
 from html import escape
 
-from tenfold.engine.report import Report, page_html, part_html
+from tenfold.engine.report import Report, part_html
+from tenfold.engine.report_page import page_html, table_html
 from tenfold.systems import SYSTEMS, System
 
 
-def tour_page(panels: Mapping[int, Report], minutes: float) -> str:
-    """HTML of the whole page. `panels` maps a system's number to what was measured for it."""
+def tour_page(panels: Mapping[int, Report], seconds: Mapping[str, float]) -> str:
+    """HTML of the whole page. `panels` maps a system's number to what was measured for it, `seconds` each part of the tour to
+    the time that it took."""
     built = sum(system.state != "planned" for system in SYSTEMS)
     intro = (
         f"<h1>tenfold, on this machine</h1><p>{built} of the ten systems can be tried today; each section says "
-        f"what works and what does not. Everything below was computed on this machine, in {minutes:.1f} minutes.</p>"
+        f"what works and what does not. Everything below was computed on this machine, in "
+        f"{sum(seconds.values()) / 60:.1f} minutes.</p>"
     )
-    return page_html(
-        "tenfold tour", intro + "\n".join(section(system, panels.get(system.number)) for system in SYSTEMS)
-    )
+    sections = "\n".join(section(system, panels.get(system.number)) for system in SYSTEMS)
+    rows = [{"part": part, "seconds": f"{spent:.1f}"} for part, spent in seconds.items()]
+    return page_html("tenfold tour", f"{intro}{sections}<h2>Where the time went</h2>{table_html(rows)}")
 
 
 def section(system: System, panel: Report | None) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tenfold
-from language.drafting_models import tiny_drafter, tiny_rollouts, tiny_target
+from language.drafting_models import saved, tiny_drafter, tiny_rollouts, tiny_target
 from tenfold.config import config_hash
 from tenfold.engine.conformance import check_task
 from tenfold.engine.task import Shard
@@ -22,7 +22,7 @@ from tenfold.language.distillation.benchmark_prompts import (
     prompt_hash,
     refuse_benchmarks,
 )
-from tenfold.language.distillation.distill import Distillation, DistillConfig, DrafterShape, go_on_from, warm_start
+from tenfold.language.distillation.distill import Distillation, DistillConfig, DrafterShape, go_on_from, head_weight
 from tenfold.language.distillation.draft_vocabulary import choose, coverage, expected_counts
 from tenfold.language.distillation.losses import distillation_loss
 from tenfold.language.distillation.recipes import eagle3_smoke
@@ -30,7 +30,7 @@ from tenfold.language.distillation.rollout_rounds import RolloutConfig, RolloutR
 from tenfold.language.distillation.rollout_stream import RolloutStream
 from tenfold.language.distillation.rollout_writing import write
 from tenfold.language.distillation.rollouts import Rollout, collate, read_rollouts, repeats_itself, write_rollouts
-from tenfold.language.drafting.drafter import Eagle1Drafter, Eagle3Drafter, membership
+from tenfold.language.drafting.drafter import Eagle3Drafter, membership
 from tenfold.language.models.text import ByteVocabulary
 from tenfold.language.models.tokenizer import read_prompts
 from tenfold.training import reopen, run_recipe
@@ -108,8 +108,7 @@ def test_training_makes_the_guesses_better(method: str) -> None:
     target = tiny_target()
     rollouts = tiny_rollouts(target, 8, length=16)
     drafter = tiny_drafter(target, **({"method": "eagle1"} if method == "eagle1" else {"draft_vocabulary": 96}))
-    if isinstance(drafter, Eagle1Drafter):
-        drafter.bind(target)
+    drafter.bind(target)
     model = Distillation(drafter, target, DistillConfig(levels=3)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     torch.manual_seed(0)
@@ -176,7 +175,7 @@ def test_warm_start_is_the_targets_last_layer() -> None:
     """With the embedding ignored, the drafter's first guess is the target's own law of the token before."""
     target = tiny_target()
     drafter = tiny_drafter(target, aux_layers=(1, 3, 6), draft_vocabulary=96)
-    warm_start(drafter, target)
+    drafter.warm_start(target, head_weight(target))
     tokens = torch.arange(10)[None]
     out = target(tokens, aux_layers=(1, 3, 6))
     assert out.aux is not None
@@ -186,8 +185,6 @@ def test_warm_start_is_the_targets_last_layer() -> None:
 
 
 def test_going_on_from_a_drafter_carries_rows_by_target_id(tmp_path: Path) -> None:
-    from language.drafting_models import saved
-
     target = tiny_target()
     old, new = tiny_drafter(target, seed=1), tiny_drafter(target, seed=9)
     assert isinstance(old, Eagle3Drafter)

@@ -9,7 +9,7 @@ from language.drafting_models import tiny_drafter, tiny_rollouts, tiny_target
 from tenfold.inference.kv_cache import Cache
 from tenfold.language.distillation.rollouts import collate
 from tenfold.language.distillation.unroll import unroll
-from tenfold.language.drafting.drafter import Eagle1Drafter, EagleDrafter
+from tenfold.language.drafting.drafter import EagleDrafter
 from tenfold.language.models.llama import Llama
 
 VARIANTS = [
@@ -48,8 +48,7 @@ def by_hand(drafter: EagleDrafter, target: Llama, tokens, features, start: int, 
 def test_every_branch_equals_drafting_it_alone(variant: dict) -> None:
     target = tiny_target()
     drafter = tiny_drafter(target, **variant)
-    if isinstance(drafter, Eagle1Drafter):
-        drafter.bind(target)
+    drafter.bind(target)
     answers = tiny_rollouts(target, 3)
     data = collate(answers)
     part = slice(-32, None) if drafter.config.method == "eagle1" else slice(0, 96)

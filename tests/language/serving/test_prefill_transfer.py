@@ -55,8 +55,8 @@ def eagle_engine(kind: str) -> LLMEngine:
     if kind == "eagle and look-up":
         drafter = HybridDrafter(drafter, NgramDrafter())
         shape = drafter.add(HYBRID)
-    plan = Speculation(planner=lambda n, s: (shape, "C"))
-    return LLMEngine(target, None, drafter, plan, page_size=4, chunk=5)
+    plan = Speculation(planner=lambda n, s: (shape, "without_replacement"))
+    return LLMEngine(target, None, drafter, speculation=plan, page_size=4, chunk=5)
 
 
 def engine_of(kind: str) -> LLMEngine:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -68,9 +69,9 @@ def test_streamed_whole_and_offline_text_are_the_same(server: Server, llm: LLM, 
 
 def test_penalties_reach_the_engine(server: Server, llm: LLM) -> None:
     plain = llm.generate(["the "], SamplingParams(max_tokens=40))[0].text
-    given = {"presence_penalty": 1.5, "frequency_penalty": 1.0}
+    given: dict[str, Any] = {"presence_penalty": 1.5, "frequency_penalty": 1.0}
     offline = llm.generate(["the "], SamplingParams(max_tokens=40, **given))[0].text
-    asked = {"model": "tiny", "prompt": "the ", "max_tokens": 40, "temperature": 0}
+    asked: dict[str, Any] = {"model": "tiny", "prompt": "the ", "max_tokens": 40, "temperature": 0}
     assert server.client.completions.create(**asked, **given).choices[0].text == offline != plain
     offline = llm.generate(["the "], SamplingParams(max_tokens=40, repetition_penalty=3.0))[0].text
     extra = {"repetition_penalty": 3.0}
@@ -208,7 +209,7 @@ def test_metrics_and_models_tell_what_happened(server: Server) -> None:
 
 
 def test_no_request_made_from_the_api_document_makes_a_server_error(server: Server) -> None:
-    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    schema: Any = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     asked = []
 
     @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))

@@ -29,23 +29,15 @@ from tenfold.config import require
 from tenfold.engine.recipe import Recipe
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
 from tenfold.errors import UsageError
-from tenfold.export.weights import load
 from tenfold.language.distillation.draft_vocabulary import choose, coverage, expected_counts
 from tenfold.language.distillation.losses import LossName, distillation_loss, eagle1_loss
 from tenfold.language.distillation.replay import accepted_lengths, token_ranks, tokens_per_call
 from tenfold.language.distillation.rollout_rounds import RolloutConfig, RolloutRounds
 from tenfold.language.distillation.rollout_stream import RolloutStream
 from tenfold.language.distillation.unroll import first_rows, rows_of_interest, target_rows, unroll
-from tenfold.language.drafting.drafter import (
-    Eagle1Drafter,
-    Eagle3Drafter,
-    EagleDrafter,
-    config_for,
-    make_drafter,
-    membership,
-)
+from tenfold.language.drafting.drafter import EagleDrafter, config_for, make_drafter, membership
 from tenfold.language.drafting.tree import Tree
-from tenfold.language.drafting.weights import own_tensors, state_of
+from tenfold.language.drafting.weights import load_drafter, own_tensors, state_of
 from tenfold.language.models.llama import Llama
 
 
@@ -205,10 +197,9 @@ class DrafterTask(Task):
             counts = expected_counts(self.rounds.sample(), head_weight(target).bfloat16())
             drafter.ids.copy_(choose(counts, config.draft_vocabulary, sorted(self.rounds.stops)))
             self.coverage = coverage(drafter.ids, counts)
-        if isinstance(drafter, Eagle1Drafter):
-            drafter.bind(target)
+        drafter.bind(target)
         if self.recipe.distill.warm_start:
-            warm_start(drafter, target)
+            drafter.warm_start(target, head_weight(target))
         if self.recipe.start is not None:
             go_on_from(drafter, self.recipe.start)
         return Distillation(drafter, target, self.recipe.distill)
@@ -250,43 +241,12 @@ def head_weight(target: Llama) -> Tensor:
 
 
 @torch.no_grad()
-def warm_start(drafter: EagleDrafter, target: Llama) -> None:
-    """A drafter that begins as the target's last layers on the target's last feature: the fused state is that feature,
-    each layer is the target's own (blind to the embedding at first), norm and head are the target's.
-
-    Without it the same training reaches less (docs/LOG.md). The drafter has the target's sizes; of EAGLE-1 only `fc` has such
-    a start.
-    """
-    sources = list(target.blocks)[-drafter.config.layers :]
-    dim = drafter.config.dim
-    fc = drafter.get_parameter("fc.weight")
-    fc.zero_()
-    fc[:, -dim:] = torch.eye(dim)
-    if not isinstance(drafter, Eagle3Drafter):
-        return
-    first, source = drafter.first, sources[0]
-    qkv = first.attention.qkv.weight
-    qkv.zero_()
-    qkv[:, dim:] = source.get_parameter("attention.qkv.weight")
-    first.attention.out.weight.copy_(source.get_parameter("attention.out.weight"))
-    first.hidden_norm.weight.copy_(source.get_parameter("norm1.weight"))
-    first.norm2.weight.copy_(source.get_parameter("norm2.weight"))
-    first.ffn.load_state_dict(source.get_submodule("ffn").state_dict())
-    for block, source in zip(drafter.blocks, sources[1:], strict=True):
-        block.load_state_dict(source.state_dict())
-    drafter.norm.weight.copy_(target.norm.weight)
-    head = head_weight(target)
-    drafter.head.weight.copy_(head[drafter.ids] if drafter.config.reduced else head)
-
-
-@torch.no_grad()
 def go_on_from(drafter: EagleDrafter, path: Path) -> None:
     """Weights of another drafter of the same shape. Head rows go by the target's ids: an id that the other could not propose
     keeps the row that it has (the target's, after a warm start)."""
-    other = load(path)
+    other = load_drafter(path)
     if type(other) is not type(drafter):
         raise UsageError(f"start = {path}: a {type(other).__name__}; a {type(drafter).__name__} is needed.")
-    assert isinstance(other, EagleDrafter)
     state = dict(other.state_dict())
     if drafter.config.reduced or other.config.reduced:
         row = {int(i): n for n, i in enumerate(other.target_ids(torch.arange(other.config.draft_vocabulary)))}

@@ -24,6 +24,7 @@ from tenfold.errors import UsageError, WeightsError
 from tenfold.export.weights import Weights, read
 from tenfold.kernels import formats
 from tenfold.kernels.formats import Format, Weight, on_device, pack, quickest
+from tenfold.kernels.machine import choose_device
 from tenfold.kernels.packed import PackedWeight
 from tenfold.language.models.config import LlamaConfig
 from tenfold.language.models.gguf_weights import GGUFLlama, open_llama, parameter
@@ -50,7 +51,7 @@ def open_target(path: str | Path, form: Format = "auto", device: DeviceChoice = 
 
     A GGUF file goes from its own format to `form` tensor by tensor: at its highest the memory is the prepared model and one
     tensor more."""
-    place = device_of(device)
+    place = choose_device(device)
     chosen = format_on(form, place)
     if Path(path).suffix == ".gguf" and Path(path).is_file():
         held = open_llama(Path(path))
@@ -73,15 +74,6 @@ def open_target(path: str | Path, form: Format = "auto", device: DeviceChoice = 
         _give_back()
         return target
     return Target(moved(source, chosen, place), chosen, source)
-
-
-def device_of(choice: DeviceChoice) -> torch.device:
-    """Where a model decodes; "auto" is a GPU where there is one. Raises UsageError where there is none."""
-    if choice not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"device {choice!r}: allowed are auto, cpu, cuda.")
-    if choice == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device 'cuda': this machine has no CUDA. Allowed here: auto, cpu.")
-    return torch.device("cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def format_on(form: Format, device: torch.device) -> Format:

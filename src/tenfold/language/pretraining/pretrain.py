@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.config import require
+from tenfold.engine.memory_parallel import SplitTables
 from tenfold.engine.recipe import Recipe
-from tenfold.engine.task import Phase, Shard, Task, unwrap
+from tenfold.engine.task import Phase, Shard, unwrap
 from tenfold.errors import CheckpointError, UsageError
 from tenfold.language.models.config import LlamaConfig
 from tenfold.language.models.language_model import LanguageModel, LanguageModelConfig
@@ -79,7 +80,7 @@ class PretrainRecipe(Recipe):
         return PretrainTask(self)
 
 
-class PretrainTask(Task):
+class PretrainTask(SplitTables):
     def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
         self.recipe = recipe

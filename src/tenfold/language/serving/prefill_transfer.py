@@ -67,7 +67,12 @@ class Identity:
 
     @staticmethod
     def of(llm: LLM) -> Identity:
-        return Identity(llm.fingerprint, drafter_fingerprint(llm.drafter), llm.format, llm.engine.runner.pages.size)
+        return Identity(
+            llm.fingerprint,
+            "none" if llm.drafter is None else llm.drafter.fingerprint(),
+            llm.format,
+            llm.engine.runner.pages.size,
+        )
 
     def check(self, other: Mapping[str, Any]) -> None:
         """Raises TransferError when the other process runs something else."""
@@ -79,21 +84,6 @@ class Identity:
         ]
         if wrong:
             raise TransferError("other model", f"the two processes run different models: {'; '.join(wrong)}.")
-
-
-def drafter_fingerprint(drafter: Any) -> str:
-    """SHA-256 over a drafter's sizes and what packing leaves of its weights (norms, ids); "ngram", or "none"."""
-    if drafter is None:
-        return "none"
-    network = getattr(getattr(drafter, "drafter", drafter), "network", None)
-    if network is None:
-        return "ngram"
-    found = hashlib.sha256(repr(network.config).encode())
-    state = network.state_dict()
-    for name in sorted(state):
-        found.update(name.encode())
-        found.update(state[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
 
 
 def token_from_environment() -> str:
