@@ -87,14 +87,14 @@ def sparsity(options: Sparsity) -> None:
 
 def _pack(options: Sparsity, model: LanguageModel, tokens: Tensor, table: list[dict[str, Any]]) -> None:
     """Writes the file, and adds what it holds to the rows of the table."""
+    from tenfold.kernels.machine import choose_device
     from tenfold.language.models.packed_activations import figures, pack_layers, save
-    from tenfold.language.models.prepare import device_of
 
     assert options.pack is not None
     kept = [row["layer"] for row in table if row["2:4 safe"] == "yes" and row.get("in training", "sparse") == "sparse"]
     if not kept:
         raise UsageError(f"{options.run}: 2:4 is safe in none of its layers, so there is nothing to pack.")
-    device = device_of(options.device)
+    device = choose_device(options.device)
     packed = pack_layers(model.to(device), tokens.to(device), options.layout, kept)
     for row in table:
         held = packed.get(row["layer"])
