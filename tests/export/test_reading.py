@@ -1,16 +1,13 @@
-"""R4: hostile weights files. Nothing in them runs; each is a typed error in under 2 s and 200 MiB."""
+"""Weights files from strangers: nothing in a hostile one runs, each is a typed error in under 2 s and 200 MiB, and names
+and folders are found."""
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
-import resource
-import struct
 import subprocess
 import sys
 import textwrap
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -59,60 +56,6 @@ def bomb(folder: Path) -> Path:
 def stretched_view(folder: Path) -> Path:
     torch.save({"a": torch.ones(1).expand(1 << 40)}, folder / "view.pt")
     return folder / "view.pt"
-
-
-def header(table: object, data: bytes = b"", length: int | None = None) -> bytes:
-    text = table if isinstance(table, bytes) else json.dumps(table).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + data
-
-
-def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[str, object]:
-    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-
-
-SAFETENSORS = {
-    "overlap": header({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}, bytes(12)),
-    "same bytes twice": header({"a": entry(0, 8, [2]), "b": entry(0, 8, [2])}, bytes(8)),
-    "hole": header({"a": entry(0, 4, [1]), "b": entry(8, 12, [1])}, bytes(12)),
-    "past the end": header({"a": entry(0, 4096, [1024])}, bytes(16)),
-    "before the start": header({"a": entry(-4, 4, [2])}, bytes(8)),
-    "backwards": header({"a": entry(8, 0, [2])}, bytes(8)),
-    "another size": header({"a": entry(0, 8, [3])}, bytes(8)),
-    "a huge shape": header({"a": entry(0, 8, [1 << 61, 1 << 61])}, bytes(8)),
-    "a negative shape": header({"a": entry(0, 8, [-2])}, bytes(8)),
-    "true as a number": header({"a": entry(0, 4, [True])}, bytes(4)),
-    "unknown type": header({"a": entry(0, 8, [2], "F31")}, bytes(8)),
-    "a list": header([1, 2]),
-    "no JSON": header(b"{'a': 1}"),
-    "a name twice": header(b'{"a":%s,"a":%s}' % ((json.dumps(entry(0, 4, [1])).encode(),) * 2), bytes(4)),
-    "deep JSON": header(b'{"a":' + b"[" * 200_000),
-    "4 GB header": header(b"{}", length=4 << 30),
-    "2^64 header": header(b"{}", length=(1 << 64) - 1),
-    "bytes left over": header({"a": entry(0, 4, [1])}, bytes(64)),
-    "empty": b"",
-    "seven bytes": b"1234567",
-    "metadata of numbers": header({"__metadata__": {"a": 1}}),
-}
-
-
-@pytest.mark.parametrize("name", SAFETENSORS)
-def test_a_hostile_safetensors_header_is_refused(name: str, tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").write_bytes(SAFETENSORS[name])
-    start = time.perf_counter()
-    with pytest.raises(WeightsError, match=r"x\.safetensors"):
-        open_source(tmp_path / "x.safetensors")
-    assert time.perf_counter() - start < 2
-
-
-def test_a_header_of_4_gb_that_is_really_there_is_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", 4 << 30))
-        file.truncate(5 << 30)  # sparse
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(WeightsError, match="header claims"):
-        open_source(path)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
 def test_hostile_torch_files_run_nothing_and_cost_nothing(tmp_path: Path) -> None:
