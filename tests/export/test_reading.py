@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tenfold.errors import WeightsError
-from tenfold.export.reading import open_source
+from tenfold.export.reading import open_source, read_file, read_json, shipped, weights_path
 
 
 class Touch:
@@ -121,3 +121,58 @@ def test_a_damaged_config_json_is_refused(content: bytes, tmp_path: Path) -> Non
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(WeightsError, match=r"config\.json"):
         open_source(tmp_path)
+
+
+def test_torch_files_give_their_tensors_also_from_under_a_wrapper(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(3, 2), "turned": torch.randn(2, 5).t(), "half": torch.ones(4).bfloat16()}
+    for name, content in {
+        "plain.pth": tensors,
+        "checkpoint.pt": {"epoch": 3, "state_dict": tensors},
+        "student.bin": {"model": {"b": torch.ones(1)}, "teacher": tensors},  # the teacher comes first
+    }.items():
+        torch.save(content, tmp_path / name)
+        found, metadata = read_file(tmp_path / name)
+        assert metadata == {}
+        assert found.keys() == tensors.keys()
+        assert all(found[key].equal(value) and found[key].dtype == value.dtype for key, value in tensors.items())
+
+
+def test_what_is_no_table_of_tensors_says_what_it_is(tmp_path: Path) -> None:
+    for content, said in (([torch.ones(2)], "holds a list"), ({}, "holds a dict"), ({"a": 1.5}, "not tensors: a")):
+        torch.save(content, tmp_path / "a.pt")
+        with pytest.raises(WeightsError, match=said):
+            read_file(tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=r"the ending says the format; known are \.safetensors"):
+        read_file(tmp_path / "a.onnx")
+
+
+def test_weights_are_found_by_their_path_and_then_by_the_name_they_ship_under(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shipped()
+    for name in shipped():
+        assert weights_path(name).is_file()
+        assert weights_path(name).with_suffix(".md").is_file()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / shipped()[0]).mkdir()
+    assert weights_path(shipped()[0]) == Path(shipped()[0])
+    with pytest.raises(WeightsError, match=f"Weights that ship with tenfold: .*{shipped()[-1]}"):
+        weights_path("no-such-weights")
+
+
+def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(WeightsError, match=r"no weights in it .*It holds: notes\.txt"):
+        open_source(tmp_path)
+
+
+def test_json_beside_weights_is_an_object_of_bounded_size(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"a": [1, null]}')
+    assert read_json(path) == {"a": [1, None]}
+    with path.open("wb") as file:
+        file.truncate((16 << 20) + 1)
+    with pytest.raises(WeightsError, match="16,777,217 bytes of JSON; at most 16,777,216"):
+        read_json(path)
+    with pytest.raises(WeightsError, match="cannot be read"):
+        read_json(tmp_path / "absent.json")
