@@ -121,23 +121,6 @@ def test_two_threads_give_the_bits_of_one(pure: pytest.MonkeyPatch) -> None:
     assert all(one.equal(two) for one, two in zip(*found))
 
 
-@pytest.mark.gpu
-def test_triton_agrees_with_torch_on_the_processor() -> None:
-    table, index, weight, grad = (
-        torch.randn(500, 300),
-        torch.randint(500, (64, 20)),
-        torch.randn(64, 20),
-        torch.randn(64, 300),
-    )
-    rows, dots = bag_backward(table, index, weight, grad)
-    on_gpu, gpu_dots = bag_backward(table.cuda(), index.cuda(), weight.cuda(), grad.cuda())
-    torch.testing.assert_close(on_gpu.rows.cpu(), rows.rows, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(gpu_dots.cpu(), dots, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(
-        bag(table.cuda(), index.cuda(), weight.cuda()).cpu(), bag(table, index, weight), rtol=1e-4, atol=1e-4
-    )
-
-
 @pytest.mark.parametrize("source", [native.SOURCE, decode.SOURCE], ids=lambda path: path.name)
 def test_every_source_compiles_where_there_is_a_compiler(source: Path) -> None:
     """Tests of compiled code are skipped where it is refused; a source that no longer compiles must not look like that."""
