@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -18,6 +18,7 @@ from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.recipe import TrainerConfig
 from tenfold.engine.schedule import Schedule
 from tenfold.errors import FieldError, UsageError
+from tenfold.flags import former_flags, parse
 
 schedules = st.builds(
     Schedule,
@@ -122,3 +123,49 @@ def test_types_are_spelt_in_words() -> None:
     assert spell(int | None) == "a whole number or None"
     assert spell(tuple[float, float]) == "2 values, each a number"
     assert spell(Part) == "the fields of Part"
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    renamed: ClassVar = {"amount": "count"}
+    count: int = 1
+    loud: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    renamed: ClassVar = {"part": "inner"}
+    inner: Inner = Inner()
+    other: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Before:
+    """Outer before its fields were renamed."""
+
+    part: Any
+    other: int = 2
+
+
+def test_a_renamed_field_is_read_by_its_former_name_and_keeps_the_hash() -> None:
+    config = Outer(Inner(count=5))
+    assert from_dict(Outer, {"part": {"amount": 5, "loud": False}, "other": 2}) == config
+    assert from_dict(Outer, to_dict(config)) == config
+    assert to_dict(config) == {"inner": {"count": 5, "loud": False}, "other": 2}
+    assert config_hash(config) == config_hash(Before({"amount": 5, "loud": False}))
+    with pytest.raises(UsageError, match="'inner' twice: 'part' is its former name"):
+        from_dict(Outer, {"inner": {}, "part": {}})
+
+
+def test_former_flags_are_taken_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert former_flags(Outer) == {
+        "part.amount": "inner.count",
+        "part.count": "inner.count",
+        "inner.amount": "inner.count",
+        "part.loud": "inner.loud",
+        "part.no-loud": "inner.no-loud",
+    }
+    assert parse(Outer, ["--part.amount", "7", "--other=3"], "prog") == Outer(Inner(count=7), 3)
+    assert "--part.amount is now --inner.count" in capsys.readouterr().err
+    assert parse(Outer, ["--inner.count=8"], "prog", default=Outer()) == Outer(Inner(count=8))
+    assert capsys.readouterr().err == ""

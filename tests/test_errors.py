@@ -27,7 +27,11 @@ def test_every_error_has_the_exit_code_of_the_architecture() -> None:
     assert {kind.__name__: kind.exit_code for kind in family()} == CODES
 
 
-@pytest.mark.parametrize("kind", sorted(family(), key=lambda kind: kind.__name__))
+def by_name() -> list[type[TenfoldError]]:
+    return sorted(family(), key=lambda kind: kind.__name__)
+
+
+@pytest.mark.parametrize("kind", by_name())
 def test_every_error_survives_the_way_from_a_worker_process(kind: type[TenfoldError]) -> None:
     arguments = {MissingExtra: ("av", "faces", "video"), FieldError: ("optim.lr", -1, "a number above 0")}
     error = kind(*arguments.get(kind, ("what happened",)))

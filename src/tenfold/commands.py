@@ -183,6 +183,8 @@ def doctor(options: Doctor) -> int:
     else:
         for f in findings:
             print(f"{'ok  ' if f.ok else 'MISS'}  {f.what:<22} {f.value}" + (f"   -> {f.todo}" if f.todo else ""))
+            if f.faster:
+                print(f"{'':<28} faster with it: {f.faster}")
     return 0
 
 

@@ -3,6 +3,9 @@
 A recipe is a plain function that returns an instance of a `Recipe` subclass (engine/recipe.py); the command line turns that
 instance's fields into flags. The resolved configuration is written into the run folder, and `from_dict` rebuilds it from
 there. This file imports errors alone, so that every room can use it.
+
+A field that is renamed says so in its class, `renamed: ClassVar = {"former": "current"}`: run folders and flags of the last
+version are read by the former name, and the hash is taken over it, so that their checkpoints stay theirs.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ import json
 import math
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from tenfold.errors import FieldError, UsageError, nearest, unknown_name
 
 T = TypeVar("T")
+_KINDS = "kinds"  # key of a field's metadata, see by_kind
 
 
 def require(ok: bool, name: str, value: object, allowed: str) -> None:
@@ -34,14 +39,38 @@ def _finite(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def to_dict(config: Any) -> Any:
-    """A configuration as plain JSON values (paths become strings, tuples lists)."""
+def by_kind(load: Callable[[str], type], default: str) -> dict[str, Any]:
+    """Metadata of a field that takes dataclasses of several kinds, told apart by their class attribute `kind`.
+
+        model: BackboneConfig = field(default_factory=VitConfig, metadata=by_kind(backbones.load, "vit"))
+
+    load: the dataclass of a kind; raises UsageError for an unknown one. In files the kind is one more entry, `kind`, which
+    is left out for the kind `default`.
+    """
+    return {_KINDS: (load, default)}
+
+
+def kinds_of(config: Any) -> dict[str, Callable[[str], type]]:
+    """The fields of a configuration that take several kinds, each with what finds the dataclass of a kind."""
+    return {f.name: f.metadata[_KINDS][0] for f in dataclasses.fields(config) if _KINDS in f.metadata}
+
+
+def to_dict(config: Any, former: bool = False) -> Any:
+    """A configuration as plain JSON values (paths become strings, tuples lists). former: by the former names of fields."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        names = {new: old for old, new in renames(config).items()} if former else {}
+        values = {}
+        for f in dataclasses.fields(config):
+            inner = getattr(config, f.name)
+            value = to_dict(inner, former)
+            if _KINDS in f.metadata and inner.kind != f.metadata[_KINDS][1]:
+                value = {"kind": inner.kind, **value}
+            values[names.get(f.name, f.name)] = value
+        return values
     if isinstance(config, (list, tuple)):
-        return [to_dict(item) for item in config]
+        return [to_dict(item, former) for item in config]
     if isinstance(config, dict):
-        return {str(key): to_dict(value) for key, value in config.items()}
+        return {str(key): to_dict(value, former) for key, value in config.items()}
     return str(config) if isinstance(config, Path) else config
 
 
@@ -55,11 +84,19 @@ def from_dict(kind: type[T], values: Any, where: str = "") -> T:
         raise FieldError(where or kind.__name__, values, f"the fields of {kind.__name__}")
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    built = {}
-    for name, value in values.items():
+    renamed, built = renames(kind), {}
+    for given, value in values.items():
+        name = renamed.get(given, given)
+        if name in built:
+            raise UsageError(f"{where or kind.__name__} has {name!r} twice: {given!r} is its former name.")
         if name not in fields:
             raise unknown_name(f"field of {where or kind.__name__}", str(name), fields)
-        built[name] = _convert(hints[name], value, f"{where}.{name}" if where else name)
+        place, hint = f"{where}.{name}" if where else name, hints[name]
+        if _KINDS in fields[name].metadata and isinstance(value, dict):
+            find, default = fields[name].metadata[_KINDS]
+            hint = find(_convert(str, value.get("kind", default), f"{place}.kind"))
+            value = {key: inner for key, inner in value.items() if key != "kind"}
+        built[name] = _convert(hint, value, place)
     for name, described in fields.items():
         if name not in built and described.default is described.default_factory is dataclasses.MISSING:
             raise UsageError(f"{where or kind.__name__} lacks its field {name!r}: {spell(hints[name])}.")
@@ -69,9 +106,14 @@ def from_dict(kind: type[T], values: Any, where: str = "") -> T:
         raise (error.under(where) if where else error) from None
 
 
+def renames(kind: Any) -> dict[str, str]:
+    """Former names of a dataclass's fields -> current ones."""
+    return getattr(kind, "renamed", {})
+
+
 def config_hash(config: Any) -> str:
-    """SHA-256 of the configuration's canonical JSON."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+    """SHA-256 of the configuration's canonical JSON, in which a renamed field has its former name."""
+    return hashlib.sha256(json.dumps(to_dict(config, former=True), sort_keys=True).encode()).hexdigest()
 
 
 def spell(hint: Any) -> str:

@@ -13,13 +13,14 @@ import contextlib
 import dataclasses
 import io
 import re
+import sys
 import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from tenfold.config import from_dict, spell, to_dict
+from tenfold.config import from_dict, renames, spell, to_dict
 from tenfold.errors import UsageError, nearest
 
 T = TypeVar("T")
@@ -29,6 +30,7 @@ def parse(kind: type[T], args: Sequence[str], prog: str, default: T | None = Non
     """The dataclass that the words describe, on top of `default`. Raises UsageError; `--help` prints and exits with 0."""
     import tyro
 
+    args = _current(kind, args)
     given: dict[str, Any] = {} if default is None else {"default": default}
     if {"-h", "--help"} & set(args):
         name_places(kind)
@@ -65,6 +67,36 @@ def flags_of(kind: type, prefix: str = "") -> dict[str, Any]:
         else:
             flags[name] = hint
     return flags
+
+
+def former_flags(kind: type, former: str = "", current: str = "") -> dict[str, str]:
+    """Flags of the last version, from the `renamed` fields of a dataclass and those inside it, with the flags of today."""
+    found: dict[str, str] = {}
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for described in dataclasses.fields(kind):
+        hint, name = hints[described.name], described.name
+        for spelled in (name, *(old for old, new in renames(kind).items() if new == name)):
+            old, new = (f"{prefix}{word.replace('_', '-')}" for prefix, word in ((former, spelled), (current, name)))
+            if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+                found |= former_flags(hint, f"{old}.", f"{new}.")
+            elif old != new:
+                found[old] = new
+                if hint is bool:
+                    found[_off(old)] = _off(new)
+    return found
+
+
+def _current(kind: type, args: Sequence[str]) -> list[str]:
+    """The words with former flags as those of today; each is said on standard error."""
+    former, words = former_flags(kind), []
+    for word in args:
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("_", "-")
+        if flag.startswith("--") and name in former:
+            print(f"tenfold: {flag} is now --{former[name]}; it ends with the next version.", file=sys.stderr)
+            word = f"--{former[name]}{equals}{value}"
+        words.append(word)
+    return words
 
 
 def name_places(kind: type) -> None:

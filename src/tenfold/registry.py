@@ -1,7 +1,6 @@
 """Names to code: `"module:attribute"` references that are imported only when used.
 
-The command line lists verbs, recipes and systems from here without importing torch, and a wing offers a part to another
-wing under a name (a perceptual backbone, a text tower) without either importing the other.
+The command line lists verbs, recipes and systems from here without importing torch.
 
     recipes = Registry("recipe")
     recipes.add("dinov3-mini", "tenfold.vision.recipes:dinov3_mini", "self-supervised training on a laptop CPU")
@@ -11,6 +10,7 @@ wing under a name (a perceptual backbone, a text tower) without either importing
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,14 +37,28 @@ class Registry:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, Entry] = {}
+        self._aliases: dict[str, str] = {}
 
     def add(self, name: str, target: str, summary: str = "") -> None:
         assert name not in self._entries, f"{self.kind} {name!r} is registered twice"
         assert ":" in target, f"{target!r} is not 'module:attribute'"
         self._entries[name] = Entry(name, target, summary)
 
+    def alias(self, old: str, new: str) -> None:
+        """Keeps a name of an earlier version: it loads what `new` does, and no list shows it."""
+        assert old not in self, f"{self.kind} {old!r} is registered twice"
+        assert new in self._entries, f"{old!r} would be another name of {new!r}, which is not registered"
+        self._aliases[old] = new
+
+    def current(self, name: str) -> str:
+        """The name itself, or for an alias the name of today, which is then said on standard error."""
+        if name in self._aliases:
+            print(f"tenfold: the {self.kind} {name} is called {self._aliases[name]} now.", file=sys.stderr)
+        return self._aliases.get(name, name)
+
     def entry(self, name: str) -> Entry:
         """Raises UsageError with the nearest name when `name` is unknown."""
+        name = self._aliases.get(name, name)
         if name not in self._entries:
             raise unknown_name(self.kind, name, self._entries)
         return self._entries[name]
@@ -56,7 +70,7 @@ class Registry:
         return iter(self._entries.values())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in self._entries or name in self._aliases
 
 
 def public_names(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -82,14 +96,16 @@ for _name, _summary in [
     ("dinov3-mini-memory", "dinov3-mini with a memory layer in the middle"),
     ("dinov3-mini-24", "dinov3-mini with 2:4 sparse feed-forward networks"),
     ("dinov3-imagenette", "ViT-S/16 on one GPU in half an hour"),
-    ("dinov3-vits", "DINOv3 stage 1, --size t to 7b"),
+    ("dinov3", "DINOv3 stage 1, --size t to 7b"),
     ("dinov3-gram", "DINOv3 stage 2: Gram anchoring, from --start RUN"),
     ("dinov3-highres", "DINOv3 stage 3: mixed high resolutions, from --start RUN"),
     ("dinov3-distill", "a --teacher RUN into several --students at once"),
     ("dinov3-text", "images and texts in one space: --backbone W --captions FILE"),
-    ("dinov2-vits", "DINOv2, --size s to g"),
+    ("dinov2", "DINOv2, --size s to g"),
 ]:
     recipes.add(_name, f"tenfold.vision.recipes:{_name.replace('-', '_')}", _summary)
+recipes.alias("dinov3-vits", "dinov3")
+recipes.alias("dinov2-vits", "dinov2")
 for _name, _summary in [
     ("lm-swiglu-dense", "a language model with gated networks, --size tiny to base"),
     ("lm-relu2-dense", "with Squared-ReLU networks"),
@@ -108,4 +124,7 @@ for _name, _summary in [
 ]:
     recipes.add(_name, f"tenfold.language.distillation.recipes:{_name.replace('-', '_')}", _summary)
 
-parts = Registry("part")  # what one wing offers to another
+# Image backbones, by the kind of their configuration: one file and one line each (vision/backbones/backbone.py).
+backbones = Registry("backbone")
+backbones.add("vit", "tenfold.vision.backbones.vit:VitConfig", "vision transformers: DINOv2, DINOv3")
+backbones.add("convnext", "tenfold.vision.backbones.convnext:ConvNextConfig", "the ConvNeXt of DINOv3")

@@ -1,4 +1,4 @@
-"""The ten systems and the true state of each. `state` is what a user can do today, not what is planned.
+"""Registry of the ten systems, one for each paper, with the true state of each. `state` is what a user can do today.
 
 works     every command of the row runs on the user's own files
 partial   what `note` says works; the rest does not exist yet
@@ -33,6 +33,7 @@ SYSTEMS: tuple[System, ...] = (
         "pretraining, Gram and high-resolution stages, distillation, text alignment; small weights of our own ship; not yet "
         "runs at scale",
         (
+            "tenfold train dinov3",
             "tenfold train dinov3-mini",
             "tenfold train dinov3-gram",
             "tenfold train dinov3-distill",
@@ -48,9 +49,9 @@ SYSTEMS: tuple[System, ...] = (
         "EAGLE speculative decoding for Llama",
         "language",
         "partial",
-        "a drafter trained for SmolLM2 ships; fixed and dynamic trees, look-up and both together, exact sampling, an engine "
-        "with continuous batching and grammars, an OpenAI-compatible server, alone, as replicas, or with prompts computed in "
-        "another process; the paths for a GPU are written and have not been run",
+        "a drafter trained for SmolLM2 ships; EAGLE heads with fixed and dynamic trees, prompt lookup and both together, "
+        "rejection sampling, an engine with continuous batching and grammars, an OpenAI-compatible server with replicas and "
+        "disaggregated prefill; the paths for a GPU are written and have not been run",
         (
             "tenfold language generate",
             "tenfold language chat",
@@ -65,8 +66,8 @@ SYSTEMS: tuple[System, ...] = (
         "2:4 activation sparsity with Squared-ReLU",
         "language",
         "partial",
-        "training with the switch from dense to sparse, exact batch-1 decoding that reads active rows alone, packing in three "
-        "layouts; the GPU kernels are written and have not been run",
+        "training with the switch from dense to sparse, exact batch-1 decoding that reads only active rows, packing in three "
+        "layouts (`language sparsity --pack`) that training does not multiply yet; the GPU kernels are written and not run",
         ("tenfold train lm-relu2-24", "tenfold eval text", "tenfold language sparsity", "tenfold bench ffn"),
     ),
     System(
@@ -86,7 +87,7 @@ SYSTEMS: tuple[System, ...] = (
         "partial",
         "the losses and training task, backbones, released weights both ways, features, and the curation pipeline "
         "at the size of one machine; not yet trained at the papers' scale",
-        ("tenfold train dinov2-vits", "tenfold vision curate", "tenfold vision embed", "tenfold convert"),
+        ("tenfold train dinov2", "tenfold vision curate", "tenfold vision embed", "tenfold convert"),
     ),
     System(7, "Frontalizer: frontally-viewed face embedding", "faces", "planned", "nothing yet"),
     System(8, "VoxPopuli: speech corpus pipeline and baselines", "speech", "planned", "nothing yet"),

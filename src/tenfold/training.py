@@ -42,8 +42,8 @@ def train(args: list[str]) -> int:
         name, recipe = reopen(folder)
         out, resume = folder, True
     else:
-        name, resume = args[0], False
-        default, rest = _sized(name, args[1:])
+        name, resume = recipes.current(args[0]), False
+        default, rest = _of_kinds(*_sized(name, args[1:]))
         recipe, out = _parse_recipe(name, default, rest)
     metrics = run_recipe(name, recipe, out, resume=resume)
     if int(os.environ.get("RANK", "0")) == 0:
@@ -91,6 +91,23 @@ def _sized(name: str, args: list[str]) -> tuple[Recipe, list[str]]:
     return build(), args
 
 
+def _of_kinds(recipe: Recipe, args: list[str]) -> tuple[Recipe, list[str]]:
+    """The recipe with another kind of a part that has several (`--model.kind convnext`), in its default size; and the other
+    words. The flags of the part are those of its kind."""
+    from tenfold.config import kinds_of
+
+    for name, find in kinds_of(recipe).items():
+        for i, word in enumerate(args):
+            flag, equals, value = word.partition("=")
+            if flag == f"--{name}.kind":
+                value = value if equals else (args[i + 1] if i + 1 < len(args) else "")
+                return (
+                    dataclasses.replace(recipe, **{name: find(value)()}),
+                    args[:i] + args[i + (1 if equals else 2) :],
+                )
+    return recipe, args
+
+
 def _parse_recipe(name: str, default: Recipe, args: list[str]) -> tuple[Recipe, Path]:
     """The recipe with the flags applied, and the run folder: the recipe's own fields are the flags, and `--out` one more."""
     from tenfold.config import from_dict, to_dict
@@ -99,11 +116,26 @@ def _parse_recipe(name: str, default: Recipe, args: list[str]) -> tuple[Recipe, 
     if {"-h", "--help"} & set(args):
         _explain(name, default)
     kind, prog = type(default), f"tenfold train {name}"
-    with_out = dataclasses.make_dataclass("Train", [("out", Path | None, None)], bases=(kind,), frozen=True)
     values = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
+    nested = _exact_types(default)
+    with_out = dataclasses.make_dataclass("Train", [*nested, ("out", Path | None, None)], bases=(kind,), frozen=True)
     options: Any = parse(with_out, args, prog, default=with_out(**values))
-    chosen = {field.name: to_dict(getattr(options, field.name)) for field in dataclasses.fields(default)}
+    chosen = to_dict(options)
+    del chosen["out"]
     return from_dict(kind, chosen), options.out or Path("runs") / name  # from_dict refuses what no field has checked
+
+
+def _exact_types(default: Recipe) -> list[tuple[str, type, Any]]:
+    """The fields whose flags are those of their value's class: they are annotated with the base of several."""
+    from tenfold.config import kinds_of
+
+    several = kinds_of(default)
+    fields = [field for field in dataclasses.fields(default) if field.name in several]
+    values = {field.name: getattr(default, field.name) for field in fields}
+    return [
+        (f.name, type(values[f.name]), dataclasses.field(default=values[f.name], metadata=dict(f.metadata)))
+        for f in fields
+    ]
 
 
 def _explain(name: str, default: Recipe) -> None:

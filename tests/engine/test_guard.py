@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.engine.checkpoint import random_state
-from tenfold.engine.guard import capture, move, nonfinite_gradients, replay, stopped
+from tenfold.engine.guard import capture, move, nonfinite_gradients, replay
 from tenfold.engine.parallel import Place
 from tenfold.engine.task import Task
 from tenfold.errors import CheckpointError, NonFiniteError
@@ -33,8 +34,8 @@ class Root(Task):
         return {"loss": y.sqrt().mean() * self.hparams["scale"], "size": y.square().mean()}
 
 
-def captured(folder: Path, place: Place = ALONE) -> tuple[Path, dict[str, float], list[str]]:
-    """A step that went wrong, captured; its losses and the parameters whose gradient is not finite."""
+def captured(folder: Path) -> tuple[NonFiniteError, dict[str, float]]:
+    """A step that went wrong is captured: the error that ends the run, and the step's losses."""
     torch.manual_seed(0)
     task = Root()
     task.hparams["scale"] = 3.0
@@ -45,26 +46,49 @@ def captured(folder: Path, place: Place = ALONE) -> tuple[Path, dict[str, float]
         found = task.training_step(model, batch, task.phases[0])
         (found["loss"] / 2).backward()
         losses = {name: losses[name] + float(value.detach()) / 2 for name, value in found.items()}
-    bad = nonfinite_gradients(model)
-    where = capture(folder, place, model, task, task.phases[0], 12, before, batches, losses, bad, None)
-    return where, losses, bad
+    error = capture(
+        folder, ALONE, model, task=task, phase=task.phases[0], step=12, random=before, batches=batches, losses=losses,
+        autocast=None,
+    )  # fmt: skip
+    return error, losses
 
 
 def test_a_captured_step_runs_again_with_the_same_numbers(tmp_path: Path) -> None:
-    folder, losses, bad = captured(tmp_path)
-    assert folder == tmp_path / "nonfinite-step-12"
-    assert bad == ["1.weight", "1.bias"]
+    _, losses = captured(tmp_path)
     torch.manual_seed(99)  # weights and dropout come from the capture
-    again = replay(folder, Root(), ALONE)
-    assert again["gradients"] == bad
+    again = replay(tmp_path / "nonfinite-step-12", Root(), ALONE)
+    assert again["gradients"] == ["1.weight", "1.bias"]
     assert math.isnan(again["losses"]["loss"])
     assert again["losses"]["size"] == losses["size"]
+    summary = json.loads((tmp_path / "nonfinite-step-12/summary.json").read_text())
+    assert (summary["step"], summary["phase"], summary["gradients"]) == (12, "main", again["gradients"])
+
+
+def test_the_error_names_what_is_not_finite_and_how_to_see_it_again(tmp_path: Path) -> None:
+    error, _ = captured(tmp_path)
+    with pytest.raises(
+        NonFiniteError, match=r"step 12: the loss \(loss\) is not finite\. The weights were not changed"
+    ):
+        raise error
+    assert f"tenfold train --replay {tmp_path / 'nonfinite-step-12'};" in str(error)
+
+
+def test_gradients_are_named_where_the_losses_are_finite(tmp_path: Path) -> None:
+    task = Root()
+    model = task.build()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, math.inf)
+    error = capture(
+        tmp_path, ALONE, model, task=task, phase=task.phases[0], step=3, random=random_state(ALONE), batches=[],
+        losses={"loss": 1.0}, autocast=None,
+    )  # fmt: skip
+    assert "step 3: 2 gradients (1.weight, 1.bias, ...) is not finite" in str(error)
 
 
 def test_a_capture_of_other_ranks_or_a_folder_that_is_none_says_what_to_do(tmp_path: Path) -> None:
-    folder, _, _ = captured(tmp_path, Place(0, 2, CPU))
-    with pytest.raises(CheckpointError, match=r"captured on 2 ranks and this is 1\. Type: torchrun --nproc-per-node 2"):
-        replay(folder, Root(), ALONE)
+    captured(tmp_path)
+    with pytest.raises(CheckpointError, match=r"captured on 1 ranks and this is 2\. Type: torchrun --nproc-per-node 1"):
+        replay(tmp_path / "nonfinite-step-12", Root(), Place(0, 2, CPU))
     with pytest.raises(CheckpointError, match=r"is no capture: it has no rank-0\.pt"):
         replay(tmp_path, Root(), ALONE)
 
@@ -102,19 +126,3 @@ def test_moving_a_batch_keeps_its_shape_and_everything_else() -> None:
     assert moved["x"].device.type == moved["nested"][0][0].device.type == "meta"
     assert isinstance(moved["nested"][0], tuple)
     assert moved["nested"][0][1:] + tuple(moved["nested"][1:]) == ("name", 3, None)
-
-
-@pytest.mark.parametrize(
-    ("losses", "gradients", "said"),
-    [
-        ({"loss": math.nan, "dino": 1.0, "ibot": math.inf}, ["w"], r"step 3: the loss \(loss, ibot\) is not finite"),
-        ({"loss": 1.0}, ["a", "b", "c", "d"], r"step 3: 4 gradients \(a, b, c, \.\.\.\) is not finite"),
-    ],
-)
-def test_the_error_names_what_is_not_finite_and_how_to_see_it_again(
-    losses: dict[str, float], gradients: list[str], said: str
-) -> None:
-    error = stopped(Path("run/nonfinite-step-3"), 3, losses, gradients)
-    assert isinstance(error, NonFiniteError)
-    with pytest.raises(NonFiniteError, match=said + r".*tenfold train --replay run/nonfinite-step-3"):
-        raise error

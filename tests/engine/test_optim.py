@@ -132,7 +132,7 @@ def test_the_average_follows_and_is_in_the_model_only_while_swapped() -> None:
     average = WeightAverage(model, 0.9)
     start = model.norm.weight.detach().clone()
     with torch.no_grad():
-        model.norm.weight += 1.0
+        model.norm.weight.add_(1.0)
     average.update()
     moved = model.norm.weight.detach().clone()
     with average.swapped():

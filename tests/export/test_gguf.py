@@ -15,60 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tenfold
+from gguf_files import write
 from tenfold.errors import UsageError, WeightsError
 from tenfold.export.gguf import open_gguf
 from tenfold.export.weights import convert
 from tenfold.language.models.config import LlamaConfig
-from tenfold.language.models.gguf_weights import GGUF_OUTSIDE, GGUF_STEMS, gguf_rows, open_llama
+from tenfold.language.models.gguf_weights import gguf_rows, open_llama
 from tenfold.language.models.llama import Llama
-from tenfold.language.models.weights import links
 
 CONFIG = LlamaConfig(vocabulary=40, dim=64, hidden=96, depth=2, heads=4, kv_heads=2, norm_eps=1e-6, rope_theta=5e4)
-
-
-def write(path: Path, model: Llama, quantised: bool = False, tokenizer: dict[str, Any] | None = None) -> Path:
-    """A GGUF file as llama.cpp writes one: q and k with interleaved pairs. `tokenizer` are fields of one that works."""
-    c = model.config
-    out = gguf.GGUFWriter(path, "llama")
-    out.add_block_count(c.depth)
-    out.add_context_length(c.context)
-    out.add_embedding_length(c.dim)
-    out.add_feed_forward_length(c.hidden)
-    out.add_head_count(c.heads)
-    out.add_head_count_kv(c.kv_heads)
-    out.add_layer_norm_rms_eps(c.norm_eps)
-    out.add_rope_freq_base(c.rope_theta)
-    t = {
-        "tokens": [f"t{i}" for i in range(c.vocabulary)],
-        **{k.split(".")[-1]: v for k, v in (tokenizer or {}).items()},
-    }
-    out.add_tokenizer_model("gpt2")
-    out.add_token_list(t["tokens"])
-    if tokenizer:
-        out.add_tokenizer_pre(t["pre"])
-        out.add_token_types(t["token_type"])
-        out.add_token_merges(t["merges"])
-        out.add_eos_token_id(t["eos_token_id"])
-        out.add_chat_template(t["chat_template"])
-    state = model.state_dict()
-    for link in links(c, "blk.{}.", GGUF_STEMS, GGUF_OUTSIDE):
-        pieces = state[link.own].split([part.shape[0] for part in link.parts])
-        for part, piece in zip(link.parts, pieces):
-            heads = {"attn_q": c.heads, "attn_k": c.kv_heads}.get(part.name.split(".")[-2])
-            if heads:
-                order = gguf_rows(heads, c.width)
-                piece = torch.empty_like(piece).index_copy_(0, order, piece)
-            array = piece.detach().numpy().astype(np.float32)
-            if quantised and array.ndim == 2:
-                kind = gguf.GGMLQuantizationType.Q4_1
-                out.add_tensor(part.name, gguf.quants.quantize(array, kind), raw_dtype=kind)
-            else:
-                out.add_tensor(part.name, array)
-    out.write_header_to_file()
-    out.write_kv_data_to_file()
-    out.write_tensors_to_file()
-    out.close()
-    return path
 
 
 def llama(**options: Any) -> Llama:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tenfold.errors import UsageError
 from tenfold.inference.prepared import HalfBlock, PackedBlock
-from tenfold.kernels.linear import Workspace, bf16_refusal
+from tenfold.kernels.linear import Workspace
+from tenfold.kernels.machine import bf16_refusal
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.ffn import GeluFFN, SquaredReLUFFN, SwiGLUFFN

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tenfold.inference.pages import PageAllocator, PagedCache, PageTable
 from tenfold.kernels import decode
-from tenfold.kernels.formats import Int4Linear, TiledLinear
+from tenfold.kernels.packed import Int4Linear, TiledLinear
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.models.config import LlamaConfig
 from tenfold.language.models.llama import Llama
@@ -35,12 +35,12 @@ def model(form: str = "bf16") -> tuple[Llama, Llama]:
         return pack_linears(packed, form), exact  # type: ignore[return-value, arg-type]
     for block, other in zip(packed.blocks, exact.blocks):
         for stem in ("attention.qkv", "attention.out", "ffn.gate_up", "ffn.down"):
-            outputs, inputs = block.get_submodule(stem).weight.shape
+            outputs, inputs = block.get_parameter(f"{stem}.weight").shape
             codes = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8)
             scale, offset = torch.rand(2, outputs, inputs // 32) * 0.05 - torch.tensor([0.0, 0.2])[:, None, None]
             block.set_submodule(stem, Int4Linear(codes, scale, offset), strict=True)
             whole = codes * scale.repeat_interleave(32, 1) + offset.repeat_interleave(32, 1)
-            other.get_submodule(stem).weight.copy_(whole)
+            other.get_parameter(f"{stem}.weight").copy_(whole)
     return pack_linears(packed, "bf16"), exact  # type: ignore[return-value]
 
 

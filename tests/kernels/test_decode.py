@@ -52,13 +52,13 @@ def test_products_with_tiled_weights_are_those_of_the_weights(form: str) -> None
     x = torch.randn(2, 5, INPUTS)
     if form == "bf16":
         exact = torch.randn(OUTPUTS, INPUTS).bfloat16().float()
-        kept = (decode.tiles(exact.bfloat16()),)
-        weight = decode.Linear(kept[0].data_ptr(), None, OUTPUTS, INPUTS, decode.BF16)
+        kept = decode.tiles(exact.bfloat16()), None
     else:
         codes, scale, offset = coded(int(form[-1]))
         exact = whole(codes, scale, offset) if form == "int4" else whole(codes, scale)
         kept = decode.tiles4(codes, scale, offset) if form == "int4" else decode.tiles8(codes, scale)
-        weight = decode.Linear(*(t.data_ptr() for t in kept), OUTPUTS, INPUTS, getattr(decode, form.upper()))
+    pointers = {"weight": decode.pointer(kept[0]), "groups": decode.pointer(kept[1])}
+    weight = decode.Linear(**pointers, outputs=OUTPUTS, inputs=INPUTS, kind=getattr(decode, form.upper()))
     y = decode.linear(weight, x)
     assert y.dtype == torch.float32
     expected = x.bfloat16().double() @ exact.double().t()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tenfold.kernels.linear import PackedLinear, Workspace, bf16_refusal
+from tenfold.kernels.linear import PackedLinear, Workspace
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -53,10 +53,3 @@ def test_memory_taken_in_inference_mode_can_be_written_outside() -> None:
     with torch.inference_mode():
         space.take("hidden", 3).fill_(1.0)
     assert space.take("hidden", 3).mul_(2).tolist() == [2.0, 2.0, 2.0]
-
-
-def test_a_refusal_of_bf16_names_what_the_cpu_has() -> None:
-    reason = bf16_refusal()
-    units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    assert (reason is None) == bool(units)
-    assert reason is None or torch.backends.cpu.get_cpu_capability() in reason

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tenfold.engine.row_adamw import RowAdamW
-from tenfold.kernels import decode, native
+from tenfold.kernels import native
 from tenfold.kernels.bag import bag, bag_backward, row_dots
 from tenfold.kernels.native import backends
 
@@ -119,10 +119,3 @@ def test_two_threads_give_the_bits_of_one(pure: pytest.MonkeyPatch) -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(one.equal(two) for one, two in zip(*found))
-
-
-@pytest.mark.parametrize("source", [native.SOURCE, decode.SOURCE], ids=lambda path: path.name)
-def test_every_source_compiles_where_there_is_a_compiler(source: Path) -> None:
-    """Tests of compiled code are skipped where it is refused; a source that no longer compiles must not look like that."""
-    reason = native.build(source)[1]
-    assert not reason or reason.startswith(("no C++ compiler", "TENFOLD_NATIVE=0")), reason

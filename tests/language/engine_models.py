@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tenfold.inference.pages import PagedCache
 from tenfold.language.decoding.engine import LLMEngine
-from tenfold.language.drafting.ngram import HybridDrafter, HybridTree, NgramDrafter
-from tenfold.language.drafting.protocol import Draft, DraftState, Features, Rule, Uniforms
+from tenfold.language.drafting.hybrid_trees import HybridTree
+from tenfold.language.drafting.ngram import HybridDrafter, NgramDrafter
+from tenfold.language.drafting.protocol import Draft, Drafter, DraftState, Rule, Shape, Uniforms
 from tenfold.language.drafting.speculation import Speculation
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.models.config import LlamaConfig
@@ -28,17 +29,13 @@ def tiny_llama(vocabulary: int = 23, seed: int = 0, **changes: Any) -> Llama:
     return model
 
 
-class NoisyTarget:
+class NoisyTarget(Drafter):
     """Runs the target anew over text and path for every inner node; keeps no state, so it cannot hide the engine's."""
 
-    features: Features = "none"
-    aux_layers: tuple[int, ...] = ()
+    has_distribution = True
 
     def __init__(self, target: Llama, noise: float) -> None:
         self.target, self.noise = target, noise
-
-    def open(self, pages: int, page_size: int) -> PagedCache | None:
-        return None
 
     def extend(
         self, states: Sequence[DraftState], counts: Sequence[int], tokens: Tensor, features: Tensor | None
@@ -65,36 +62,48 @@ class NoisyTarget:
                 noise = torch.randn(vocabulary, generator=torch.Generator().manual_seed(sum(text) + len(text)))
                 heat = float(temperatures[b]) or 1.0
                 q[b, row] = ((logits + self.noise * noise) / heat).softmax(-1)
-                ranked = self._choose(q[b, row], "A" if temperatures[b] == 0 else rule, len(children), draws[b])
+                ranked = self._choose(q[b, row], "top_k" if temperatures[b] == 0 else rule, len(children), draws[b])
                 tokens[b, [c - 1 for c in children]] = torch.tensor(ranked)
         point = (temperatures == 0)[:, None].expand(-1, tree.nodes)
-        return Draft(tokens, None if rule == "A" else q, None, point if bool(point.any()) else None)
+        return Draft(tokens, None if rule == "top_k" else q, None, point if bool(point.any()) else None)
 
     def _choose(self, q: Tensor, rule: Rule, count: int, u: Tensor) -> list[int]:
-        if rule == "A":
+        if rule == "top_k":
             return q.topk(count).indices.tolist()
-        if rule == "B":
+        if rule == "independent":
             return torch.searchsorted(q.double().cumsum(-1), u[:count]).clamp_max(len(q) - 1).tolist()
         return (q.log() - (-u[: len(q)].log()).log()).topk(count).indices.tolist()
+
+
+def alone(model: Llama, prompt: list[int], count: int) -> list[int]:
+    """Plain greedy decoding, from scratch for every token."""
+    text = list(prompt)
+    for _ in range(count):
+        text.append(int(model(torch.tensor([text])).logits[0, -1].argmax()))
+    return text[len(prompt) :]
+
+
+def prompts(count: int, vocabulary: int = 23) -> list[list[int]]:
+    draw = random.Random(count)
+    return [[draw.randrange(vocabulary) for _ in range(draw.randint(1, 17))] for _ in range(count)]
 
 
 TREE = Tree.from_paths([[0], [1], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 0, 0, 0]])
 HYBRID = HybridTree.of(TREE, 3)
 
 
-def make_engine(target: Llama, kind: str, rule: Rule = "A", **options: Any) -> LLMEngine:
+def make_engine(target: Llama, kind: str, rule: Rule = "top_k", **options: Any) -> LLMEngine:
     """kind: "none", "ngram", "chain", "tree" or "hybrid"."""
     noisy = NoisyTarget(target, noise=0.6)
     if kind == "none":
         return LLMEngine(target, page_size=4, **options)
     if kind == "ngram":
-        return LLMEngine(target, None, NgramDrafter(), Speculation(Tree.chain(3)), page_size=4, **options)
-    if kind == "hybrid":
-        both = HybridDrafter(noisy, NgramDrafter())
-        shape = both.add(HYBRID)
-        return LLMEngine(target, None, both, Speculation(planner=lambda n, s: (shape, rule)), page_size=4, **options)
-    shape = Tree.chain(3) if kind == "chain" else TREE
-    return LLMEngine(target, None, noisy, Speculation(planner=lambda n, s: (shape, rule)), page_size=4, **options)
+        plan = Speculation(Tree.chain(3))
+        return LLMEngine(target, None, NgramDrafter(), speculation=plan, page_size=4, **options)
+    shapes: dict[str, Shape] = {"chain": Tree.chain(3), "tree": TREE, "hybrid": HYBRID}
+    plan = Speculation(planner=lambda n, s: (shapes[kind], rule))
+    drafter = HybridDrafter(noisy, NgramDrafter()) if kind == "hybrid" else noisy
+    return LLMEngine(target, None, drafter, speculation=plan, page_size=4, **options)
 
 
 def finish(engine: LLMEngine, requests: dict[str, tuple[list[int], SamplingParams]]) -> dict[str, list[int]]:

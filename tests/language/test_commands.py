@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from export.test_gguf import write
+from gguf_files import fields, write
 from language.engine_models import tiny_llama
-from language.test_tokenizer import fields
 from tenfold.cli import main
 
 

@@ -33,6 +33,9 @@ from tenfold.nn.memory import (
 class Holder(nn.Module):
     """A model that owns a table and three layers."""
 
+    memory: Any  # the table that the variant reads
+    layers: Any
+
     def __init__(self, variant: Any = "plus") -> None:
         super().__init__()
         self.memory = (ExpertTable if variant == "peer" else MemoryTable)(8, 12)

@@ -124,7 +124,7 @@ def test_rows_that_are_2_4_both_ways_have_the_gradients_of_the_dense_network() -
             pattern[t, f] = 0.3 + 0.1 * ((3 * t + 5 * f) % 7)
     up = pattern.t().contiguous()  # y1 = x up' is `pattern` with rows scaled by positive numbers
     down = torch.randn(8, 16, dtype=torch.float64)
-    leaves = tuple(t.requires_grad_() for t in (x, up, down))
+    leaves = x.requires_grad_(), up.requires_grad_(), down.requires_grad_()
     state = Sparsity24(permute_tokens=False, dense_fraction=0.0)
     dense = (leaves[0] @ leaves[1].t()).relu().square() @ leaves[2].t()
     for got, wanted in zip(gradients(sparse24_ffn(*leaves, state), leaves), gradients(dense, leaves)):

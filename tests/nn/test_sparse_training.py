@@ -33,7 +33,7 @@ def test_warm_up_and_cool_down_are_dense() -> None:
 def test_a_layer_that_would_lose_too_much_stays_dense_and_says_why() -> None:
     model = network()
     with torch.no_grad():
-        model[1].up.weight.abs_()  # every unit of a token has one sign: four of four are active or none
+        model.get_parameter("1.up.weight").abs_()  # every unit of a token has one sign: four of four are active or none
     controller = SparsityController(model, Sparsity24(warmup_steps=2, max_dropped=0.12), total=6)
     model[0].register_forward_hook(lambda *_: torch.rand(32, 16))  # positive inputs of the second
     assert modes(model, controller, 6) == ["dd", "dd", "sd", "sd", "sd", "sd"]

@@ -39,7 +39,7 @@ def test_product_key_memory() -> None:
     absent = types.ModuleType("colt5_attention")
     absent.topk = None  # type: ignore[attr-defined]
     sys.modules.setdefault("colt5_attention", absent)
-    from product_key_memory import PKM
+    from product_key_memory import PKM  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(0)
     theirs = PKM(DIM, heads=HEADS, num_keys=SIDE, topk=TOP_K, dim_head=HALF)
@@ -52,7 +52,7 @@ def test_product_key_memory() -> None:
 
 
 def test_peer() -> None:
-    from PEER_pytorch import PEER
+    from PEER_pytorch import PEER  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(0)
     theirs = PEER(

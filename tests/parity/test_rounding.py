@@ -17,7 +17,8 @@ import torch
 import tenfold
 from tenfold.kernels import decode
 from tenfold.language.decoding.engine import LLM
-from tenfold.language.drafting.speculation import LOOK_UP, Speculation
+from tenfold.language.drafting.reference_trees import LOOKUP_6
+from tenfold.language.drafting.speculation import Speculation
 from tenfold.language.sampling.sampling import SamplingParams
 
 pytestmark = [pytest.mark.samples, pytest.mark.slow]
@@ -29,7 +30,7 @@ pytestmark = [pytest.mark.samples, pytest.mark.slow]
 def test_texts_part_only_at_ties_within_rounding(smollm2: Path, test_data: Path, form: str) -> None:
     files = sorted((test_data / "text/prompts").glob("*.jsonl"))
     texts = [json.loads(line)["turns"][0] for file in files for line in file.read_text().splitlines()[:4]]
-    shape = Speculation(tree=LOOK_UP)  # whatever the batch
+    shape = Speculation(tree=LOOKUP_6)  # whatever the batch
     alone, quick = (LLM(smollm2, drafter=d, speculation=shape, weights=form) for d in (None, "ngram"))  # type: ignore[arg-type]
     exact = tenfold.load(smollm2)
     ids = [alone.tokenizer.chat([{"role": "user", "content": text}]) for text in texts]

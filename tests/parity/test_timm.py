@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from parity.test_vit import perturbed, tokens
+from parity.perturbed import perturbed, tokens
 from tenfold.bench.peers import torchvision
 from tenfold.data.tensors import save_own
 from tenfold.export.weights import convert
@@ -23,7 +23,7 @@ SIZES = {14: [(518, 518), (154, 350)], 16: [(96, 96), (224, 224), (512, 512), (1
 @torch.inference_mode()
 def test_features_equal_timm(name: str, tmp_path: Path) -> None:
     assert torchvision() is not None, "make oracles"
-    import timm
+    import timm  # pyright: ignore[reportMissingImports]
 
     config = replace(VIT_CONFIGS[name], rope_periods="exact") if name.startswith("dinov3") else VIT_CONFIGS[name]
     model = perturbed(config)

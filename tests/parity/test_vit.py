@@ -15,28 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel
 
+from parity.perturbed import perturbed, tokens
 from tenfold.data.tensors import save_own
 from tenfold.export.weights import convert, load
 from tenfold.nn.embed import resize_positions
-from tenfold.vision.backbones.vit import VIT_CONFIGS, VisionTransformer, VitConfig
+from tenfold.vision.backbones.vit import VIT_CONFIGS, VisionTransformer
 
 SIZES = [(224, 224), (160, 352), (96, 96)]
 PATCH14 = [(224, 224), (154, 350), (98, 98)]
-
-
-def perturbed(config: VitConfig, seed: int = 0) -> VisionTransformer:
-    torch.manual_seed(seed)
-    model = VisionTransformer(config).eval()
-    for name, p in model.named_parameters():
-        if name.endswith(("norm1.weight", "norm2.weight", "norm.weight")):
-            torch.nn.init.normal_(p, 1.0, 0.1)
-        elif ".scale" in name:
-            torch.nn.init.normal_(p, 0.3, 0.1)
-        elif p.ndim < 2:
-            torch.nn.init.normal_(p, 0.0, 0.1)
-        else:
-            torch.nn.init.normal_(p, 0.0, p[0].numel() ** -0.5 if "weight" in name else 0.5)
-    return model
 
 
 def oracle(model: VisionTransformer, folder: Path) -> torch.nn.Module:
@@ -44,11 +30,6 @@ def oracle(model: VisionTransformer, folder: Path) -> torch.nn.Module:
     save_own(folder / "own.safetensors", model.state_dict(), "vit", model.config)
     convert(folder / "own.safetensors", folder / "hf", to="hf")
     return AutoModel.from_pretrained(folder / "hf").eval()
-
-
-def tokens(model: VisionTransformer, images: Tensor, masks: Tensor | None = None) -> Tensor:
-    out = model(images, masks)
-    return torch.cat([out.cls_token[:, None], out.register_tokens, out.patch_tokens.flatten(1, 2)], dim=1)
 
 
 CASES = [

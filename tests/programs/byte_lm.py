@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from tenfold.cli import main
 from tenfold.engine.checkpoint import CheckpointStore
+from tenfold.engine.memory_parallel import SplitTables
 from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Place
 from tenfold.engine.recipe import Recipe, TrainerConfig
-from tenfold.engine.task import Phase, Shard, Task
+from tenfold.engine.task import Phase, Shard
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.ffn import GeluFFN
@@ -111,7 +112,7 @@ class ByteModel(nn.Module):
         return logits, torch.cat([self.adversary(real), self.adversary(fake)])
 
 
-class ByteTask(Task):
+class ByteTask(SplitTables):
     def __init__(self, recipe: ByteRecipe) -> None:
         super().__init__()
         self.recipe = recipe

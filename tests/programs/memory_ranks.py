@@ -9,16 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tenfold.engine.memory_parallel import average_rows, own_columns, split_tables
+from tenfold.engine.memory_parallel import own_columns, split_tables
 from tenfold.engine.optim import PhaseOptimizer
 from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Place, join, wrap
+from tenfold.engine.row_gradients import average_rows, row_tables
 from tenfold.engine.schedule import Schedule
 from tenfold.engine.task import Phase, Task, unwrap
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.ffn import SquaredReLUFFN
-from tenfold.nn.memory import insert_memory, row_tables
+from tenfold.nn.memory import insert_memory
 
 ROWS, LENGTH, DIM, STEPS = 8, 6, 16, 10
 
@@ -55,8 +56,8 @@ def train(place: Place, ranks: int, parallel: str) -> dict[str, object]:
     with own_columns(place, ranks):
         model = Model()
     split_tables(model, place, ranks)
-    held = model.memory.values.numel()
-    wrapped = wrap(model, place, parallel)  # type: ignore[arg-type]
+    held = model.get_parameter("memory.values").numel()
+    wrapped = wrap(model, place, parallel, layers=Task().layers(model), apart=row_tables(model))  # type: ignore[arg-type]
     optim = OptimConfig(lr=1e-2, clip=0.5, schedule=Schedule("linear"))
     optimizer = PhaseOptimizer(wrapped, Task(), Phase(), optim)
     generator = torch.Generator().manual_seed(1)

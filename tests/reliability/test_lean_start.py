@@ -14,6 +14,9 @@ import pytest
 import tenfold
 
 HEAVY = ("torch", "matplotlib", "numpy")
+# HTTP routes and their bodies are ordinary module code of FastAPI, which a server imports as a whole: without the extra they
+# say what to install.
+SERVED = {f"tenfold.language.serving.{name}" for name in ("bodies", "routes", "prefill_server")}
 
 
 def requirements(extra: str | None) -> set[str]:
@@ -66,8 +69,18 @@ def test_help_and_the_package_load_nothing_heavy() -> None:
 
 def test_every_module_imports_when_only_the_base_install_is_there() -> None:
     names = [m.name for m in pkgutil.walk_packages(tenfold.__path__, "tenfold.") if not m.name.endswith("__main__")]
+    assert set(names) > SERVED
     assert {"PIL", "cv2", "ray", "fastapi", "gguf", "transformers"} <= set(absent_without(None))
-    result = without(absent_without(None), f"import importlib\nfor name in {names!r}: importlib.import_module(name)")
+    code = f"""
+import importlib
+from tenfold.errors import MissingExtra
+for name in {names!r}:
+    try:
+        importlib.import_module(name)
+    except MissingExtra as error:
+        assert name in {SERVED!r} and 'pip install "tenfold[serve]"' in str(error), (name, error)
+"""
+    result = without(absent_without(None), code)
     assert result.returncode == 0, result.stderr
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from export.test_gguf import write
+from gguf_files import fields, write
 from language.engine_models import tiny_llama
-from language.test_server import Server
-from language.test_tokenizer import fields
+from language.servers import Server
 
 BATCH, WAITING = 4, 8
 CLIENTS = 4 * (2 * BATCH + WAITING)  # the server runs twice its batch at once, and lets some wait

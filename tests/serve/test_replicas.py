@@ -12,12 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from language.test_server import Server
-from language.test_tokenizer import fields
 
 from conftest import package
-from export.test_gguf import write
+from gguf_files import fields, write
 from language.engine_models import tiny_llama
+from language.servers import Server
 from tenfold.language.decoding.engine import LLM
 from tenfold.language.sampling.sampling import SamplingParams
 

@@ -14,26 +14,30 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from vision.test_pretrain import SMALL
 
 from tenfold.cli import main
 from tenfold.data.tensors import save_own
 from tenfold.vision.backbones.vit import VisionTransformer, VitConfig
 from vision.dense_inputs import cut, npy, png, write
+from vision.recipe_flags import SMALL, flags
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/vision.md"
 FEW = ["--trainer.steps", "1", "--trainer.workers", "0", "--trainer.device", "cpu", "--trainer.precision", "fp32"]
 TEXT = ["--batch", "4", "--source-side", "64", *FEW]
 SHORT = {
     "dinov3-mini": ["--batch", "4", "--crops.local-crops", "2", *FEW],
-    "dinov3-vits": [*SMALL, *FEW],
+    "dinov3": [*SMALL, *FEW],
     "dinov3-gram": [*SMALL, *FEW],
     "dinov3-highres": [*SMALL, "--resolutions", "64", "32", "96", "1.0", *FEW],
-    "dinov2-vits": [*SMALL, "--crops.global-size", "56", "--crops.local-size", "28", *FEW],
-    "dinov3-distill": ["--batch", "2", "--source-side", "64", "--crops.global-size", "64", "--crops.local-size", "32",
-                       "--crops.local-crops", "1", *FEW],
+    "dinov2": [*SMALL, "--crops.global-size", "56", "--crops.local-size", "28", *FEW],
+    "dinov3-distill": [
+        *flags(
+            {"batch": 2, "source-side": 64, "crops.global-size": 64, "crops.local-size": 32, "crops.local-crops": 1}
+        ),
+        *FEW,
+    ],
     "dinov3-text": TEXT,
-}  # fmt: skip
+}
 CLIP = ["--clip.dim", "32", "--clip.depth", "1", "--clip.heads", "2"]
 EPOCHS = {"segmentation": ["--epochs", "2"], "depth": ["--epochs", "2"], "attentive": ["--epochs", "1"]}
 

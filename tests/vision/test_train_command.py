@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from vision.recipe_flags import flags
+
 SMALL = ["--batch", "8", "--dino.prototypes", "32", "--trainer.log-every", "1", "--val-rows", "100"]
 
 
@@ -37,9 +39,19 @@ def losses(run: Path) -> list[float]:
 def single(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("single") / "run"
     train(
-        test_data, "dinov3-mini", *SMALL, "--trainer.steps", "5", "--trainer.precision", "fp32", "--out", str(run),
-        "--trainer.validate-every", "0", "--optim.schedule.warmup", "1",
-    )  # fmt: skip
+        test_data,
+        "dinov3-mini",
+        *SMALL,
+        *flags(
+            {
+                "trainer.steps": 5,
+                "trainer.precision": "fp32",
+                "out": str(run),
+                "trainer.validate-every": 0,
+                "optim.schedule.warmup": 1,
+            }
+        ),
+    )
     return run
 
 
@@ -47,9 +59,21 @@ def single(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_ranks_give_the_losses_of_one_process(single: Path, test_data: Path, tmp_path: Path, parallel: str) -> None:
     run = tmp_path / "run"
     train(
-        test_data, "dinov3-mini", *SMALL, "--trainer.steps", "5", "--trainer.precision", "fp32", "--out", str(run),
-        "--trainer.validate-every", "0", "--optim.schedule.warmup", "1", "--trainer.parallel", parallel, ranks=2,
-    )  # fmt: skip
+        test_data,
+        "dinov3-mini",
+        *SMALL,
+        *flags(
+            {
+                "trainer.steps": 5,
+                "trainer.precision": "fp32",
+                "out": str(run),
+                "trainer.validate-every": 0,
+                "optim.schedule.warmup": 1,
+                "trainer.parallel": parallel,
+            }
+        ),
+        ranks=2,
+    )
     assert len(losses(single)) == 5
     assert losses(run) == pytest.approx(losses(single), abs=1e-4)
 
@@ -61,9 +85,11 @@ def test_a_run_on_real_images_scores_beside_its_floors_and_leaves_weights_that_l
 
     run = tmp_path / "run"
     result = train(
-        test_data, "dinov3-mini", *SMALL, "--trainer.steps", "3", "--out", str(run),
-        "--val", str(test_data / "vision/imagenette160_val.parquet"),
-    )  # fmt: skip
+        test_data,
+        "dinov3-mini",
+        *SMALL,
+        *flags({"trainer.steps": 3, "out": str(run), "val": str(test_data / "vision/imagenette160_val.parquet")}),
+    )
     assert {"knn", "knn_pixels", "knn_untrained"} <= set(result)
     model = tenfold.load(run)
     assert model.config.dim == 192

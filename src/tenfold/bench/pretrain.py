@@ -27,10 +27,10 @@ from tenfold.bench.vit import transformers_model
 from tenfold.engine.optim import PhaseOptimizer
 from tenfold.engine.parallel import Place
 from tenfold.engine.task import Phase
-from tenfold.vision.backbones.vit import VisionTransformer
+from tenfold.vision.backbones.vit import VisionTransformer, VitConfig
 from tenfold.vision.pretraining.pretrain import PretrainRecipe, PretrainTask
 from tenfold.vision.pretraining.self_distillation import SelfDistillation
-from tenfold.vision.recipes import dinov3_vits
+from tenfold.vision.recipes import dinov3
 
 BATCH, GLOBAL, LOCAL, LOCALS, PROTOTYPES = 2, 224, 96, 8, 4096
 STEP, LOOP, PRODUCTS = "tenfold's step", "bare loop on transformers", "matrix products alone"
@@ -44,8 +44,8 @@ def run(rounds: int = 5) -> dict[str, Any]:
 
 
 def small_recipe() -> PretrainRecipe:
-    """`dinov3-vits` without what is random in a step (dropped samples, rescaled positions), with fewer prototypes."""
-    recipe = dinov3_vits("s")
+    """`dinov3` without what is random in a step (dropped samples, rescaled positions), with fewer prototypes."""
+    recipe = dinov3("s")
     head = dataclasses.replace(recipe.dino, prototypes=PROTOTYPES)
     return dataclasses.replace(
         recipe,
@@ -196,6 +196,7 @@ def _products(ours: _Step) -> Callable[[], None]:
     """Every matrix product of a step. A linear map of the student costs three (its output and two gradients), of the
     teacher one; the two of attention cost six and two."""
     c, head = ours.recipe.model, ours.recipe.dino
+    assert isinstance(c, VitConfig)
     hidden = c.hidden or 4 * c.dim
     masked = int(ours.batch["masks"].sum())
     shapes: list[tuple[int, int, int, int]] = []  # (rows, in, out, how often forward and backward)

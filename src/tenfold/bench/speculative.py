@@ -29,10 +29,10 @@ from tenfold.bench.peers import OpenVINO, openvino_missing
 from tenfold.bench.table import on_threads, ratio
 from tenfold.errors import MissingExtra, unknown_name
 from tenfold.export.weights import convert
-from tenfold.kernels.linear import bf16_refusal
+from tenfold.kernels.machine import bf16_refusal
 from tenfold.language.decoding.engine import LLM, LLMEngine, locate
-from tenfold.language.drafting.ngram import HybridDrafter, NgramDrafter
-from tenfold.language.drafting.tree_drafter import TreeDrafter
+from tenfold.language.drafting.ngram import NgramDrafter
+from tenfold.language.drafting.speculation import with_trees
 from tenfold.language.models.tokenizer import read_prompts
 from tenfold.language.sampling.sampling import SamplingParams
 
@@ -90,8 +90,7 @@ def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH, threads: i
     clock, notes = "cpu" if threads == 1 else "wall", []
     with on_threads(threads):
         llms = {}
-        forms: tuple[tuple[str, Literal["bf16", "int4"]], ...] = (("", "bf16"), (", int4", "int4"))
-        for end, form in forms:
+        for end, form in (("", "bf16"), (", int4", "int4")):
             whole = LLM(MODEL, "auto", weights=form)
             llms[f"alone{end}"] = sharing(whole, None)
             llms[f"look-up{end}"] = sharing(whole, "ngram")
@@ -130,9 +129,8 @@ def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH, threads: i
 def sharing(llm: LLM, drafter: Literal["ngram"] | None) -> LLM:
     """The same weights with another drafter, or none."""
     other = copy.copy(llm)
-    other.drafter = None if drafter is None else NgramDrafter()
-    if isinstance(other.drafter, NgramDrafter) and isinstance(llm.drafter, NgramDrafter | TreeDrafter | HybridDrafter):
-        other.drafter.free_rows = llm.drafter.free_rows
+    device = llm.model.embedding.weight.device
+    other.drafter = None if drafter is None else with_trees(NgramDrafter(), llm.format, device)
     other.engine = LLMEngine(llm.model, llm.tokenizer, other.drafter, max_batch=64, cache_tokens=32768)
     return other
 

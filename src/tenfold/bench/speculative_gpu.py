@@ -24,7 +24,9 @@ from tenfold.bench.table import ratio
 from tenfold.language.commands import read_rate
 from tenfold.language.decoding.engine import LLMEngine
 from tenfold.language.drafting.drafter import config_for, make_drafter
-from tenfold.language.drafting.speculation import FREE_ROWS_GPU, NONE, SIXTEEN, Speculation, auto_tree
+from tenfold.language.drafting.protocol import Drafter
+from tenfold.language.drafting.reference_trees import TREE_16
+from tenfold.language.drafting.speculation import NONE, Speculation, with_trees
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.drafting.tree_drafter import TreeDrafter
 from tenfold.language.models.config import LlamaConfig
@@ -59,7 +61,7 @@ def run(rounds: int = 3) -> dict[str, Any]:
     return {"title": title, **measure(target, drafter, BATCHES, STEPS, rounds)}
 
 
-def models(config: LlamaConfig, device: torch.device) -> tuple[Llama, TreeDrafter]:
+def models(config: LlamaConfig, device: torch.device) -> tuple[Llama, Drafter]:
     """A random target and a random drafter in bf16, made where they stay."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
@@ -71,14 +73,10 @@ def models(config: LlamaConfig, device: torch.device) -> tuple[Llama, TreeDrafte
             network = make_drafter(config_for(config, draft_vocabulary=reduced))
     finally:
         torch.set_default_dtype(before)
-    drafter = TreeDrafter(network, target)
-    drafter.free_rows = FREE_ROWS_GPU
-    return target, drafter
+    return target, with_trees(TreeDrafter(network, target), "bf16", device)
 
 
-def measure(
-    target: Llama, drafter: TreeDrafter, batches: tuple[int, ...], steps: int, rounds: int
-) -> dict[str, list[Any]]:
+def measure(target: Llama, drafter: Drafter, batches: tuple[int, ...], steps: int, rounds: int) -> dict[str, list[Any]]:
     """Rows and notes. Every side has an engine of its own over the same weights."""
     rate = read_rate(target.embedding.weight.device)
     limit = weight_bytes(target) / rate / 1e6
@@ -96,14 +94,15 @@ def measure(
 
 def _alone(target: Llama, batch: int, steps: int, rounds: int, limit: float) -> dict[str, Any]:
     recorded, eager = _engine(target, None, NONE, batch), _engine(target, None, NONE, batch)
-    assert eager.ahead is not None
-    eager.ahead.resident.graphs = None
+    assert eager.async_steps is not None
+    eager.async_steps.resident.graphs = None
     ours, theirs = _turns({"recorded": recorded, "eager": eager}, batch, steps, rounds).values()
     return _line("alone, against eager", batch, 0, ours, theirs, limit, _idle(recorded, batch, steps))
 
 
-def _drafted(target: Llama, drafter: TreeDrafter, batch: int, steps: int, rounds: int, limit: float) -> dict[str, Any]:
-    tree = SIXTEEN if batch == 1 else auto_tree(batch, drafter)
+def _drafted(target: Llama, drafter: Drafter, batch: int, steps: int, rounds: int, limit: float) -> dict[str, Any]:
+    tree = TREE_16 if batch == 1 else Speculation().plan(batch, False, drafter)[0].fixed
+    assert tree is not None, "a trained drafter has the same tree for every text"
     sides = {"drafter": _engine(target, drafter, tree, batch), "alone": _engine(target, None, NONE, batch)}
     ours, theirs = _turns(sides, batch, steps, rounds).values()
     return _line(
@@ -112,9 +111,14 @@ def _drafted(target: Llama, drafter: TreeDrafter, batch: int, steps: int, rounds
 
 
 def _line(
-    side: str, batch: int, nodes: int, ours: list[tuple[float, float]], theirs: list[tuple[float, float]], limit: float,
+    side: str,
+    batch: int,
+    nodes: int,
+    ours: list[tuple[float, float]],
+    theirs: list[tuple[float, float]],
+    limit: float,
     idle: float | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """ours and theirs: (milliseconds a step, milliseconds a token) of every round."""
     middle, low, high = ratio([token for _, token in ours], [token for _, token in theirs])
     step = median(step for step, _ in ours)
@@ -131,13 +135,19 @@ def _line(
     }
 
 
-def _engine(target: Llama, drafter: TreeDrafter | None, tree: Tree, batch: int) -> LLMEngine:
+def _engine(target: Llama, drafter: Drafter | None, tree: Tree, batch: int) -> LLMEngine:
     simulated = None if drafter is None else ACCEPT
     room = batch * (PROMPT + 4 * STEPS * (tree.height + 1) + 2 * tree.nodes + 64)
     return LLMEngine(
-        target, None, drafter, Speculation(tree, simulated_accept=simulated), max_batch=batch, cache_tokens=room,
-        prefix_tokens=0, ahead=True,
-    )  # fmt: skip
+        target,
+        None,
+        drafter,
+        speculation=Speculation(tree, simulated_accept=simulated),
+        max_batch=batch,
+        cache_tokens=room,
+        prefix_tokens=0,
+        async_scheduling=True,
+    )
 
 
 def _turns(sides: dict[str, LLMEngine], batch: int, steps: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
@@ -173,8 +183,8 @@ def _steps(
     spent = 1e3 * (time.perf_counter() - started)
     for i in range(batch):
         engine.abort(f"bench-{i}")
-    while engine.ahead is not None and engine.ahead.flying:
-        engine.ahead.land()
+    while engine.async_steps is not None and engine.async_steps.in_flight:
+        engine.async_steps.finish_oldest()
     return spent / steps, spent / tokens
 
 

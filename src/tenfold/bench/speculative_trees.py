@@ -15,12 +15,13 @@ import torch
 
 from tenfold.bench.speculative import MODEL, benchmark_prompts
 from tenfold.bench.table import on_threads
-from tenfold.export.weights import load
 from tenfold.language.decoding.engine import LLM, locate
-from tenfold.language.drafting.drafter import EagleDrafter, default_aux_layers
-from tenfold.language.drafting.ngram import HybridDrafter, HybridTree
-from tenfold.language.drafting.speculation import SEVEN, SHIPPED, SIXTEEN, TEN, THREE, Speculation
+from tenfold.language.drafting.drafter import default_aux_layers
+from tenfold.language.drafting.hybrid_trees import HybridTree
+from tenfold.language.drafting.reference_trees import TREE_10, TREE_16
+from tenfold.language.drafting.speculation import SHIPPED, Speculation
 from tenfold.language.drafting.tree import Tree
+from tenfold.language.drafting.weights import load_drafter
 from tenfold.language.models.prepare import open_target
 from tenfold.language.sampling.sampling import SamplingParams
 from tenfold.language.tuning.measure import Replayed, replay, write_greedily
@@ -28,9 +29,11 @@ from tenfold.language.tuning.tree_costs import measure_costs, step_clock
 from tenfold.language.tuning.tree_picture import speed_svg
 
 TOKENS, EACH = 96, 4
+THREE = Tree.from_paths([[0], [1], [0, 0]])
+SEVEN = Tree.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]])
 SWEEP = (
     *((Tree.chain(0), 0), (Tree.chain(1), 0), (Tree.chain(1), 2), (THREE, 0), (THREE, 4)),
-    *((SEVEN, 0), (SEVEN, 4), (TEN, 6), (SIXTEEN, 0), (SIXTEEN, 8)),
+    *((SEVEN, 0), (SEVEN, 4), (TREE_10, 6), (TREE_16, 0), (TREE_16, 8)),
 )
 
 
@@ -38,12 +41,10 @@ def run(each: int = EACH) -> dict[str, Any]:
     """Predicted and measured figures of every tree of the sweep."""
     with on_threads(1):
         path = locate(MODEL)
-        network, target, llm = load(SHIPPED), open_target(path, "bf16"), LLM(MODEL, "auto", weights="bf16")
-        assert isinstance(network, EagleDrafter)
-        assert isinstance(llm.drafter, HybridDrafter)
+        network, target, llm = load_drafter(SHIPPED), open_target(path, "bf16"), LLM(MODEL, "auto", weights="bf16")
         prompts = [prompt for some in benchmark_prompts(llm, each).values() for prompt in some]
         aux = network.config.aux_layers or default_aux_layers(target.model.config.depth)
-        answers = write_greedily(target, prompts, llm.tokenizer.stop_ids, aux, TOKENS)
+        answers = write_greedily(target, prompts, llm.tokenizer.stop_ids, aux=aux, max_tokens=TOKENS)
         replayed = replay(network, target, answers)
         with torch.inference_mode():
             costs = measure_costs(llm, prompts, (1,))
@@ -92,12 +93,10 @@ def _tpc(replayed: Replayed, shape: Tree | HybridTree) -> float:
 
 def _measure(llm: LLM, prompts: Sequence[list[int]], shapes: Sequence[Tree | HybridTree]) -> list[tuple[float, float]]:
     """(TPC, milliseconds of a step) of every shape through the engine."""
-    assert isinstance(llm.drafter, HybridDrafter)
-    trees = [llm.drafter.add(shape) if isinstance(shape, HybridTree) else shape for shape in shapes]
-    tokens, calls, times = [0] * len(trees), [0] * len(trees), [[] for _ in trees]
+    tokens, calls, times = [0] * len(shapes), [0] * len(shapes), [[] for _ in shapes]
     clock, engine = step_clock(), llm.engine
     for prompt in prompts:
-        for i, tree in enumerate(trees):
+        for i, tree in enumerate(shapes):
             engine.speculation = Speculation(tree=tree)
             engine.add_request("bench", prompt, SamplingParams(max_tokens=TOKENS))
             first = True

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from tenfold.bench.table import on_threads, ratio
+from tenfold.engine.step_memory import autocast_type
 from tenfold.engine.task import Shard
-from tenfold.engine.trainer import Trainer, autocast_type
+from tenfold.engine.trainer import Trainer
 from tenfold.vision.recipes import dinov3_mini
 
 STEPS, WARMUP = 40, 5

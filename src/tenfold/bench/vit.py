@@ -20,7 +20,7 @@ from tenfold.bench.table import interleave, on_threads, ratio
 from tenfold.data.tensors import save_own
 from tenfold.errors import MissingExtra
 from tenfold.export.weights import convert
-from tenfold.kernels.linear import bf16_refusal
+from tenfold.kernels.machine import bf16_refusal
 from tenfold.vision.backbones.vit import VIT_CONFIGS, VisionTransformer
 
 NAME, SIDE = "dinov3-s", 224

@@ -28,6 +28,7 @@ from tenfold.data.lock import held
 from tenfold.data.readers import read_bytes
 from tenfold.data.sample_table import SAMPLES, WHEEL, WheelSample
 from tenfold.errors import DataError, LockHeld, UsageError, unknown_name
+from tenfold.kernels.machine import cache_folder
 
 WAIT = 60.0  # seconds for another process that fetches the same sample
 
@@ -53,7 +54,7 @@ def fetch(name: str) -> Path:
     sample = next((s for s in SAMPLES if s.name == name), None)
     if sample is None:
         raise unknown_name("sample", name, [s.name for s in SAMPLES], "See: tenfold samples")
-    root = cache() / "samples"
+    root = cache_folder() / "samples"
     folder = root / f"{sample.name}-{sample.version}"
     if complete(folder, sample):
         return folder
@@ -69,11 +70,6 @@ def fetch(name: str) -> Path:
             target.mkdir()
             _download(sample, target)
     return folder
-
-
-def cache() -> Path:
-    """Where tenfold keeps what it can fetch again."""
-    return Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold")
 
 
 def complete(folder: Path, sample: WheelSample) -> bool:

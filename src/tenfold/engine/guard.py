@@ -21,23 +21,17 @@ from torch.distributed.tensor import DTensor
 from tenfold.data.atomic import aside, write_atomic
 from tenfold.engine.checkpoint import set_random_state
 from tenfold.engine.parallel import Place, join
+from tenfold.engine.row_gradients import stored_values
 from tenfold.engine.task import Phase, Task, unwrap
 from tenfold.errors import CheckpointError, NonFiniteError
-from tenfold.kernels.bag import coalesced
 
 
 def nonfinite_gradients(model: nn.Module) -> list[str]:
     """Names of the parameters whose gradient holds NaN or Inf (this rank's part of it)."""
     names = []
     for name, parameter in unwrap(model).named_parameters():
-        gradient = parameter.grad
-        if gradient is None:
-            continue
-        if gradient.is_sparse:
-            gradient = coalesced(gradient)._values()
-        if isinstance(gradient, DTensor):
-            gradient = gradient.to_local()
-        if not bool(gradient.isfinite().all()):
+        values = stored_values(parameter)
+        if values is not None and not bool(values.isfinite().all()):
             names.append(name)
     return names
 
@@ -51,16 +45,18 @@ def capture(
     folder: Path,
     place: Place,
     model: nn.Module,
+    *,
     task: Task,
     phase: Phase,
     step: int,
     random: Mapping[str, Tensor],
     batches: Sequence[Any],
     losses: Mapping[str, float],
-    gradients: Sequence[str],
     autocast: torch.dtype | None,
-) -> Path:
-    """Writes this rank's part of the capture of step `step`; rank 0 adds `summary.json`. Called on every rank."""
+) -> NonFiniteError:
+    """Writes this rank's part of the capture of step `step`; rank 0 adds `summary.json`. Called on every rank; returns the
+    error that ends the run when all have written."""
+    gradients = nonfinite_gradients(model)
     target = folder / f"nonfinite-step-{step}"
     weights = {name: whole(value).cpu() for name, value in unwrap(model).state_dict().items()}
     content = {
@@ -77,9 +73,10 @@ def capture(
     with aside(target / f"rank-{place.rank}.pt") as temporary:
         torch.save(content, temporary)
     if place.first:
-        summary = {"step": step, "phase": phase.name, "losses": dict(losses), "gradients": list(gradients)}
+        summary = {"step": step, "phase": phase.name, "losses": dict(losses), "gradients": gradients}
         write_atomic(target / "summary.json", json.dumps(summary, indent=2).encode())
-    return target
+    place.barrier()
+    return _stopped(target, step, losses, gradients)
 
 
 def replay(folder: Path, task: Task, place: Place | None = None) -> dict[str, Any]:
@@ -132,7 +129,7 @@ def move(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def stopped(target: Path, step: int, losses: Mapping[str, float], gradients: Sequence[str]) -> NonFiniteError:
+def _stopped(target: Path, step: int, losses: Mapping[str, float], gradients: Sequence[str]) -> NonFiniteError:
     """The error that ends the run, naming what is not finite and how to see it again."""
     bad = [name for name, value in losses.items() if value != value or value in (float("inf"), float("-inf"))]
     what = f"the loss ({', '.join(bad)})" if bad else f"{len(gradients)} gradients ({', '.join(gradients[:3])}, ...)"

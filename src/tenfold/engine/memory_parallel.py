@@ -3,7 +3,9 @@
     with own_columns(place, ranks):
         model = build()                              every rank makes its own columns alone
     split_tables(model, place, ranks)                the model's tables read through the group
-    average_rows(parameter, table, place)            after the backward: what DDP and FSDP2 do for all other parameters
+
+A task whose tables are split derives from `SplitTables`, which does both in the trainer's hooks. Row gradients are then
+averaged over the ranks that hold the same columns (engine/row_gradients.py).
 
 A rank of a group of G holds D / G columns of every row. Forward: indices and weights of the group's tokens are gathered,
 each rank sums its columns for all of them, and an all-to-all brings every token's columns home. Backward: the way back for
@@ -25,10 +27,24 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from tenfold.engine.parallel import GroupCollectives, Place
+from tenfold.engine.parallel import GroupCollectives, Place, gathered
+from tenfold.engine.row_gradients import row_tables
+from tenfold.engine.task import Task
 from tenfold.errors import UsageError
-from tenfold.kernels.bag import bag, coalesced, row_gradient
-from tenfold.nn.memory import ExpertTable, RowTable, columns_of, row_tables
+from tenfold.kernels.bag import bag
+from tenfold.nn.memory import ExpertTable, RowTable, columns_of
+
+
+class SplitTables(Task):
+    """A task whose memory tables are split by width over groups of `table_ranks` ranks; 1 leaves them whole."""
+
+    table_ranks: int = 1
+
+    def building(self, place: Place) -> AbstractContextManager[None]:
+        return own_columns(place, self.table_ranks)
+
+    def parallelize(self, model: nn.Module, place: Place) -> None:
+        split_tables(model, place, self.table_ranks)
 
 
 def own_columns(place: Place, ranks: int) -> AbstractContextManager[None]:
@@ -43,8 +59,7 @@ def own_columns(place: Place, ranks: int) -> AbstractContextManager[None]:
 
 def split_tables(model: nn.Module, place: Place, ranks: int) -> None:
     """Lets the tables made inside `own_columns` read through groups of `ranks` neighbouring ranks."""
-    tables = list(dict.fromkeys(row_tables(model).values()))
-    if place.world == 1 or ranks == 1 or not tables:
+    if place.world == 1 or ranks == 1 or not row_tables(model):
         return
     shard_memory(model, init_device_mesh(place.device.type, (place.world // ranks, ranks)))
 
@@ -56,7 +71,7 @@ def shard_memory(model: nn.Module, mesh: DeviceMesh) -> None:
     Raises UsageError for a width that does not divide, and for tables of experts: their first product needs whole rows.
     """
     rank, ranks = mesh.get_local_rank(1), mesh.size(1)
-    for table in dict.fromkeys(row_tables(model).values()):
+    for table in [module for module in model.modules() if isinstance(module, RowTable)]:
         if isinstance(table, ExpertTable):
             raise UsageError(
                 "a table of experts (variant 'peer') cannot be split by width: each expert's first product needs whole "
@@ -93,7 +108,7 @@ class WidthExchange:
     ) -> Float[Tensor, "t d"]:
         if not self.checked:
             self._check(len(index), index.device)
-        everyone = bag(values, _gathered(index, self.group, self.ranks), self.collectives.all_gather(weight), frozen)
+        everyone = bag(values, gathered(index, self.group, self.ranks), self.collectives.all_gather(weight), frozen)
         return _Home.apply(everyone, self.group, self.ranks)
 
     def placed(self, tensor: Tensor) -> Tensor:
@@ -134,41 +149,6 @@ class _Home(torch.autograd.Function):
         everyone = torch.empty_like(parts)
         dist.all_to_all_single(everyone, parts, group=ctx.group)
         return everyone, None, None
-
-
-def average_rows(parameter: nn.Parameter, table: RowTable, place: Place) -> None:
-    """The row gradient of one process on the joined batch, in place of each rank's own: merged over the ranks that hold
-    the same columns, divided by the number of all."""
-    if place.world == 1 or parameter.grad is None:
-        return
-    exchange = table.exchange
-    group = exchange.replicas if isinstance(exchange, WidthExchange) else dist.group.WORLD
-    own = coalesced(parameter.grad)
-    ids, rows = own._indices()[0], own._values()
-    if dist.get_world_size(group) > 1:
-        ids, rows = _merged(ids, rows, group)
-    parameter.grad = torch.sparse_coo_tensor(
-        ids[None], rows / place.world, own.shape, is_coalesced=True, check_invariants=False
-    )
-
-
-def _merged(ids: Tensor, rows: Tensor, group: Any) -> tuple[Tensor, Tensor]:
-    """Rows of all ranks added up, in rank order, so that every rank gets the same bits."""
-    ranks = dist.get_world_size(group)
-    counts = _gathered(torch.tensor([len(ids)], device=ids.device), group, ranks).tolist()
-    longest = max(counts)
-    padded = [torch.zeros(longest, *t.shape[1:], dtype=t.dtype, device=t.device) for t in (ids, rows)]
-    for whole, part in zip(padded, (ids, rows)):
-        whole[: len(part)] = part
-    everyone = [_gathered(whole, group, ranks).unflatten(0, (ranks, longest)) for whole in padded]
-    ids, rows = (torch.cat([part[:count] for part, count in zip(whole, counts)]) for whole in everyone)
-    return row_gradient(ids[:, None], rows.new_ones(len(ids), 1), rows)
-
-
-def _gathered(tensor: Tensor, group: Any, ranks: int) -> Tensor:
-    parts = [torch.empty_like(tensor) for _ in range(ranks)]
-    dist.all_gather(parts, tensor.contiguous(), group)
-    return torch.cat(parts)
 
 
 def _as_shards(table: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

@@ -1,6 +1,6 @@
 """AdamW with parameter groups, gradient norms that know shards and row gradients, and the average of weights.
 
-Parameters that a module names in `row_gradients` (the tables of nn/memory.py) get RowAdamW, all others AdamW.
+Parameters with row gradients (engine/row_gradients.py) get RowAdamW, all others AdamW.
 
     optimizers = [PhaseOptimizer(model, task, phase, config) for phase in task.phases]
     optimizers[0].set_rates(step, total)
@@ -25,10 +25,9 @@ from torch.distributed.tensor import DTensor
 from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Place
 from tenfold.engine.row_adamw import RowAdamW
+from tenfold.engine.row_gradients import row_tables, stored_values
 from tenfold.engine.task import Phase, Task, unwrap
 from tenfold.errors import UsageError
-from tenfold.kernels.bag import coalesced
-from tenfold.nn.memory import row_tables
 
 
 class PhaseOptimizer:
@@ -65,7 +64,7 @@ class PhaseOptimizer:
         self.clip_groups = list(modules.values())
 
     def set_rates(
-        self, step: int, total: int, lr: float | None = None, decay: float | None = None
+        self, step: int, total: int, *, lr: float | None = None, decay: float | None = None
     ) -> tuple[float, float]:
         """Sets the rates of step `step` from the schedules, or those given; returns (learning rate, weight decay)."""
         c = self.config
@@ -150,22 +149,20 @@ class PhaseOptimizer:
 
 
 def _values(parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
-    """The stored values of every gradient: of a row gradient its rows, of a sharded one this rank's part."""
+    """The stored values of every gradient."""
     for parameter in parameters:
-        gradient = parameter.grad
-        if gradient is None:
-            continue
-        if gradient.is_sparse:
-            parameter.grad = gradient = coalesced(gradient)
-            yield gradient._values()
-        else:
-            yield gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        values = stored_values(parameter)
+        if values is not None:
+            yield values
 
 
 class WeightAverage:
-    """Exponential moving average of the trainable parameters; buffers are taken as they are (`trainer.ema`)."""
+    """Exponential moving average of the trainable parameters; buffers are taken as they are (`trainer.ema`). Raises
+    UsageError for a model whose tables are split over ranks."""
 
     def __init__(self, model: nn.Module, momentum: float) -> None:
+        if any(table.split > 1 for table in row_tables(unwrap(model)).values()):
+            raise UsageError("trainer.ema does not go with a table that is split over ranks: leave out one of the two.")
         self.momentum = momentum
         self.source = {n: p for n, p in unwrap(model).named_parameters() if p.requires_grad}
         self.average = {n: p.detach().clone() for n, p in self.source.items()}

@@ -6,7 +6,7 @@ sees the global batch through them has the gradient of the same loss in one proc
 
     place = join()                        rank, world and device from torchrun's environment; starts the process group
     ranks = place.collectives()
-    model = wrap(model, place, "ddp")
+    model = wrap(model, place, "ddp", layers=task.layers(model))
     place.leave()
 """
 
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -22,8 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tenfold.errors import UsageError
-from tenfold.nn.memory import row_tables
+from tenfold.kernels.machine import choose_device
 
 TIMEOUT = timedelta(seconds=int(os.environ.get("TENFOLD_COLLECTIVE_TIMEOUT", "600")))
 
@@ -142,12 +143,10 @@ class Place:
 
 def join(device: Literal["auto", "cpu", "cuda"] = "auto") -> Place:
     """Reads torchrun's environment. Alone: no process group. Among ranks: gloo on CPU, NCCL on CUDA."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("trainer.device = 'cuda': this machine has no CUDA. Allowed here: auto, cpu.")
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    place = torch.device("cuda", local) if cuda else torch.device("cpu")
+    place = choose_device(device, "trainer.device =", index=local)
+    cuda = place.type == "cuda"
     if cuda:
         torch.cuda.set_device(place)
     if world > 1 and not dist.is_initialized():
@@ -156,34 +155,58 @@ def join(device: Literal["auto", "cpu", "cuda"] = "auto") -> Place:
 
 
 def wrap(
-    model: nn.Module, place: Place, parallel: Literal["auto", "ddp", "fsdp"], several_phases: bool = False
+    model: nn.Module,
+    place: Place,
+    parallel: Literal["auto", "ddp", "fsdp"],
+    *,
+    layers: Iterable[nn.Module] = (),
+    apart: Collection[nn.Parameter] = (),
+    several_phases: bool = False,
 ) -> nn.Module:
-    """The model for data parallelism. `auto` is DDP; FSDP2 shards parameters, gradients and optimizer state of every
-    block and of the rest, and leaves the module's type and names as they are. With `several_phases` a backward may leave
-    out parameters; otherwise each trainable one takes part in every step (freeze what does not). Tables with row gradients
-    are left to engine/memory_parallel.py."""
+    """The model for data parallelism. `auto` is DDP; FSDP2 shards parameters, gradients and optimizer state of each of
+    `layers` and of the rest, and leaves the module's type and names as they are. With `several_phases` a backward may
+    leave out parameters; otherwise each trainable one takes part in every step (freeze what does not). Parameters `apart`
+    are left alone: their gradients are averaged by other means (engine/row_gradients.py)."""
     if place.world == 1:
         return model
-    tables = set(row_tables(model))
     if parallel == "fsdp":
-        return _shard(model, place, tables)
+        return _shard(model, place, layers, set(apart))
     from torch.nn.parallel import DistributedDataParallel
 
-    apart = [name for name, parameter in model.named_parameters() if parameter in tables]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, apart)
+    apart = set(apart)
+    ignored = [name for name, parameter in model.named_parameters() if parameter in apart]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
     ids = [place.device.index] if place.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=several_phases)
 
 
-def _shard(model: nn.Module, place: Place, apart: set[nn.Parameter]) -> nn.Module:
+def _shard(model: nn.Module, place: Place, layers: Iterable[nn.Module], apart: set[nn.Parameter]) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    from tenfold.nn.block import Block
-
     mesh = init_device_mesh(place.device.type, (place.world,))
-    for module in model.modules():
-        if isinstance(module, Block):
-            fully_shard(module, mesh=mesh)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh, ignored_params=apart)
     return model
+
+
+@contextmanager
+def gradient_sync(model: nn.Module, place: Place, enabled: bool) -> Iterator[None]:
+    """A backward inside averages gradients over the ranks, or leaves them to a later one (gradient accumulation)."""
+    if enabled or place.world == 1:
+        yield
+    elif isinstance(model, nn.parallel.DistributedDataParallel):
+        with model.no_sync():
+            yield
+    else:
+        model.set_requires_gradient_sync(False)  # pyright: ignore (FSDP2 adds it)
+        yield
+        model.set_requires_gradient_sync(True)  # pyright: ignore
+
+
+def gathered(tensor: Tensor, group: dist.ProcessGroup | None, ranks: int) -> Tensor:
+    """The ranks' tensors (equal shapes) joined along the first axis, in rank order. Not differentiable."""
+    parts = [torch.empty_like(tensor) for _ in range(ranks)]
+    dist.all_gather(parts, tensor.contiguous(), group)
+    return torch.cat(parts)

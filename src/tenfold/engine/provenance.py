@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import platform
 import subprocess
 from pathlib import Path
+
+from tenfold.kernels.machine import processor, simd
 
 
 def version() -> str:
@@ -27,14 +28,5 @@ def machine() -> str:
     """Processor, cores and torch build."""
     import torch
 
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
     gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
-    return (
-        f"{model} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
-    )
+    return f"{processor()} ({simd()}), {os.cpu_count()} cores{gpu}, torch {torch.__version__}"

@@ -120,7 +120,7 @@ TICK_STEPS = (1, 2, 2.5, 5, 10)
 STAND_IN = {f"#00{i:02x}fe": name for i, name in enumerate(COLORS)}  # colours for matplotlib that become CSS variables
 PEN = {name: color for color, name in STAND_IN.items()}
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
-RC = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": FONT, "axes.autolimit_mode": "round_numbers"}
+RC = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": FONT}
 
 
 def plot_svg(
@@ -145,27 +145,13 @@ def plot_svg(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
 
         figure = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
         pen = FigureCanvasAgg(figure).get_renderer()
         axes = figure.add_axes((0, 0, 1, 1), facecolor="none")
         for i, (name, line) in enumerate(lines.items()):
             _draw(axes, line, marks.get(name, "line") if len(line) > 1 else "dot", *_ink(i))
-        xs = [a for line in lines.values() for a, _ in line]
-        whole = all(float(a).is_integer() for a in xs)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS, integer=whole))
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
-        axes.margins(0, tight=False)  # from round number to round number
-        axes.autoscale_view()
-        first, last = min(xs), max(xs)
-        if first == last and whole:
-            axes.set_xlim(first - 1, last + 1)
-        elif first < last and all(marks.get(name, "line") == "line" for name in lines):
-            axes.set_xlim(first, last)  # a curve ends at the border of the axes, where its name is
-        for axis, color in ((axes.xaxis, "soft"), (axes.yaxis, "soft")):
-            axis.set_major_formatter(_tick_text(axis.get_majorticklocs()))
-            axis.set_tick_params(bottom=False, left=False, pad=6, labelcolor=PEN[color])
+        _set_scales(axes, lines, curves=all(marks.get(name, "line") == "line" for name in lines))
         axes.grid(axis="y", color=PEN["rule"], linewidth=1)
         axes.set_axisbelow(True)
         for side, spine in axes.spines.items():
@@ -198,7 +184,8 @@ def _matplotlib(content: str) -> Iterator[None]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(RC | {"svg.hashsalt": salt})
+        settings: Any = matplotlib.rcParams
+        settings.update(RC | {"svg.hashsalt": salt})
         yield
 
 
@@ -219,11 +206,31 @@ def _draw(axes: Any, line: Series, mark: Mark, color: str, dashes: Any) -> None:
         )
 
 
-def _tick_text(ticks: Sequence[float]) -> Any:
+def _set_scales(axes: Any, lines: Mapping[str, Series], curves: bool) -> None:
+    """Limits and ticks at round numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    xs = [a for line in lines.values() for a, _ in line]
+    whole = all(float(a).is_integer() for a in xs)
+    across = [float(tick) for tick in MaxNLocator(6, steps=TICK_STEPS, integer=whole).tick_values(min(xs), max(xs))]
+    if curves and min(xs) < max(xs):
+        axes.set_xlim(min(xs), max(xs))  # a curve ends at the border of the axes, where its name is
+        across = [tick for tick in across if min(xs) <= tick <= max(xs)]
+    else:
+        axes.set_xlim(across[0], across[-1])
+    ys = [b for line in lines.values() for _, b in line]
+    up = [float(tick) for tick in MaxNLocator(5, steps=TICK_STEPS).tick_values(min(ys), max(ys))]
+    axes.set_ylim(up[0], up[-1])  # from round number to round number
+    for axis, places in ((axes.xaxis, across), (axes.yaxis, up)):
+        axis.set_ticks(places, labels=_tick_texts(places))
+        axis.set_tick_params(bottom=False, left=False, pad=6, labelcolor=PEN["soft"])
+
+
+def _tick_texts(ticks: Sequence[float]) -> list[str]:
     """Every tick of an axis with the decimals that the distance between ticks needs, thousands apart."""
     step = min((abs(b - a) for a, b in pairwise(ticks)), default=1.0)
     decimals = next((d for d in range(5) if abs(round(step, d) - step) < 1e-3 * step), None)
-    return lambda value, _: f"{value:g}" if decimals is None else f"{value + 0.0:,.{decimals}f}"
+    return [f"{value:g}" if decimals is None else f"{value + 0.0:,.{decimals}f}" for value in ticks]
 
 
 def _name_axes(figure: Any, left: float, middle: float, bottom: float, top: float, x: str, y: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tenfold.kernels.bag import coalesced
+from tenfold.kernels.bag_calls import RowStepCall
 from tenfold.kernels.native import fits, large_pages, library, pointer
 
 
@@ -24,6 +25,7 @@ class RowAdamW(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
+        *,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -59,13 +61,23 @@ def _move(parameter: Tensor, ids: Tensor, grad: Tensor, state: dict[str, Tensor]
     tensors = (parameter, *state.values(), ids, grad)
     native = library() if parameter.dtype == grad.dtype == torch.float32 and fits(*tensors) else None
     if native is not None:
-        move = native.row_adamw_f32
-        numbers = (group["lr"], beta1, beta2, group["eps"], group["weight_decay"])
-        move(
-            pointer(parameter), pointer(state["exp_avg"]), pointer(state["exp_avg_sq"]), pointer(state["count"]),
-            ctypes.c_int64(parameter.shape[1]), pointer(ids), pointer(grad), ctypes.c_int64(len(ids)),
-            *map(ctypes.c_double, numbers), torch.get_num_threads(),
-        )  # fmt: skip
+        call = RowStepCall(
+            parameter=pointer(parameter),
+            exp_avg=pointer(state["exp_avg"]),
+            exp_avg_sq=pointer(state["exp_avg_sq"]),
+            count=pointer(state["count"]),
+            d=parameter.shape[1],
+            ids=pointer(ids),
+            grad=pointer(grad),
+            u=len(ids),
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            eps=group["eps"],
+            decay=group["weight_decay"],
+            threads=torch.get_num_threads(),
+        )
+        native.row_adamw_f32(ctypes.byref(call))
         return
     count = state["count"][ids] + 1
     first = state["exp_avg"][ids].lerp_(grad, 1 - beta1)

@@ -1,7 +1,7 @@
 """Values that change with the step: learning rates, weight decay, teacher temperature, EMA momentum, loss weights.
 
 A schedule is a pure function of (step, total steps), so resuming needs no state and a short run keeps the shape of a
-long one: every length is a fraction of the run (a float <= 1) or a number of steps (an int).
+long one: every length is a number of steps (int) or a share of the run (float), see steps.py.
 
     Schedule(kind="cosine", peak=1.5e-3, warmup=0.05, final=0.02 * 1.5e-3).at(step, total)
 """
@@ -13,11 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tenfold.errors import FieldError
-
-
-def length(value: int | float, total: int) -> int:
-    """Steps meant by `value`: an int is steps, a float in [0, 1] is a fraction of `total`."""
-    return value if isinstance(value, int) else round(value * total)
+from tenfold.steps import ALLOWED_LENGTHS, is_length, steps_of
 
 
 @dataclass(frozen=True)
@@ -43,18 +39,17 @@ class Schedule:
                 raise FieldError(f"schedule.{name}", value, "a finite number")
         for name in ("warmup", "decay"):
             value = getattr(self, name)
-            if value is not None and not (0 <= value < math.inf and (isinstance(value, int) or value <= 1)):
-                allowed = "a number of steps (int >= 0) or a fraction of the run (float from 0.0 to 1.0)"
-                raise FieldError(f"schedule.{name}", value, allowed)
+            if value is not None and not is_length(value):
+                raise FieldError(f"schedule.{name}", value, ALLOWED_LENGTHS)
 
     def at(self, step: int, total: int) -> float:
         """The value for step `step` (0-based) of a run of `total` steps."""
-        warmup = length(self.warmup, total)
+        warmup = steps_of(self.warmup, total)
         if step < warmup:
             return self.start + (self.peak - self.start) * (step + 1) / (warmup + 1)
         if self.kind == "constant":
             return self.peak
-        span = max(1, (total - warmup - 1) if self.decay is None else length(self.decay, total))
+        span = max(1, (total - warmup - 1) if self.decay is None else steps_of(self.decay, total))
         progress = min(1.0, (step - warmup) / span)
         if self.kind == "cosine":
             progress = 0.5 - 0.5 * math.cos(math.pi * progress)

@@ -7,6 +7,14 @@
     validate(model) ----------> {"knn": 46.6, ...}   numbers, each beside its floor
     deliver(model) -----------> {name: Tensor}       what is saved as the final weights
 
+What the trainer does to a model for memory and for several devices, it asks the task; the defaults suit most:
+
+    layers(model) ------------> [nn.Module]          what is recomputed and sharded one by one: modules marked `is_layer`
+    building(place) ----------> context of `build`   in which a rank makes its own part of a model: here the whole one
+    parallelize(model, place) -> None                splits what data parallelism leaves whole: here nothing
+
+Parameters with sparse row gradients are named by their modules (engine/row_gradients.py), not by the task.
+
 The trainer wraps `build()`'s module for data parallelism, so `training_step` reaches parameters through one call of
 `model(...)` per phase; attributes of the module itself are on `unwrap(model)`.
 """
@@ -14,13 +22,14 @@ The trainer wraps `build()`'s module for data parallelism, so `training_step` re
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from tenfold.engine.optim_config import OptimConfig
-from tenfold.engine.parallel import Collectives
+from tenfold.engine.parallel import Collectives, Place
 from tenfold.engine.schedule import Schedule
 
 
@@ -56,12 +65,10 @@ class Batches(Protocol):
 class Task:
     """Base class. `hparams` holds live values: the trainer sets those of `schedules` before each step, and
     population-based training may set any of them. `ranks` are the collectives of the data-parallel ranks, set by the
-    trainer before `build`; alone it is the identity. `table_ranks`: over how many ranks the memory tables of the model
-    are split by width (engine/memory_parallel.py)."""
+    trainer before `build`; alone it is the identity."""
 
     phases: tuple[Phase, ...] = (Phase(),)
     schedules: Mapping[str, Schedule] = {}
-    table_ranks: int = 1
 
     def __init__(self) -> None:
         self.hparams: dict[str, float] = {}
@@ -70,6 +77,18 @@ class Task:
     def build(self) -> nn.Module:
         """The module to train, in its initial state (the trainer has seeded torch). Frozen teachers are part of it."""
         raise TypeError(f"{type(self).__name__} does not build a model")
+
+    def building(self, place: Place) -> AbstractContextManager[None]:
+        """Surrounds `build` in the trainer. A model too large for one rank is made in parts here."""
+        return nullcontext()
+
+    def parallelize(self, model: nn.Module, place: Place) -> None:
+        """Called on every rank after `build` and before the model is wrapped for data parallelism."""
+
+    def layers(self, model: nn.Module) -> list[nn.Module]:
+        """The modules that activation checkpointing runs again in the backward, and that FSDP shards, one by one: by
+        default all whose class is marked `is_layer = True`, as the transformer block is."""
+        return [module for module in model.modules() if getattr(module, "is_layer", False)]
 
     def batches(self, shard: Shard) -> Batches:
         """This rank's stream. The union over ranks of one step's batches is the global batch, for any world size."""

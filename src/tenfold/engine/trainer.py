@@ -13,45 +13,39 @@ A run folder: config.json, metrics.jsonl, step-N/, final.safetensors, report.{ht
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recompute
+from torch import Tensor
 
-from tenfold.config import config_hash, to_dict
-from tenfold.data.atomic import write_atomic
+from tenfold.config import config_hash
 from tenfold.data.lock import held
-from tenfold.data.tensors import save_own
 from tenfold.engine.checkpoint import CheckpointStore, random_state
-from tenfold.engine.guard import capture, move, nonfinite_gradients, stopped, whole
+from tenfold.engine.guard import capture, move, whole
 from tenfold.engine.heartbeat import Heartbeat
-from tenfold.engine.memory_parallel import average_rows, own_columns, split_tables
 from tenfold.engine.metrics import Metrics
 from tenfold.engine.optim import PhaseOptimizer, WeightAverage
-from tenfold.engine.parallel import join, wrap
-from tenfold.engine.provenance import commit, version
+from tenfold.engine.parallel import gradient_sync, join, wrap
 from tenfold.engine.recipe import Recipe
-from tenfold.engine.run_report import run_report
+from tenfold.engine.row_gradients import average_rows, row_tables
+from tenfold.engine.run_folder import run_report, write_config, write_weights
 from tenfold.engine.signals import StopRequested, Watch
+from tenfold.engine.step_memory import autocast_type, recompute
 from tenfold.engine.task import Phase, Shard, Task, unwrap
-from tenfold.errors import LostRank, Preempted, UsageError
-from tenfold.nn.block import Block
-from tenfold.nn.memory import row_tables
+from tenfold.errors import LostRank, Preempted
 
 
 class Trainer:
     """Trains `task` as `recipe.trainer` and `recipe.optim` say, into the folder `out`."""
 
-    def __init__(self, task: Task, recipe: Recipe, out: Path, name: str = "", resume: bool = False) -> None:
+    def __init__(self, task: Task, recipe: Recipe, out: Path, *, name: str = "", resume: bool = False) -> None:
         self.task, self.recipe, self.out, self.name, self.resume = task, recipe, Path(out), name, resume
         self.config = recipe.trainer
         self.step = 0  # steps done
@@ -124,25 +118,22 @@ class Trainer:
         self.task.ranks = place.collectives()
         self._set_live_values()
         torch.manual_seed(c.seed)
-        with own_columns(place, self.task.table_ranks):
+        with self.task.building(place):
             model = self.task.build().to(place.device).train()
         torch.manual_seed(c.seed)  # what a step draws does not depend on how much `build` drew
+        layers, several = self.task.layers(model), len(self.task.phases) > 1
         if c.activation_checkpointing:
-            recompute_blocks(model)
-        split_tables(model, place, self.task.table_ranks)
-        self.model = wrap(model, place, c.parallel, several_phases=len(self.task.phases) > 1)
+            recompute(layers)
+        self.task.parallelize(model, place)
+        self.row_tables = row_tables(model)
+        self.model = wrap(model, place, c.parallel, layers=layers, apart=self.row_tables, several_phases=several)
         self.optimizers = [PhaseOptimizer(self.model, self.task, p, self.recipe.optim) for p in self.task.phases]
-        if c.ema is not None and place.world > 1 and self.task.table_ranks > 1:
-            raise UsageError("trainer.ema does not go with a table that is split over ranks: leave out one of the two.")
         self.average = WeightAverage(self.model, c.ema) if c.ema is not None else None
         self.batches = self.task.batches(Shard(place.rank, place.world))
         self.store = CheckpointStore(self.out, place, config_hash(self.recipe), c.keep)
         self._newest = -1
         if place.first and not self.resume:
-            saved = {"recipe": self.name, "version": version(), "commit": commit(), "torch": torch.__version__}
-            write_atomic(
-                self.out / "config.json", json.dumps({**saved, "config": to_dict(self.recipe)}, indent=2).encode()
-            )
+            write_config(self.out, self.name, self.recipe)
         self.store.clear_leftovers()
         if self.resume:
             self._restore()
@@ -206,7 +197,8 @@ class Trainer:
             losses, stop = self._agree(totals)
             norm = optimizer.clip(self.place)
             if not all(map(math.isfinite, (*losses.values(), norm))):
-                self._give_up(optimizer.phase, random, parts, losses)
+                where = {"task": self.task, "phase": optimizer.phase, "step": self.step, "autocast": self.autocast}
+                raise capture(self.out, self.place, self.model, random=random, batches=parts, losses=losses, **where)
             optimizer.step()
             head = f"{optimizer.phase.name}/" if several else ""
             figures = {**losses, "grad_norm": norm, "lr": lr, "weight_decay": decay}
@@ -223,7 +215,7 @@ class Trainer:
             optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
         for i, part in enumerate(parts):
-            with self._synchronized(last=i == len(parts) - 1):
+            with gradient_sync(self.model, self.place, enabled=i == len(parts) - 1):
                 with torch.autocast(self.place.device.type, self.autocast, enabled=self.autocast is not None):
                     losses = self.task.training_step(self.model, part, phase)
                 assert "loss" in losses, f"{type(self.task).__name__}.training_step returned no 'loss'"
@@ -231,22 +223,9 @@ class Trainer:
             for name, value in losses.items():
                 value = value.detach().float() / len(parts)
                 totals[name] = totals[name] + value if name in totals else value
-        for parameter, table in row_tables(unwrap(self.model)).items():
+        for parameter, table in self.row_tables.items():
             average_rows(parameter, table, self.place)
         return totals
-
-    @contextmanager
-    def _synchronized(self, last: bool) -> Iterator[None]:
-        """Gradients are averaged over ranks with the last part alone."""
-        if last or self.place.world == 1:
-            yield
-        elif isinstance(self.model, nn.parallel.DistributedDataParallel):
-            with self.model.no_sync():
-                yield
-        else:
-            self.model.set_requires_gradient_sync(False)  # pyright: ignore (FSDP2 adds it)
-            yield
-            self.model.set_requires_gradient_sync(True)  # pyright: ignore
 
     def _agree(self, totals: dict[str, Tensor]) -> tuple[dict[str, float], bool]:
         """Losses averaged over the ranks, and whether a signal reached any of them: one small reduction."""
@@ -257,14 +236,6 @@ class Trainer:
             values /= self.place.world
         *losses, flag = values.tolist()
         return dict(zip(totals, losses)), flag > 0
-
-    def _give_up(self, phase: Phase, random: dict[str, Tensor], parts: list[Any], losses: dict[str, float]) -> None:
-        gradients = nonfinite_gradients(self.model)
-        target = capture(
-            self.out, self.place, self.model, self.task, phase, self.step, random, parts, losses, gradients, self.autocast
-        )  # fmt: skip
-        self.place.barrier()
-        raise stopped(target, self.step, losses, gradients)
 
     # ------------------------------------------------------------------------------------------- between the steps
 
@@ -316,33 +287,7 @@ class Trainer:
                 delivered[f"final-{name}"] = more
             files = {n: ({k: whole(v) for k, v in tensors.items()}, card) for n, (tensors, card) in delivered.items()}
         if self.place.first:
-            for name, (tensors, card) in files.items():
-                save_own(self.out / f"{name}.safetensors", tensors, *card)
+            write_weights(self.out, files)
             run_report(self.out, self.name or type(self.task).__name__, self.scores).write(self.out)
         self.place.barrier()
         return {"steps": self.step, **{k: v for k, v in self.losses.items() if k.endswith("loss")}, **self.scores}
-
-
-def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """bf16 where the configuration asks for it, or, for `auto`, where the device has units for it."""
-    if precision == "auto":
-        fast = device.type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        return torch.bfloat16 if fast else None
-    return torch.bfloat16 if precision == "bf16" else None
-
-
-def recompute_blocks(model: nn.Module) -> None:
-    """Activation checkpointing: every block's forward is run again in the backward instead of being kept. Names of
-    parameters stay as they are."""
-    for module in model.modules():
-        if isinstance(module, Block):
-            module.forward = _recomputed(module.forward)
-
-
-def _recomputed(forward: Any) -> Any:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return recompute(forward, *args, use_reentrant=False, **kwargs)
-
-    return run

@@ -28,7 +28,7 @@ from tenfold.export.gguf import GGUFFile
 from tenfold.export.keymap import check_names
 from tenfold.export.reading import SIDE, Source, open_source
 from tenfold.nn.outline import outline
-from tenfold.registry import Registry
+from tenfold.registry import Registry, backbones
 
 __all__ = ["Family", "Layout", "Weights", "config_of", "convert", "families", "load", "read", "save_own"]
 
@@ -43,7 +43,7 @@ families.add("drafter", "tenfold.language.drafting.weights:FAMILY", "drafters: E
 families.add(
     "language-model", "tenfold.language.models.language_model:FAMILY", "Llamas with their vocabulary, from tenfold"
 )
-families.add("llama", "tenfold.language.models.memory_weights:FAMILY", "Llama")
+families.add("llama", "tenfold.language.models.family:FAMILY", "Llama")
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,15 @@ class Family:
     build: Callable[[Any], nn.Module]
     layouts: tuple[Layout, ...]
     own: tuple[Callable[[Any, Source], Weights], Callable[[Weights], dict[str, Tensor]]] | None = None
+
+
+def family_of(kind: str) -> Family:
+    """The family registered under this kind; that of a backbone without one has tenfold's own layout only. Raises UsageError
+    for an unknown kind."""
+    if kind in backbones and kind not in families:
+        config = backbones.load(kind)
+        return Family(kind, config, config.build, ())
+    return families.load(kind)
 
 
 def load(source: str | Path, **changes: Any) -> nn.Module:
@@ -141,7 +150,7 @@ def own_config(path: Path, text: str) -> tuple[Family, Any]:
     """Family and configuration from the metadata of a file of ours."""
     try:
         values = json.loads(text)
-        family: Family = families.load(values["kind"])
+        family = family_of(values["kind"])
         return family, from_dict(family.config, values["config"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:  # a UsageError is a ValueError
         raise WeightsError(f"{path}: its tenfold metadata cannot be used ({error}).") from error

@@ -23,8 +23,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenfold.errors import UsageError
-from tenfold.kernels.formats import ReorderedLinear
-from tenfold.kernels.linear import PackedLinear, Workspace, bf16_refusal
+from tenfold.kernels.linear import PackedLinear, Workspace
+from tenfold.kernels.machine import bf16_refusal
+from tenfold.kernels.packed import ReorderedLinear
 from tenfold.nn.attention import attend
 from tenfold.nn.block import Block
 from tenfold.nn.ffn import GeluFFN, SwiGLUFFN

@@ -11,6 +11,7 @@ pass over any other rows, so a token checked in a tree is the token that plain d
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from tenfold.inference.pages import PagedStep
 from tenfold.kernels import decode
-from tenfold.kernels.formats import Int4Linear, Int8Linear, TiledLinear
+from tenfold.kernels.packed import PackedWeight
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block
 from tenfold.nn.ffn import SwiGLUFFN
@@ -92,7 +93,7 @@ class Stack:
         return weight.data_ptr()
 
     def _linear(self, layer: nn.Module) -> decode.Linear:
-        assert isinstance(layer, TiledLinear | Int8Linear | Int4Linear)
+        assert isinstance(layer, PackedWeight)
         self._kept.append(layer)
         return layer.native
 
@@ -124,14 +125,41 @@ class Stack:
         seen = None if mask is None else mask.to(torch.uint8).contiguous()
         at = decode.pointer
         whole = decode.Pass(
-            *(decode.ctypes.addressof(self._layers), len(self._layers), c.dim, c.heads, c.groups, c.width, self.eps),
-            *(at(keys), at(values), keys.shape[2], rows, at(x), at(side), at(cos), at(sin)),
-            *(len(step.counts), at(counts), at(places), at(ends)),
-            *(at(seen), 0 if seen is None else seen.shape[-1], _stride(seen), step.window or 0),
-            *(at(layers), len(taps), at(tapped), self._last, at(hidden)),
-            *(self._head, at(read), len(read), at(logits), torch.get_num_threads()),
+            layers=ctypes.addressof(self._layers),
+            depth=len(self._layers),
+            dim=c.dim,
+            heads=c.heads,
+            groups=c.groups,
+            width=c.width,
+            eps=self.eps,
+            keys=at(keys),
+            values=at(values),
+            slots=keys.shape[2],
+            rows=rows,
+            x=at(x),
+            side=at(side),
+            cos=at(cos),
+            sin=at(sin),
+            requests=len(step.counts),
+            counts=at(counts),
+            places=at(places),
+            ends=at(ends),
+            mask=at(seen),
+            mask_columns=0 if seen is None else seen.shape[-1],
+            mask_stride=_stride(seen),
+            window=step.window or 0,
+            taps=at(layers),
+            tap_count=len(taps),
+            tapped=at(tapped),
+            norm=self._last,
+            hidden=at(hidden),
+            head=self._head,
+            read=at(read),
+            read_count=len(read),
+            logits=at(logits),
+            threads=torch.get_num_threads(),
         )
-        decode.functions().decode_pass(decode.ctypes.byref(whole))
+        decode.functions().decode_pass(ctypes.byref(whole))
         return StackOutput(x, tapped, hidden, logits)
 
 
@@ -152,12 +180,11 @@ def refusal(
         norms += [parts.norm1, parts.norm2, *([] if parts.side is None else [parts.side])]
         maps += [parts.qkv, parts.out, parts.first, parts.down]
     for layer in maps:
-        packed = isinstance(layer, TiledLinear) or (isinstance(layer, Int8Linear | Int4Linear) and layer.tiled)
-        if not packed or getattr(layer, "bias", None) is not None:
+        if not isinstance(layer, PackedWeight) or not layer.tiled or layer.bias is not None:
             return f"{type(layer).__name__} is no tiled weight, or it has a bias"
     if not all(isinstance(n, RMSNorm) and n.eps == getattr(norm, "eps", None) for n in norms):
         return "its norms are no RMSNorm of one epsilon"
-    sizes = {layer.inputs for layer in maps if isinstance(layer, TiledLinear | Int8Linear | Int4Linear)}
+    sizes = {layer.inputs for layer in maps if isinstance(layer, PackedWeight)}
     if attention.width % 32 or attention.width > 256 or any(size % 32 for size in sizes):
         return "a width is no multiple of 32, or heads are wider than 256"
     return None

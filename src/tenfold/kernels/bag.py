@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tenfold.kernels.bag_calls import BagCall, GradientCall, GroupCall
 from tenfold.kernels.native import check, fits, large_pages, library, pointer, triton_refused
 
 NATIVE = (torch.float32, torch.bfloat16)  # what bag.cpp takes
@@ -174,14 +175,25 @@ def _gradients(
         return _row_gradient(index, weight, source) if rows else None, dots
     n, (k, d) = index.numel(), (int(index.max()) + 1, source.shape[1])
     order, ids, starts = (torch.empty(n + 1, dtype=torch.int64) for _ in range(3))
-    u = native.group_rows(pointer(index), _i(n), _i(k), pointer(order), pointer(ids), pointer(starts))
-    check(u, index, k)
+    group = GroupCall(index=pointer(index), n=n, k=k, order=pointer(order), ids=pointer(ids), starts=pointer(starts))
+    u = check(native.group_rows(ctypes.byref(group)), index, k)
     made = large_pages(torch.empty(u, d)) if rows else None
     dots = torch.empty(index.shape) if table is not None else None
-    native.bag_gradients_f32(
-        pointer(table), _i(d), pointer(order), pointer(ids), pointer(starts), _i(u), _i(index.shape[1]),
-        pointer(weight), pointer(source), pointer(made), pointer(dots), torch.get_num_threads(),
-    )  # fmt: skip
+    call = GradientCall(
+        table=pointer(table),
+        d=d,
+        order=pointer(order),
+        ids=pointer(ids),
+        starts=pointer(starts),
+        u=u,
+        b=index.shape[1],
+        weight=pointer(weight),
+        source=pointer(source),
+        rows=pointer(made),
+        dots=pointer(dots),
+        threads=torch.get_num_threads(),
+    )
+    native.bag_gradients_f32(ctypes.byref(call))
     return RowGrad(ids[:u].clone(), made) if made is not None else None, dots
 
 
@@ -207,28 +219,24 @@ def _native(table: Tensor, index: Tensor, other: Tensor) -> ctypes.CDLL | None:
 
 def _run(kernel: Any, table: Tensor, index: Tensor, other: Tensor, out: Tensor) -> None:
     (k, d), (t, b) = table.shape, index.shape
-    result = kernel(
-        pointer(table),
-        _i(k),
-        _i(d),
-        pointer(index),
-        pointer(other),
-        _i(t),
-        _i(b),
-        pointer(out),
-        torch.get_num_threads(),
+    call = BagCall(
+        table=pointer(table),
+        k=k,
+        d=d,
+        index=pointer(index),
+        other=pointer(other),
+        t=t,
+        b=b,
+        out=pointer(out),
+        threads=torch.get_num_threads(),
     )
-    check(result, index, k)
+    check(kernel(ctypes.byref(call)), index, k)
 
 
 def triton_fits(*tensors: Tensor) -> bool:
     """Whether the Triton kernels take these."""
     kinds = (torch.float32, torch.bfloat16, torch.float16, torch.int64)
     return all(t.is_cuda and t.is_contiguous() and t.dtype in kinds for t in tensors) and not triton_refused()
-
-
-def _i(number: int) -> ctypes.c_int64:
-    return ctypes.c_int64(number)
 
 
 def _accumulated(dtype: torch.dtype) -> torch.dtype:

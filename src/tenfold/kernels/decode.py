@@ -1,7 +1,9 @@
 """The C++ side of decoding on a CPU (decode.cpp): products of a few rows with tiled weights, and whole passes of a stack.
 
     decode.refusal()                                     why it cannot be used here, or None
-    weight = decode.tiles(w);  y = decode.linear(decode.Linear(weight.data_ptr(), None, o, i, decode.BF16), x)
+    weight = decode.tiles(w)
+    tiled = decode.Linear(weight=weight.data_ptr(), groups=None, outputs=o, inputs=i, kind=decode.BF16)
+    y = decode.linear(tiled, x)
     decode.argmax(logits)
 
 Beside a product that waits for memory, a decoding step in torch spends as much again in small operations: some fifteen for
@@ -23,6 +25,7 @@ from jaxtyping import Float, Int, Int8, UInt8
 from torch import Tensor
 
 from tenfold.kernels.native import build
+from tenfold.kernels.structures import CStructure
 
 SOURCE = Path(__file__).parent / "csrc" / "decode.cpp"
 BF16, INT4, INT8 = 0, 1, 2
@@ -31,20 +34,20 @@ LANES, OUTPUTS, GROUP = 16, 64, 32
 _P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
-class Linear(ctypes.Structure):
+class Linear(CStructure):
     """A tiled weight as decode.cpp takes it. Whoever makes one keeps the tensors alive."""
 
     _fields_ = [("weight", _P), ("groups", _P), ("outputs", _N), ("inputs", _N), ("kind", _N)]
 
 
-class Layer(ctypes.Structure):
+class Layer(CStructure):
     _fields_ = [
         *(("norm1", _P), ("norm_side", _P), ("qkv", Linear), ("out", Linear)),
         *(("norm2", _P), ("first", Linear), ("down", Linear)),
     ]
 
 
-class Pass(ctypes.Structure):
+class Pass(CStructure):
     """See decode.cpp; inference/stack.py fills it."""
 
     _fields_ = [
@@ -57,9 +60,12 @@ class Pass(ctypes.Structure):
     ]
 
 
+STRUCTURES = (Linear, Layer, Pass)
+
+
 @cache
 def _library() -> tuple[ctypes.CDLL | None, str]:
-    native, reason = build(SOURCE)
+    native, reason = build(SOURCE, STRUCTURES)
     if native is not None and not native.decode_supported():
         return None, "this CPU, or its compiler, has neither AVX512_BF16 with VNNI nor AVX2 with FMA"
     return native, reason

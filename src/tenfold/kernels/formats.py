@@ -1,160 +1,85 @@
-"""Number formats of a linear map for decoding on a CPU, where reading the weight is the whole cost.
+"""Weight formats for decoding (fp32, bf16, int8, int4 quantisation): the one table of names, and what each means.
 
     layer = pack(weight, bias, "bf16")                  a module, x (..., in) -> (..., out)
-    refusal("int4", weight)                             why a format cannot be used here, or None
+    refusal("int8", Weight.of(tensor))                  why a weight cannot have a format here, or None
+    quickest()                                          what "auto" is on this CPU
 
-    fp32   as it is
-    bf16   half the bytes: in tiles for decode.cpp, or in oneDNN's own order for the CPU's bf16 units
-    int8   a quarter of fp32; with decode.cpp groups of 32 with a scale, and inputs rounded alike
-    int4   groups of 32 with a scale and an offset, as GGUF's Q4_1 stores them: taken over without quantising again; with
-           decode.cpp inputs are rounded to 8 bits, a scale for every 32
-
-M rows   i inputs   o outputs   g groups of 32 inputs
+A new format is one entry of FORMATS, and its kernel: a module of packed.py, in C++ where it is to be one call with the rest
+(`PackedWeight.native`). Command-line flags, the engine and the benchmarks take their choices from this table, so importing it
+loads no torch.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from tenfold.errors import UsageError, unknown_name
 
-from tenfold.errors import UsageError
-from tenfold.kernels import decode
-from tenfold.kernels.linear import bf16_refusal
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-Format = Literal["fp32", "bf16", "int8", "int4"]
-GROUP = 32
+    from tenfold.kernels.packed import PackedWeight
 
-
-class PlainLinear(nn.Module):
-    """fp32, or bf16 on another device. Inputs in another format are taken to the weight's."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("bias", bias, persistent=False)
-        self.bytes = weight.numel() * weight.element_size()
-
-    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+Format = str  # a name of FORMATS; where a choice is made "auto" too
+GPU_ROWS = 64  # memory-bound rows on a GPU, in every format
 
 
-class TiledLinear(nn.Module):
-    """bf16 in the tiles of decode.cpp. A row's result does not depend on the rows beside it, down to the last bit."""
+@dataclass(frozen=True)
+class Weight:
+    """What a refusal looks at: a linear map that is not packed yet. `stored` holds the formats of its parts in a GGUF file."""
 
-    def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None) -> None:
-        super().__init__()
-        self.outputs, self.inputs = weight.shape
-        self.weight = decode.tiles(weight.bfloat16())
-        self.bias = None if bias is None else bias.bfloat16()
-        self.bytes = weight.numel() * 2
+    inputs: int
+    device: str = "cpu"
+    bias: bool = False
+    stored: Mapping[str, str] = field(default_factory=dict)  # GGUF's names of the parts -> their formats
 
-    @property
-    def native(self) -> decode.Linear:
-        return decode.Linear(self.weight.data_ptr(), None, self.outputs, self.inputs, decode.BF16)
-
-    def wide(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        """The product in fp32, without the bias."""
-        return decode.linear(self.native, x)
-
-    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        y = self.wide(x).to(torch.bfloat16)
-        return y if self.bias is None else y + self.bias
+    @staticmethod
+    def of(weight: Tensor, bias: Tensor | None = None) -> Weight:
+        return Weight(weight.shape[1], weight.device.type, bias is not None)
 
 
-class ReorderedLinear(nn.Module):
-    """bf16 in oneDNN's own order of the weight, which serves every number of rows; the products are those of F.linear."""
+@dataclass(frozen=True)
+class WeightFormat:
+    """One row of the table.
 
-    def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None) -> None:
-        super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16().contiguous(), 16)
-        self.bias = None if bias is None else bias.bfloat16()
-        self.bytes = weight.numel() * 2
+    rows: memory-bound rows, those that a pass takes at little more than the price of one, by the bits of the SIMD registers of
+    decode.cpp. takes: the GGUF format whose blocks become this one without being quantised again; such a format is made from
+    blocks, every other one from a weight.
+    """
 
-    def forward(self, x: Float[Tensor, "*b i"], residual: Float[Tensor, "*b o"] | None = None) -> Float[Tensor, "*b o"]:
-        if residual is not None:  # summed inside the product
-            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-
-
-class Int8Linear(nn.Module):
-    """Weights in 8 bits, rounded to the nearest, with one scale for every 32 of an output (decode.cpp, which rounds inputs to
-    8 bits alike), or for all of an output (torch's kernel); inputs and outputs in bf16."""
-
-    def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None) -> None:
-        super().__init__()
-        wide = weight.float()
-        self.outputs, self.inputs = weight.shape
-        self.tiled = decode.refusal() is None and self.inputs % GROUP == 0
-        groups = wide.unflatten(1, (-1, GROUP if self.tiled else self.inputs))
-        scale = groups.abs().amax(-1).clamp_min(1e-6) / 127
-        scale = scale.half().float() if self.tiled else scale
-        codes = (groups / scale[..., None]).round().clamp(-127, 127).flatten(1).to(torch.int8)
-        if self.tiled:
-            self.weight, self.scale = decode.tiles8(codes, scale)
-        else:
-            self.weight, self.scale = codes, scale[:, 0].bfloat16()
-        self.bias = None if bias is None else bias.bfloat16()
-        self.bytes = weight.numel() + (scale.numel() * 2 if self.tiled else 0)
+    name: str
+    summary: str
+    activations: Literal["float32", "bfloat16"]  # of embeddings, norms and what flows between the maps
+    rows: Mapping[int, int]
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    refusal: Callable[[Weight], str | None] = lambda weight: None
+    pack: Callable[[Tensor, Tensor | None], PackedWeight] | None = None
+    takes: str = ""
+    pack_blocks: Callable[[Tensor], PackedWeight] | None = None
 
     @property
-    def native(self) -> decode.Linear:
-        pointers = self.weight.data_ptr(), self.scale.data_ptr()
-        return decode.Linear(*pointers, self.outputs, self.inputs, decode.INT8)
+    def dtype(self) -> torch.dtype:
+        import torch
 
-    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        if self.tiled:
-            y = decode.linear(self.native, x).to(torch.bfloat16)
-        else:
-            y = torch.ops.aten._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale)
-            y = y.unflatten(0, x.shape[:-1])
-        return y if self.bias is None else y + self.bias
+        return getattr(torch, self.activations)
 
 
-class Int4Linear(nn.Module):
-    """w = scale q + offset with q of 4 bits: `codes` (o, i) in 0..15, `scale` and `offset` (o, g). Inputs in bf16."""
+def _fp32(weight: Tensor, bias: Tensor | None) -> PackedWeight:
+    from tenfold.kernels.packed import PlainLinear
 
-    def __init__(self, codes: UInt8[Tensor, "o i"], scale: Float[Tensor, "o g"], offset: Float[Tensor, "o g"]) -> None:
-        super().__init__()
-        self.outputs, self.inputs = codes.shape
-        self.bias = None
-        self.tiled = decode.refusal() is None
-        if self.tiled:
-            self.packed, self.parameters_ = decode.tiles4(codes, scale, offset)
-        else:
-            self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32), 1)
-            # The kernel computes (q - 8) scale + zero.
-            self.parameters_ = torch.stack([scale, offset + 8 * scale], -1).transpose(0, 1).contiguous().bfloat16()
-        self.bytes = codes.numel() // 2 + scale.numel() * 4
-
-    @property
-    def native(self) -> decode.Linear:
-        pointers = self.packed.data_ptr(), self.parameters_.data_ptr()
-        return decode.Linear(*pointers, self.outputs, self.inputs, decode.INT4)
-
-    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        if self.tiled:
-            return decode.linear(self.native, x).to(x.dtype)
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(x.flatten(0, -2), self.packed, GROUP, self.parameters_)
-        return y.unflatten(0, x.shape[:-1])
+    return PlainLinear(weight.float(), None if bias is None else bias.float())
 
 
-def pack(weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None, form: Format) -> nn.Module:
-    """A linear map in a format. Raises UsageError with the reason where it cannot be. int4 is made by `Int4Linear`, from
-    weights that are stored so."""
-    reason = refusal(form, weight)
-    if reason:
-        raise UsageError(f"weights in {form}: {reason}.")
-    if form == "int8":
-        return Int8Linear(weight, bias)
-    if form == "fp32":
-        return PlainLinear(weight.float(), None if bias is None else bias.float())
+def _bf16(weight: Tensor, bias: Tensor | None) -> PackedWeight:
+    """In the tiles of decode.cpp, else in oneDNN's own order for the CPU's bf16 units, else plain."""
+    import torch
+
+    from tenfold.kernels import decode
+    from tenfold.kernels.packed import PlainLinear, ReorderedLinear, TiledLinear
+
     if weight.device.type == "cpu" and decode.refusal() is None and weight.shape[1] % 2 == 0:
         return TiledLinear(weight, bias)
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
@@ -162,28 +87,121 @@ def pack(weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"] | None, form: F
     return ReorderedLinear(weight, bias)
 
 
-def refusal(form: Format, weight: Float[Tensor, "o i"]) -> str | None:
-    """Why a weight cannot be in this format here, or None."""
-    if form == "int4":
-        return "4 bits are taken from a GGUF file in Q4_1, not made from other weights"
-    if form == "int8" and weight.device.type != "cpu":
-        return f"the 8-bit kernel runs on a CPU, the weights are on {weight.device}"
-    if form == "bf16" and weight.device.type == "cpu" and (decode.refusal() or weight.shape[1] % 2):
-        return bf16_refusal()
+def _bf16_refusal(weight: Weight) -> str | None:
+    from tenfold.kernels import decode, machine
+
+    if weight.device == "cpu" and (decode.refusal() or weight.inputs % 2):
+        return machine.bf16_refusal()
     return None
+
+
+def _int8(weight: Tensor, bias: Tensor | None) -> PackedWeight:
+    from tenfold.kernels.packed import Int8Linear
+
+    return Int8Linear(weight, bias)
+
+
+def _int4(blocks: Tensor) -> PackedWeight:
+    from tenfold.kernels.packed import Int4Linear, unpack_q4_1
+
+    return Int4Linear(*unpack_q4_1(blocks))
+
+
+def _int4_refusal(weight: Weight) -> str | None:
+    if not weight.stored:
+        return "4 bits are taken from a GGUF file in Q4_1, not made from other weights"
+    if set(weight.stored.values()) != {"Q4_1"} or weight.bias:
+        return (
+            f"{', '.join(weight.stored)} would have to be stored in Q4_1 without a bias, and are "
+            f"{', '.join(sorted(set(weight.stored.values())))}{' with a bias' if weight.bias else ''}"
+        )
+    return None
+
+
+# Memory-bound rows come from milliseconds of 1, 4, 8, 17 rows of SmolLM2-135M on one core.
+# AVX512_BF16 and VNNI: bf16 16, 16, 17, 28; int8 11, 11, 14, 31; int4 8, 9, 12, 26; fp32 61, 89, 103, 144
+# AVX2:                 bf16 16, 20, 35, 67; int8 10, 16, 30, 60; int4 9, 14, 26, 46
+FORMATS: dict[str, WeightFormat] = {}
+
+
+def add(entry: WeightFormat) -> None:
+    assert entry.name not in FORMATS, f"the weight format {entry.name!r} is there already"
+    assert (entry.pack is None) == bool(entry.takes) == (entry.pack_blocks is not None), entry.name
+    FORMATS[entry.name] = entry
+
+
+add(WeightFormat("fp32", "as it is", "float32", {512: 8, 256: 8}, pack=_fp32))
+add(WeightFormat("bf16", "half the bytes", "bfloat16", {512: 8, 256: 4}, refusal=_bf16_refusal, pack=_bf16))
+add(
+    WeightFormat(
+        "int8",
+        "a quarter of fp32; with decode.cpp groups of 32 with a scale, and inputs rounded alike",
+        "bfloat16",
+        {512: 8, 256: 2},
+        devices=("cpu",),
+        pack=_int8,
+    )
+)
+add(
+    WeightFormat(
+        "int4",
+        "groups of 32 with a scale and an offset, as GGUF's Q4_1 stores them; with decode.cpp inputs are rounded to 8 bits",
+        "bfloat16",
+        {512: 4, 256: 2},
+        devices=("cpu",),
+        refusal=_int4_refusal,
+        takes="Q4_1",
+        pack_blocks=_int4,
+    )
+)
+
+if TYPE_CHECKING:
+    FormatChoice = str
+else:
+    FormatChoice = Literal["auto", *FORMATS]  # the type of a flag: tyro lists its values
+
+
+def entry(form: Format) -> WeightFormat:
+    """The row of a format. Raises UsageError with the nearest name for an unknown one."""
+    if form not in FORMATS:
+        raise unknown_name("weight format", form, ["auto", *FORMATS])
+    return FORMATS[form]
+
+
+def on_device(device: str) -> list[Format]:
+    """The formats that a kind of device ("cpu", "cuda") has."""
+    return [name for name, row in FORMATS.items() if device in row.devices]
+
+
+def refusal(form: Format, weight: Weight) -> str | None:
+    """Why a weight cannot be in this format here, or None."""
+    row = entry(form)
+    if weight.device not in row.devices:
+        return f"its kernel runs on {' and '.join(row.devices)}, the weights are on {weight.device}"
+    return row.refusal(weight)
+
+
+def pack(weight: Tensor, bias: Tensor | None, form: Format) -> PackedWeight:
+    """A linear map in a format. Raises UsageError with the reason where it cannot be, and for a format that is made from
+    stored blocks (`pack_blocks`)."""
+    row, reason = entry(form), refusal(form, Weight.of(weight, bias))
+    if reason is None and row.pack is None:
+        reason = f"it is made from blocks in {row.takes} alone"
+    if reason:
+        raise UsageError(f"weights in {form}: {reason}.")
+    assert row.pack is not None
+    return row.pack(weight, bias)
 
 
 def quickest() -> Format:
     """The smallest lossless format in which this processor multiplies a few rows by a weight quickly."""
-    return "fp32" if decode.refusal() and bf16_refusal() else "bf16"
+    from tenfold.kernels import decode, machine
+
+    return "fp32" if decode.refusal() and machine.bf16_refusal() else "bf16"
 
 
-def unpack_q4_1(
-    blocks: UInt8[Tensor, "o bytes"],
-) -> tuple[UInt8[Tensor, "o i"], Float[Tensor, "o g"], Float[Tensor, "o g"]]:
-    """Codes, scales and offsets of rows of Q4_1 blocks: fp16 scale, fp16 offset, 16 bytes whose low halves are the codes 0 to
-    15 and whose high halves are 16 to 31."""
-    block = blocks.view(len(blocks), -1, 20)
-    numbers = block[:, :, :4].contiguous().view(torch.float16).float()
-    codes = torch.cat([block[:, :, 4:] & 15, block[:, :, 4:] >> 4], dim=-1)
-    return codes.flatten(1), numbers[:, :, 0], numbers[:, :, 1]
+def memory_bound_rows(form: Format, device: str = "cpu") -> int:
+    """Rows that a pass takes at little more than the price of one, so that draft tokens up to here cost next to nothing."""
+    from tenfold.kernels import decode
+
+    return GPU_ROWS if device != "cpu" else entry(form).rows[256 if decode.lanes() == 256 else 512]

@@ -58,13 +58,3 @@ class PackedLinear(nn.Module):
     def add_to(self, residual: Float[Tensor, "m o"], x: Float[Tensor, "m i"]) -> None:
         """Adds to `residual` in place."""
         residual.add_(self.bias).addmm_(x, self.weight)
-
-
-def bf16_refusal() -> str | None:
-    """Why bf16 products would be slower than fp32 ones on this CPU, or None where it has units for them."""
-    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        return None
-    return (
-        f"this CPU ({torch.backends.cpu.get_cpu_capability()}) has no bf16 units (AVX512_BF16 or AMX): bf16 weights are "
-        "widened once and multiplied in fp32"
-    )

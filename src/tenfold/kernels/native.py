@@ -1,8 +1,8 @@
 """Compiled kernels on the processor: bag.cpp and decode.cpp, built once with the compiler that is there and kept in the cache.
 
-    native = library()                     bag.cpp's functions, or None where they cannot be had
-    backends()                             every backend of the bag, and why one was refused
-    native, reason = build(source)         another source's functions, or why they cannot be had
+    native = library()                          bag.cpp's functions, or None where they cannot be had
+    backends()                                  every backend of the bag, and why one was refused
+    native, reason = build(source, structures)  another source's functions, or why they cannot be had
 
 Nothing needs it: without a compiler the same results come from torch, more slowly. TENFOLD_NATIVE=0 turns it off. The
 file in the cache (`TENFOLD_CACHE`, by default ~/.cache/tenfold) is named by the source, the compiler and the processor,
@@ -15,7 +15,6 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,9 @@ import torch
 from torch import Tensor
 
 from tenfold.errors import UsageError
+from tenfold.kernels.bag_calls import STRUCTURES
+from tenfold.kernels.machine import COMPILERS, cache_folder, find_compiler, processor_facts
+from tenfold.kernels.structures import check_sizes
 
 SOURCE = Path(__file__).parent / "csrc" / "bag.cpp"
 COUNTS = {  # functions that return a number, by source
@@ -43,7 +45,6 @@ FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", 
 WISHES = (("-march=native", "-fopenmp"), ("-march=native",), ())
 LARGE_PAGE = 2 << 20  # bytes
 MADV_HUGEPAGE = 14  # of Linux's mman.h
-COMPILERS = ("c++", "g++", "clang++")
 WAIT = 120  # seconds that a compiler may take
 
 
@@ -58,13 +59,13 @@ class Backend:
 
 def backends() -> list[Backend]:
     """Of the bag: pure torch, the C++ kernel, the Triton kernel."""
-    reason, triton = build(SOURCE)[1], triton_refused()
+    reason, triton = build(SOURCE, STRUCTURES)[1], triton_refused()
     return [Backend("torch", True), Backend("cpp", not reason, reason), Backend("triton", not triton, triton)]
 
 
 def library() -> ctypes.CDLL | None:
     """bag.cpp's functions; built at the first call."""
-    return build(SOURCE)[0]
+    return build(SOURCE, STRUCTURES)[0]
 
 
 @cache
@@ -107,29 +108,26 @@ def check(result: int, index: Tensor, rows: int) -> int:
     return result
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler that CXX names, or the first one there is."""
-    wanted = os.environ.get("CXX")
-    return next(filter(None, map(shutil.which, [wanted] if wanted else COMPILERS)), None)
-
-
 @cache
-def build(source: Path) -> tuple[ctypes.CDLL | None, str]:
-    """A source's functions, and an empty text; or None, and why. Built at the first call."""
+def build(source: Path, structures: tuple[type[ctypes.Structure], ...] = ()) -> tuple[ctypes.CDLL | None, str]:
+    """A source's functions, and an empty text; or None, and why. Built at the first call. `structures` are those that its
+    functions take: a library that gives one of them another size is refused."""
     if os.environ.get("TENFOLD_NATIVE") == "0":
         return None, "TENFOLD_NATIVE=0"
     compiler = find_compiler()
     if compiler is None:
         return None, f"no C++ compiler ({os.environ.get('CXX') or ', '.join(COMPILERS)} not found)"
     try:
-        return _load(compiler, source), ""
+        loaded = _load(compiler, source)
+        check_sizes(loaded, source.name, structures)
+        return loaded, ""
     except (OSError, UsageError, subprocess.SubprocessError) as error:
         return None, str(error)
 
 
 def _load(compiler: str, source: Path) -> ctypes.CDLL:
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=WAIT, check=True).stdout
-    root = Path(os.environ.get("TENFOLD_CACHE") or Path.home() / ".cache" / "tenfold") / "native"
+    root = cache_folder() / "native"
     texts = [source.read_bytes(), *(part.read_bytes() for part in sorted(source.parent.glob("*.h")))]
     mark = hashlib.sha256(b"\0".join([*texts, version, repr((FLAGS, WISHES)).encode(), _processor()]))
     built = root / f"{source.stem}-{mark.hexdigest()[:20]}.so"
@@ -161,11 +159,4 @@ def _compile(compiler: str, source: Path, target: Path) -> None:
 
 def _processor() -> bytes:
     """What -march=native depends on."""
-    info = Path("/proc/cpuinfo")
-    kinds = {}
-    if info.exists():
-        for line in info.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("model name", "flags", "Features", "CPU part"):
-                kinds[name.strip()] = value.strip()
-    return repr((platform.machine(), platform.processor(), sorted(kinds.items()))).encode()
+    return repr((platform.machine(), platform.processor(), sorted(processor_facts().items()))).encode()

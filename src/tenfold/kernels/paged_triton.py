@@ -37,9 +37,19 @@ def store(
     """Writes the new rows to their places in the pool."""
     batch, groups, rows, width = k.shape
     _store[(batch * rows, groups)](
-        k, v, keys, values, places, rows, keys.stride(0), values.stride(0), *k.stride(), *v.stride(),
-        D=width, WIDTH=triton.next_power_of_2(width),
-    )  # fmt: skip
+        k,
+        v,
+        keys,
+        values,
+        places,
+        rows,
+        keys.stride(0),
+        values.stride(0),
+        *k.stride(),
+        *v.stride(),
+        D=width,
+        WIDTH=triton.next_power_of_2(width),
+    )
 
 
 def attend(
@@ -64,10 +74,32 @@ def attend(
     seen = mask.to(torch.uint8)
     wide = triton.next_power_of_2(width)
     _attend[(batch * groups, blocks, splits)](
-        q, keys, values, tables, prefix, seen, prefix if lows is None else lows, parts, lse,
-        width**-0.5, groups, repeat, rows, mask.shape[1], size, tables.stride(0), keys.stride(0), values.stride(0),
-        *q.stride(), D=width, WIDTH=wide, QUERIES=queries, KEYS=KEYS, SPLITS=splits, WINDOWED=lows is not None,
-    )  # fmt: skip
+        q,
+        keys,
+        values,
+        tables,
+        prefix,
+        seen,
+        prefix if lows is None else lows,
+        parts,
+        lse,
+        width**-0.5,
+        groups,
+        repeat,
+        rows,
+        mask.shape[1],
+        size,
+        tables.stride(0),
+        keys.stride(0),
+        values.stride(0),
+        *q.stride(),
+        D=width,
+        WIDTH=wide,
+        QUERIES=queries,
+        KEYS=KEYS,
+        SPLITS=splits,
+        WINDOWED=lows is not None,
+    )
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     _merge[(batch * heads * rows,)](parts, lse, out, D=width, WIDTH=wide, SPLITS=splits)
     return out
@@ -75,9 +107,25 @@ def attend(
 
 @triton.jit
 def _store(
-    k, v, keys, values, places, rows, keys_group, values_group,
-    k_batch, k_group, k_row, k_column, v_batch, v_group, v_row, v_column, D: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+    k,
+    v,
+    keys,
+    values,
+    places,
+    rows,
+    keys_group,
+    values_group,
+    k_batch,
+    k_group,
+    k_row,
+    k_column,
+    v_batch,
+    v_group,
+    v_row,
+    v_column,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     item, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
     batch, row = item // rows, item % rows
     place = tl.load(places + item).to(tl.int64)
@@ -91,12 +139,35 @@ def _store(
 
 @triton.jit
 def _attend(
-    q, keys, values, tables, prefix, mask, lows, parts, lse,
-    scale, groups, repeat, rows, tail, size, tables_batch, keys_group, values_group,
-    q_batch, q_head, q_row, q_column,
-    D: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
+    q,
+    keys,
+    values,
+    tables,
+    prefix,
+    mask,
+    lows,
+    parts,
+    lse,
+    scale,
+    groups,
+    repeat,
+    rows,
+    tail,
+    size,
+    tables_batch,
+    keys_group,
+    values_group,
+    q_batch,
+    q_head,
+    q_row,
+    q_column,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    SPLITS: tl.constexpr,
     WINDOWED: tl.constexpr,
-):  # fmt: skip
+):
     batch, group = tl.program_id(0) // groups, (tl.program_id(0) % groups).to(tl.int64)
     split = tl.program_id(2)
     query = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)

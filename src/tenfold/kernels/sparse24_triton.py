@@ -27,9 +27,18 @@ def pack(
     meta = torch.empty(rows * cols // 8, dtype=torch.uint8, device=device)
     scale = torch.empty(rows, 1, device=device) if fp8 else None
     _pack[(rows,)](
-        y1, values, meta if fp8 else meta.view(torch.int16), scale if scale is not None else values,
-        y1.shape[0], y1.shape[1], y1.stride(0), rows, cols, FP8=fp8, GROUPS=GROUPS,
-    )  # fmt: skip
+        y1,
+        values,
+        meta if fp8 else meta.view(torch.int16),
+        scale if scale is not None else values,
+        y1.shape[0],
+        y1.shape[1],
+        y1.stride(0),
+        rows,
+        cols,
+        FP8=fp8,
+        GROUPS=GROUPS,
+    )
     return values, meta, scale
 
 

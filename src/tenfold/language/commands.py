@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from tenfold.errors import DataError, UsageError
+from tenfold.kernels.formats import FormatChoice
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,7 @@ class Generate:
     prompts: Path | None = None  # more of them, one JSON object per line: prompt, question, or turns
     model: str = "smollm2-135m-instruct"  # a name (the sample is fetched once), a GGUF file, or a folder
     drafter: str = "auto"  # auto | ngram | none | a drafter's file
-    weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"  # number format that decodes
+    weights: FormatChoice = "auto"  # weight format that decodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     raw: bool = False  # continue the text instead of answering in the chat template
     max_tokens: int = 256
@@ -97,7 +98,7 @@ class Chat:
 
     model: str = "smollm2-135m-instruct"  # a name (the sample is fetched once), a GGUF file, or a folder
     drafter: str = "auto"  # auto | ngram | none | a drafter's file
-    weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"  # number format that decodes
+    weights: FormatChoice = "auto"  # weight format that decodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     system: str | None = None  # a system turn, instead of the template's own
     max_tokens: int = 512  # of one answer

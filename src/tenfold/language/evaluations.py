@@ -14,13 +14,13 @@ from typing import Any
 import torch
 import tyro
 
-from tenfold.errors import UsageError, WeightsError
-from tenfold.export.weights import load
+from tenfold.errors import UsageError
 from tenfold.language.decoding.engine import LLM, locate
 from tenfold.language.distillation.rollouts import repeats_itself
-from tenfold.language.drafting.drafter import EagleDrafter, default_aux_layers
-from tenfold.language.drafting.speculation import SIXTEEN, Speculation
-from tenfold.language.drafting.weights import check_target
+from tenfold.language.drafting.drafter import default_aux_layers
+from tenfold.language.drafting.reference_trees import TREE_16
+from tenfold.language.drafting.speculation import Speculation
+from tenfold.language.drafting.weights import check_target, load_drafter
 from tenfold.language.models.prepare import open_target
 from tenfold.language.models.text import read_documents
 from tenfold.language.models.tokenizer import load_tokenizer, read_prompts
@@ -49,17 +49,15 @@ def speculative(options: SpeculativeTask) -> dict[str, Any]:
         raise UsageError(f"--val {options.val}: the folder holds no .jsonl files.")
     path = locate(options.target)
     target = open_target(path, "auto")
-    network = load(options.weights)
-    if not isinstance(network, EagleDrafter):
-        raise WeightsError(f"{options.weights} is a {type(network).__name__}, not a drafter.")
+    network = load_drafter(options.weights)
     check_target(network.config, target.source, options.weights)
     aux = network.config.aux_layers or default_aux_layers(target.model.config.depth)
     tokenizer = load_tokenizer(path)
-    llms = {"none": LLM(path, None), "drafter": LLM(path, options.weights, Speculation(tree=SIXTEEN))}
+    llms = {"none": LLM(path, None), "drafter": LLM(path, options.weights, Speculation(tree=TREE_16))}
     report: dict[str, Any] = {}
     for file in files:
         prompts = [tokenizer.chat([{"role": "user", "content": p}]) for p in read_prompts(file)[: options.limit]]
-        answers = write_greedily(target, prompts, tokenizer.stop_ids, aux)
+        answers = write_greedily(target, prompts, tokenizer.stop_ids, aux=aux)
         report |= {f"{file.stem}/{k}": v for k, v in figures(network, replay(network, target, answers)).items()}
         report |= {f"{file.stem}/{k}": v for k, v in through_engine(llms, prompts).items()}
     return report
@@ -69,7 +67,7 @@ def by_length(options: SpeculativeTask) -> dict[str, Any]:
     """Greedy TPC of the tree of 16 behind long and short contexts that end at the same places of a text."""
     path = locate(options.target)
     longest = max(options.lengths)
-    llm = LLM(path, options.weights, Speculation(tree=SIXTEEN), max_batch=1, cache_tokens=longest + 16 * TOKENS)
+    llm = LLM(path, options.weights, Speculation(tree=TREE_16), max_batch=1, cache_tokens=longest + 16 * TOKENS)
     tokens = [t for d in read_documents(options.val) for t in llm.tokenizer.encode(d.text)]
     allowed = min(llm.model.config.context - TOKENS, len(tokens))
     if not 2 <= min(options.lengths) <= longest <= allowed:

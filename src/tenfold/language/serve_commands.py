@@ -1,8 +1,7 @@
-"""`tenfold serve language`: an OpenAI-compatible server, alone, or split into processes for prompts and for answers."""
+"""`tenfold serve language`: an OpenAI-compatible server in one process, as replicas, or with disaggregated prefill."""
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tenfold.errors import UsageError
+from tenfold.kernels.formats import FormatChoice
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -26,7 +26,7 @@ class ServeLanguage:
         -H 'Content-Type: application/json'
 
     SIGTERM ends it: what runs is finished (for `drain` seconds at most), what comes is refused with 503.
-    Two processes with one secret (in TENFOLD_HANDOVER_TOKEN, or a file) share the work: one computes prompts, one answers.
+    Two processes with one secret (in TENFOLD_PREFILL_TOKEN, or a file) share the work: one computes prompts, one answers.
 
     $ tenfold serve language --role prefill --port 8001
     $ tenfold serve language --role decode --port 8000 --prefill-url http://127.0.0.1:8001
@@ -34,20 +34,20 @@ class ServeLanguage:
 
     model: str = "smollm2-135m-instruct"  # a name (the sample is fetched once), a GGUF file, or a folder
     drafter: str = "auto"  # auto | ngram | none | a drafter's file
-    weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"  # number format that decodes
+    weights: FormatChoice = "auto"  # weight format that decodes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU where there is one
     host: str = "127.0.0.1"
     port: int = 8000  # 0 takes a free one
     batch: int = 8  # requests decoded together
     dispatch: Path | None = None  # table of `tenfold language tree`: which tree for which batch
     waiting: int = 64  # requests that may wait; more are refused with 429
-    cache_tokens: int = 16384  # room for keys and values of all requests together
+    cache_tokens: int = 16384  # positions of the KV cache, for all requests together
     drain: float = 8.0  # seconds
-    role: Literal["both", "prefill", "decode"] = "both"  # what this process does of a request
+    role: Literal["both", "prefill", "decode"] = "both"  # disaggregated prefill: what this process does of a request
     prefill_url: str | None = None  # for --role decode: where prompts are computed
     prefill_timeout: float = 30.0  # seconds for a prompt over there; then it is computed here
     replicas: int = 1  # processes with the whole model, behind one address; more than one needs the extra [cluster]
-    token_file: Path | None = None  # the secret of the two processes, instead of TENFOLD_HANDOVER_TOKEN
+    token_file: Path | None = None  # the secret of the two processes, instead of TENFOLD_PREFILL_TOKEN
 
 
 def serve_language(options: ServeLanguage) -> int:
@@ -122,10 +122,10 @@ def limits_of(options: ServeLanguage, replicas: int = 1) -> Limits:
 
 def token_of(options: ServeLanguage) -> str:
     """The secret of the two processes. Raises UsageError where there is none."""
-    from tenfold.language.serving.prefill_transfer import TOKEN_VARIABLE, check_token
+    from tenfold.language.serving.prefill_transfer import check_token, token_from_environment
 
     if options.token_file is None:
-        return check_token(os.environ.get(TOKEN_VARIABLE, ""))
+        return check_token(token_from_environment())
     try:
         return check_token(options.token_file.read_text(encoding="utf-8").strip())
     except (OSError, UnicodeDecodeError) as error:

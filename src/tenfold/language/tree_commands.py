@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from tenfold.errors import UsageError, WeightsError
+from tenfold.errors import UsageError
 
 SAMPLED = 8  # prompts on which the rules are compared
 
@@ -36,34 +36,30 @@ class SearchTree:
 def tree(options: SearchTree) -> None:
     import torch
 
-    from tenfold.export.weights import load
     from tenfold.language.decoding.engine import LLM, locate
-    from tenfold.language.drafting.drafter import EagleDrafter
+    from tenfold.language.drafting.dispatch import Dispatcher
     from tenfold.language.drafting.ngram import HybridDrafter, NgramDrafter
-    from tenfold.language.drafting.tree_drafter import TreeDrafter
-    from tenfold.language.drafting.weights import check_target
+    from tenfold.language.drafting.weights import check_target, load_drafter
     from tenfold.language.models.prepare import open_target
     from tenfold.language.models.tokenizer import read_prompts
     from tenfold.language.tuning.measure import replay, write_greedily
     from tenfold.language.tuning.tree_costs import measure_costs
-    from tenfold.language.tuning.tree_search import Dispatcher, halves, machine, rules_at_temperature, search
+    from tenfold.language.tuning.tree_search import halves, machine, rules_at_temperature, search
 
     if options.limit < 8:
         raise UsageError(f"--limit {options.limit}: at least 8 prompts are needed, half to choose and half to check.")
     if not options.batches or min(options.batches) < 1:
         raise UsageError(f"--batches {options.batches}: allowed are whole numbers >= 1.")
-    network, target = load(options.drafter), open_target(locate(options.target))
-    if not isinstance(network, EagleDrafter):
-        raise WeightsError(f"{options.drafter} is a {type(network).__name__}, not a drafter.")
+    network, target = load_drafter(options.drafter), open_target(locate(options.target))
     check_target(network.config, target.source, options.drafter)
     llm = LLM(options.target, options.drafter, max_batch=max(options.batches))
     own = llm.drafter
-    assert isinstance(own, TreeDrafter)
+    assert own is not None
     llm.drafter = llm.engine.runner.drafter = HybridDrafter(own, NgramDrafter())
     texts = read_prompts(options.prompts)[-options.limit :]
     prompts = [llm.tokenizer.chat([{"role": "user", "content": text}]) for text in texts]
     print(f"writing {len(prompts)} answers ...", file=sys.stderr)
-    answers = write_greedily(target, prompts, llm.tokenizer.stop_ids, own.aux_layers)
+    answers = write_greedily(target, prompts, llm.tokenizer.stop_ids, aux=own.aux_layers)
     choosing, checking = halves(replay(network, target, answers))
     print("measuring costs ...", file=sys.stderr)
     with torch.inference_mode():
@@ -73,18 +69,20 @@ def tree(options: SearchTree) -> None:
     sampled = rules_at_temperature(llm, entries, prompts[:SAMPLED])
     hot = [replace(e, temperature=">0", rule=rule, tpc=tpc[rule]) for e, (rule, tpc) in zip(entries, sampled)]
     Dispatcher(network.config.target, options.drafter.name, machine(), (*entries, *hot)).save(options.out)
-    rows = [
-        {
-            "batch": e.batch,
-            "nodes": len(e.paths) + e.looked_up,
-            "looked up": e.looked_up,
-            "tpc": round(e.tpc, 3),
-            "tpc on the other half": round(checking.tpc(e.shape), 3),
-            "ms": round(e.ms, 2),
-            "tokens per second": round(1e3 * e.tpc * e.batch / e.ms, 1),
-        }
-        for e in entries
-    ]
+    rows = []
+    for e in entries:
+        tpc, ms = e.tpc or 1.0, e.ms or 1.0  # the search has both
+        rows.append(
+            {
+                "batch": e.batch,
+                "nodes": len(e.paths) + e.looked_up,
+                "looked up": e.looked_up,
+                "tpc": round(tpc, 3),
+                "tpc on the other half": round(checking.tpc(e.shape), 3),
+                "ms": round(ms, 2),
+                "tokens per second": round(1e3 * tpc * e.batch / ms, 1),
+            }
+        )
     rows += [
         {"batch": e.batch, "temperature": 1.0, "rule": e.rule, **{f"tpc rule {r}": round(v, 3) for r, v in tpc.items()}}
         for e, (_, tpc) in zip(hot, sampled)

@@ -41,6 +41,8 @@ class BlockConfig:
 class Block(nn.Module):
     """x (B, N, D) -> (B, N, D), or a list of such groups -> the list of results."""
 
+    is_layer = True  # activation checkpointing and FSDP take it as one unit (engine/task.py: Task.layers)
+
     def __init__(self, config: BlockConfig, ffn: nn.Module) -> None:
         super().__init__()
         self.config = config

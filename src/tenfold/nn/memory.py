@@ -44,6 +44,7 @@ class Exchange(Protocol):
     """How a table that is split over `ranks` ranks is read, and where its parts stand (engine/memory_parallel.py)."""
 
     ranks: int
+    replicas: Any  # the process group of the ranks that hold the same columns
 
     def read(self, values: Tensor, index: Tensor, weight: Tensor, frozen: Tensor | None) -> Tensor: ...
     def placed(self, tensor: Tensor) -> Tensor: ...
@@ -52,7 +53,7 @@ class Exchange(Protocol):
 class RowTable(nn.Module):
     """What the two kinds of table share: slots, and rows that may be frozen or written.
 
-    `row_gradients` names the parameters whose gradient is sparse; engine/optim.py gives them RowAdamW. Inside
+    `row_gradients` names the parameters whose gradient is sparse (engine/row_gradients.py); they get RowAdamW. Inside
     `columns_of(part, parts)` only that part of every row is made, of the very numbers that a whole table would have.
     """
 
@@ -92,13 +93,14 @@ class RowTable(nn.Module):
         """Over how many ranks the table is split; 1 for a whole one."""
         return self.exchange.ranks if self.exchange is not None else 1
 
+    @property
+    def replicas(self) -> Any:
+        """The process group of the ranks that hold the same columns; None is every rank."""
+        return self.exchange.replicas if self.exchange is not None else None
+
     def placed(self, tensor: Tensor) -> Tensor:
         """A tensor like one of the table's, or like its optimizer state, as a checkpoint takes it."""
         return tensor if self.exchange is None else self.exchange.placed(tensor)
-
-    def unfreeze(self) -> None:
-        """All rows learn again."""
-        self.frozen = None
 
     def extra_repr(self) -> str:
         return f"side={self.side}, width={self.width}, slots={self.slots:,}"
@@ -124,12 +126,6 @@ def _fill(values: Tensor, width: int, part: int) -> None:
 
 def _divisors(width: int) -> str:
     return ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
-
-
-def row_tables(model: nn.Module) -> dict[nn.Parameter, RowTable]:
-    """Every parameter of `model` whose gradient is rows, and the table that it belongs to."""
-    tables = [module for module in model.modules() if isinstance(module, RowTable)]
-    return {getattr(table, name): table for table in tables for name in table.row_gradients}
 
 
 class MemoryTable(RowTable):

@@ -34,6 +34,7 @@ from torch.autograd.function import once_differentiable
 from tenfold.errors import FieldError
 from tenfold.kernels.native import Backend, triton_refused
 from tenfold.kernels.native import backends as bag_backends
+from tenfold.steps import ALLOWED_LENGTHS, is_length, steps_of
 
 E4M3_MAX = 448.0  # the largest number of float8_e4m3fn
 DENSE_MULTIPLE = 16  # the dense features come in this many, as matrix units want them
@@ -53,21 +54,16 @@ class Sparsity24:
 
     def __post_init__(self) -> None:
         for name in ("warmup_steps", "cooldown_steps"):
-            value = getattr(self, name)
-            if not (value >= 0 and (isinstance(value, int) or value <= 1)):
-                raise FieldError(f"sparsity.{name}", value, "steps (int >= 0) or a share of the run (0.0 to 1.0)")
+            if not is_length(getattr(self, name)):
+                raise FieldError(f"sparsity.{name}", getattr(self, name), ALLOWED_LENGTHS)
         for name in ("dense_fraction", "max_dropped"):
             if not 0 <= getattr(self, name) <= 1:
                 raise FieldError(f"sparsity.{name}", getattr(self, name), "a share from 0 to 1")
 
     def sparse_at(self, step: int, total: int) -> bool:
         """Whether step `step` (0-based) of a run of `total` steps is a sparse one."""
-        first, last = _steps(self.warmup_steps, total), total - _steps(self.cooldown_steps, total)
+        first, last = steps_of(self.warmup_steps, total), total - steps_of(self.cooldown_steps, total)
         return first <= step < last
-
-
-def _steps(value: int | float, total: int) -> int:
-    return value if isinstance(value, int) else round(value * total)
 
 
 def select24(y: Float[Tensor, "*s"], dim: int = -1) -> Bool[Tensor, "*s"]:

@@ -1,7 +1,7 @@
-"""What a server counts, in Prometheus' format at `/metrics`.
+"""Prometheus metrics of a server at `/metrics`: requests, refusals, seconds, and what a wing adds.
 
-metrics = Metrics()
-metrics.counter("spec_decode_num_drafts", "drafts that were verified").inc()
+    metrics = Metrics()
+    metrics.counter("spec_decode_num_drafts", "drafts that were verified").inc()
 
 Names carry the prefix `tenfold_`. Every application has a registry of its own, so two in one process do not mix.
 """

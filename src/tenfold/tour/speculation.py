@@ -1,4 +1,4 @@
-"""The tour's speculative decoding panel: the same greedy answers with and without a drafter, time saved, a tree."""
+"""The tour's speculative decoding panel: greedy answers with and without draft tokens, the time saved, a draft tree."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def speculation_panel() -> Report:
     plain, drafted = answers["target only"], answers["trained drafter"]
     report = Report("speculation")
     report.text(
-        f"SmolLM2-135M-Instruct in {target.form}, the number format that is the default on this machine, answers three "
-        "prompts greedily; seconds are those of one core. Draft tokens are checked by the target in one pass over a tree, "
-        "and only those that it would have written itself are accepted. With the trained drafter: "
+        f"SmolLM2-135M-Instruct in {target.form}, the number format that is the default on this machine, answers three prompts "
+        f"greedily; seconds are those of one core. Draft tokens are checked by the target in one pass over a tree, and only "
+        f"those that it would have written itself are accepted. With the trained drafter: "
         f"{chosen['trained drafter'][1]}. The baselines are the target only, which saves nothing, and prompt lookup, which "
-        "needs no training."
+        f"needs no training."
     )
     report.table("three answers together", [summary(side, found, plain) for side, found in answers.items()])
     rows = []

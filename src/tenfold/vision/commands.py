@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from tenfold.errors import DataError, MissingExtra, UsageError
+from tenfold.vision.curation.config import CurateConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from tenfold.vision.curation.embeddings import Describe
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _write(out: Path, files: list[Path], rows: list[Tensor]) -> None:
 
 
 @dataclass(frozen=True)
-class Curate:
+class Curate(CurateConfig):
     """Chooses a training set from a pool: no duplicates, no images of your test sets, rare things beside common ones.
 
     $ tenfold vision curate pixels --pool photos/ --target 10000 --out curated --calibrate
@@ -148,71 +147,21 @@ class Curate:
       retrieve         the images nearest to the queries (--query, or else the references)
       sample           the rest of --target, evenly over the clusters
 
-    The threshold depends on the descriptor. --calibrate plants copies of your own images, prints how many each threshold
+    The threshold depends on the encoder. --calibrate plants copies of your own images, prints how many each threshold
     finds and what else it joins, and keeps its choice in OUT/calibration.json; --threshold sets it by hand. Without either
     the command stops (exit code 2).
 
     Results: OUT/manifest.parquet (id, name, sha256, clusters, why, times), OUT/report.json, OUT/contact.png.
     """
 
-    weights: tyro.conf.Positional[
-        str
-    ]  # weights or run folder for clusters and retrieval (dinov3-mini ships), or `pixels`, which needs none
-    pool: Path  # images to choose from
-    target: int  # rows of the manifest
-    out: Path  # folder of results and of all stages
-    reference: tuple[Path, ...] = ()  # sets that must not leak into the result (tests, benchmarks)
-    query: tuple[Path, ...] = ()  # sets that the result should have more of; the references when none is named
-    copies: str = "pixels"  # descriptor for duplicates: `pixels`, or weights (SSCD is what the papers used)
-    calibrate: bool = False  # measure on planted copies which similarity is a duplicate
-    threshold: float | None = None  # cosine above which two images are duplicates (0.6 for SSCD)
-    reference_threshold: float | None = None  # the same against references (0.45 for SSCD); default --threshold
-    size: int = 224  # side in pixels at which weights look at an image
-    neighbors: Literal["exact", "ivf"] = "exact"  # ivf: FAISS proposes, for pools that exact search cannot pay
-    k: int = 64  # neighbours kept per image
-    levels: tuple[int, ...] = ()  # clusters per level, falling; default 20 images each, then ten to one
-    strategy: Literal["random", "closest"] = "random"  # which members of a cluster are sampled
-    multiplier: int = 1  # how often an image may be sampled
-    retrieve: Literal["nearest", "clusters", "none"] = "nearest"  # neighbours of queries, or clusters with many of them
-    retrieve_k: int = 4  # neighbours per query image
-    retrieve_share: float = 0.5  # largest share of the target that retrieval may take
-    executor: Literal["local", "ray"] = "local"  # ray: the cluster at RAY_ADDRESS, or one on this machine
-    workers: int = 1  # processes, one thread each
-    shard_rows: int = 4096  # images per shard
-    seed: int = 0  # of every random choice
     json: bool = False  # print the report as JSON
 
 
 def curate(options: Curate) -> None:
     from tenfold.vision.curation.contact_sheet import write_sheet
-    from tenfold.vision.curation.curate import CurateConfig
     from tenfold.vision.curation.curate import curate as run_curation
 
-    config = CurateConfig(
-        pool=options.pool,
-        out=options.out,
-        target=options.target,
-        references=options.reference,
-        queries=options.query,
-        features=_describe(options.weights, options.size),
-        copies=_describe(options.copies, options.size),
-        threshold=options.threshold,
-        reference_threshold=options.reference_threshold,
-        calibrate=options.calibrate,
-        k=options.k,
-        neighbors=options.neighbors,
-        levels=options.levels,
-        strategy=options.strategy,
-        multiplier=options.multiplier,
-        retrieve=options.retrieve,
-        retrieve_k=options.retrieve_k,
-        retrieve_share=options.retrieve_share,
-        shard_rows=options.shard_rows,
-        seed=options.seed,
-        executor=options.executor,
-        workers=options.workers,
-    )
-    report = run_curation(config, say=lambda line: print(line, file=sys.stderr))
+    report = run_curation(options, say=lambda line: print(line, file=sys.stderr))
     write_sheet(options.pool, options.out, options.out / "contact.png")
     if options.json:
         print(json.dumps({"out": str(options.out), **report}))
@@ -220,19 +169,3 @@ def curate(options: Curate) -> None:
     for stage, values in report.items():
         print(f"{stage:<16}" + ", ".join(f"{name} {value}" for name, value in values.items()))
     print(f"{'written':<16}{options.out / 'manifest.parquet'}, report.json, contact.png")
-
-
-def _describe(by: str, size: int) -> Describe:
-    """`pixels`, or weights with the digest of their files; weights that cannot be used are refused here, before any work."""
-    from tenfold.export.reading import weights_path
-    from tenfold.shards.journal import digest
-    from tenfold.vision.backbones.backbone import model_of
-    from tenfold.vision.curation.embeddings import PIXELS, Describe
-
-    if by == PIXELS:
-        return Describe()
-    model_of(Path(by))
-    path = weights_path(by).absolute()
-    if path.is_dir() and (path / "final.safetensors").exists():
-        path = path / "final.safetensors"  # the rest of a run folder goes on changing
-    return Describe(str(path), size, digest(path))

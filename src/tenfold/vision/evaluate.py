@@ -14,9 +14,8 @@ import tyro
 from torch import Tensor
 
 from tenfold.data.sources import InMemory
-from tenfold.vision.backbones.backbone import Backbone, build_backbone, model_of
+from tenfold.vision.backbones.backbone import Backbone, VisionOutput, model_of
 from tenfold.vision.backbones.images import normalize
-from tenfold.vision.backbones.vit import VisionOutput
 from tenfold.vision.pretraining.photographs import open_photographs
 from tenfold.vision.probes.probe import attentive_probe, knn_accuracy, linear_probe, pixel_features, retrieval_map
 
@@ -105,7 +104,7 @@ def _open(options: LabelledImages) -> tuple[dict[str, Backbone], tuple[InMemory,
     assert photographs.bank is not None
     assert photographs.val is not None
     torch.manual_seed(0)
-    untrained = build_backbone(model.config).for_inference()
+    untrained = model.config.build().for_inference()
     networks = {"these weights": model, "untrained": untrained}
     return networks, (photographs.bank, photographs.val), list(photographs.labels())
 

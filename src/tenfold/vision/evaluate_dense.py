@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tenfold.data.progress import track
 from tenfold.images.frames import Frames, matching, open_frames
-from tenfold.vision.backbones.backbone import Backbone, build_backbone, model_of
+from tenfold.vision.backbones.backbone import Backbone, model_of
 from tenfold.vision.probes.correspond import dense_features, object_mask, raw_patches
 from tenfold.vision.probes.dense import EPOCHS, depth_probe, segmentation_probe
 from tenfold.vision.probes.dense_baselines import depth_floors, segmentation_floors
@@ -194,7 +194,7 @@ def initial(config: Any) -> Backbone:
     """The network with its initial weights, always the same ones: the floor of every score."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_backbone(config)
+        return config.build()
 
 
 def features(model: Backbone, frames: Frames, stride: int | None, name: str) -> list[Tensor]:

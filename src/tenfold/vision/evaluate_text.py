@@ -13,7 +13,7 @@ from torch import Tensor
 from tenfold.data.sources import InMemory, open_source
 from tenfold.errors import DataError, UsageError
 from tenfold.export.weights import load
-from tenfold.vision.backbones.vit import VisionOutput
+from tenfold.vision.backbones.backbone import VisionOutput
 from tenfold.vision.evaluate import embed
 from tenfold.vision.pretraining.photographs import Subset
 from tenfold.vision.probes.probe import linear_probe

@@ -237,7 +237,8 @@ def zeroshot(options: Zeroshot) -> int:
 
     from tenfold.data.progress import track as counted
     from tenfold.images.drawing import overlay, side_by_side, write_png
-    from tenfold.vision.backbones.images import find_images, open_image, resize
+    from tenfold.images.resize import resize
+    from tenfold.vision.backbones.images import find_images, open_image
     from tenfold.vision.evaluate_text import aligned_of
     from tenfold.vision.text.captions import templates
     from tenfold.vision.text.zeroshot import class_vectors, image_vectors, segment_by_text

@@ -79,7 +79,7 @@ Size = Literal["s", "b", "l", "g"]
 DROP_PATH = {"s": 0.1, "b": 0.1, "l": 0.3, "g": 0.4}
 
 
-def dinov2_vits(size: Size = "s") -> PretrainRecipe:
+def dinov2(size: Size = "s") -> PretrainRecipe:
     """DINOv2's objective, patch 14: DINO, iBOT with its own head, KoLeo on two global and eight local crops.
 
     Numbers of the released ViT-L/14 configuration. Its learning rate is 2e-4 * sqrt(batch / 1024): change `optim.lr`
@@ -111,7 +111,7 @@ def dinov2_vits(size: Size = "s") -> PretrainRecipe:
     )
 
 
-def dinov3_vits(size: Literal["t", "s", "s+", "b", "l", "l+", "h+", "7b"] = "s") -> PretrainRecipe:
+def dinov3(size: Literal["t", "s", "s+", "b", "l", "l+", "h+", "7b"] = "s") -> PretrainRecipe:
     """DINOv3 stage 1 with the numbers of the released ImageNet configuration (ViT-L/16: k-NN 82.0 to 82.2 there).
 
     Its learning rate is 4 * 1e-3 * sqrt(batch / 1024): change `optim.lr` together with `batch`. Registers and rescaled
@@ -146,8 +146,8 @@ def dinov3_vits(size: Literal["t", "s", "s+", "b", "l", "l+", "h+", "7b"] = "s")
 
 
 def dinov3_gram(size: Literal["t", "s", "s+", "b", "l", "l+", "h+", "7b"] = "s") -> PretrainRecipe:
-    """DINOv3 stage 2, Gram anchoring: goes on from `--start RUN`, a run of `dinov3-vits` with the same `--size`."""
-    stage1 = dinov3_vits(size)
+    """DINOv3 stage 2, Gram anchoring: goes on from `--start RUN`, a run of `dinov3` with the same `--size`."""
+    stage1 = dinov3(size)
     return dataclasses.replace(
         stage1,
         trainer=dataclasses.replace(stage1.trainer, steps=20_000),
@@ -158,7 +158,7 @@ def dinov3_gram(size: Literal["t", "s", "s+", "b", "l", "l+", "h+", "7b"] = "s")
             layer_decay=0.98,
         ),
         gram=GramConfig(weight=Schedule("cosine", peak=0.0, final=2.0, decay=1000)),
-        start=Path("runs/dinov3-vits"),
+        start=Path("runs/dinov3"),
         objective=dataclasses.replace(
             stage1.objective,
             momentum=constant(0.999),

@@ -1,14 +1,14 @@
-"""Steps that stay on the device, with the host one step behind, write the texts of steps that do not."""
+"""Asynchronous scheduling, with the host one step behind the device, writes the texts of steps that are waited for."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from language.test_engine import alone, prompts
+import torch
 
 from language.drafting_models import tiny_drafter, tiny_target
-from language.engine_models import TREE, finish
+from language.engine_models import TREE, alone, finish, prompts
 from tenfold.language.decoding.engine import LLMEngine
 from tenfold.language.drafting.protocol import Rule
 from tenfold.language.drafting.speculation import Speculation
@@ -19,11 +19,13 @@ from tenfold.language.sampling.sampling import SamplingParams
 VARIANTS = [{}, {"layers": 2}, {"method": "eagle1"}, {"sliding_window": 6}, {"draft_vocabulary": 20}]
 
 
-def engine_of(target: Any, ahead: bool, drafter: dict | None, tree: Tree = TREE, rule: Rule = "A", **options: Any):
+def engine_of(
+    target: Any, asynchronous: bool, drafter: dict | None, tree: Tree = TREE, rule: Rule = "top_k", **options: Any
+):
     made = None if drafter is None else TreeDrafter(tiny_drafter(target, **drafter), target)
-    return LLMEngine(
-        target, None, made, Speculation(tree, rule), page_size=4, ahead=ahead, **{"max_batch": 3, "chunk": 5, **options}
-    )
+    some = {"max_batch": 3, "chunk": 5, **options}
+    plan = Speculation(tree, rule)
+    return LLMEngine(target, None, made, speculation=plan, page_size=4, async_scheduling=asynchronous, **some)
 
 
 def sampled(i: int) -> SamplingParams:
@@ -42,13 +44,16 @@ def test_greedy_text_is_that_of_plain_decoding(drafter: dict | None) -> None:
         assert found[name] == alone(target, prompt, params.max_tokens), name
 
 
-@pytest.mark.parametrize("rule", ["A", "B", "C"])
+@pytest.mark.parametrize("rule", ["top_k", "independent", "without_replacement"])
 @pytest.mark.parametrize("tokens", [2000, 100])
 def test_sampled_text_is_that_of_steps_that_the_host_waits_for(rule: Rule, tokens: int) -> None:
-    """100 tokens of room: pages run out, requests are sent back while their steps are in the air."""
+    """100 tokens of room: pages run out, requests are preempted while their steps are in flight."""
     target = tiny_target(context=100)
     requests = {str(i): (p, sampled(i)) for i, p in enumerate(prompts(7, 96))}
-    found = [finish(engine_of(target, ahead, {}, TREE, rule, cache_tokens=tokens), requests) for ahead in (False, True)]
+    found = [
+        finish(engine_of(target, asynchronous, {}, TREE, rule, cache_tokens=tokens), requests)
+        for asynchronous in (False, True)
+    ]
     assert found[0] == found[1]
 
 
@@ -56,8 +61,8 @@ def test_requests_that_come_end_and_need_the_host_change_no_text() -> None:
     """Grammars, penalties and log-probabilities go the other way, and back again; some answers are broken off."""
     target = tiny_target(context=100)
     found: list[dict[str, list[int]]] = []
-    for ahead in (False, True):
-        engine, texts = engine_of(target, ahead, {}, max_batch=4), {}
+    for asynchronous in (False, True):
+        engine, texts = engine_of(target, asynchronous, {}, max_batch=4), {}
         texts = {str(i): [] for i in range(8)}
         steps = 0
         while steps < 3 or engine.busy:
@@ -80,42 +85,42 @@ def test_requests_that_come_end_and_need_the_host_change_no_text() -> None:
     assert found[0]["4"][:shared] == found[1]["4"][:shared]
 
 
-def test_two_steps_are_in_the_air_before_the_first_is_read() -> None:
+def test_two_steps_are_in_flight_before_the_first_is_read() -> None:
     target = tiny_target(context=100)
     engine = engine_of(target, True, {}, max_batch=1)
     engine.add_request("a", [5, 6, 7], SamplingParams(max_tokens=40))
-    assert engine.ahead is not None
-    started, run = [], engine.ahead.resident.run
-    engine.ahead.resident.run = lambda plan: (started.append(plan), run(plan))[1]  # type: ignore[method-assign]
+    assert engine.async_steps is not None
+    started, run = [], engine.async_steps.resident.run
+    engine.async_steps.resident.run = lambda plan: (started.append(plan), run(plan))[1]  # type: ignore[method-assign]
     seen = []
     while engine.busy:
         deltas = engine.step()
         seen.append((len(started), sum(len(d.token_ids) for d in deltas)))
-    assert [s for s, n in seen if n][:3] == [2, 3, 4]  # one more than has landed
+    assert [s for s, n in seen if n][:3] == [2, 3, 4]  # one more than was read
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("graphs", [False, True])
-def test_on_a_gpu_the_texts_are_those_of_the_processor(graphs: bool) -> None:
+def test_on_a_gpu_the_texts_are_those_of_the_cpu(graphs: bool) -> None:
     target = tiny_target(context=100)
     requests = {str(i): (p, sampled(i)) for i, p in enumerate(prompts(7, 96))}
-    expected = finish(engine_of(target, False, {}, TREE, "C"), requests)
-    engine = engine_of(tiny_target(context=100).cuda(), True, {}, TREE, "C")
-    assert engine.ahead is not None
+    expected = finish(engine_of(target, False, {}, TREE, "without_replacement"), requests)
+    engine = engine_of(tiny_target(context=100).cuda(), True, {}, TREE, "without_replacement")
+    assert engine.async_steps is not None
     if not graphs:
-        engine.ahead.resident.graphs = None
+        engine.async_steps.resident.graphs = None
     assert finish(engine, requests) == expected
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_step_is_started_without_waiting() -> None:
     """Once its graph is there; the one thing that is waited for is the copy of a step before."""
-    engine = engine_of(tiny_target(context=100).cuda(), True, {}, TREE, "C", max_batch=2)
+    engine = engine_of(tiny_target(context=100).cuda(), True, {}, TREE, "without_replacement", max_batch=2)
     for i, prompt in enumerate(prompts(2, 96)):
         engine.add_request(str(i), prompt, SamplingParams(max_tokens=60, temperature=0.8, seed=i))
-    while engine.ahead is not None and len(engine.ahead._free) < 1:
+    while engine.async_steps is not None and engine.async_steps.buffers < 1:
         engine.step()
-    start, started = engine.ahead._start, []  # type: ignore[union-attr]
+    start, started = engine.async_steps.start, []  # type: ignore[union-attr]
 
     def watched(requests: Any, plan: Any) -> None:
         torch.cuda.set_sync_debug_mode("error")
@@ -125,7 +130,14 @@ def test_on_a_gpu_a_step_is_started_without_waiting() -> None:
             torch.cuda.set_sync_debug_mode("default")
         started.append(plan)
 
-    engine.ahead._start = watched  # type: ignore[union-attr, method-assign]
+    engine.async_steps.start = watched  # type: ignore[union-attr, method-assign]
     for _ in range(4):
         engine.step()
     assert started
+
+
+def test_the_old_name_of_the_option_is_taken_with_a_warning() -> None:
+    target = tiny_target(context=100)
+    with pytest.warns(DeprecationWarning, match="async_scheduling="):
+        assert LLMEngine(target, ahead=True).async_steps is not None
+    assert LLMEngine(target).async_steps is None

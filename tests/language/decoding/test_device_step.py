@@ -35,7 +35,9 @@ DEVICE = "gpu"
 
 def test_a_step_waits_for_no_device_and_joins_none() -> None:
     """In a process of its own, which gets to know a device more."""
-    done = subprocess.run([sys.executable, "-m", "language.test_resident"], capture_output=True, text=True, cwd="tests")
+    done = subprocess.run(
+        [sys.executable, "-m", "language.decoding.test_device_step"], capture_output=True, text=True, cwd="tests"
+    )
     assert done.returncode == 0, done.stderr
     assert "30 steps" in done.stdout
 
@@ -71,7 +73,7 @@ def check_step(kinds: frozenset, drafter: dict | None, simulated: float | None) 
         c = made.network.config
         carry = [torch.zeros(4, width, device=DEVICE) for width in (c.dim, c.draft_vocabulary)]
         resident.carry = (carry[0], carry[1])
-    plan = Plan(4, TREE, "C" if "sampled" in kinds else "A", kinds, simulated)
+    plan = Plan(4, TREE, "without_replacement" if "sampled" in kinds else "top_k", kinds, simulated)
     resident.run(plan)
     with NothingFromTheHost():  # the tree is there by now; what a graph copies from the host it would copy for ever
         resident.run(plan)
@@ -80,7 +82,7 @@ def check_step(kinds: frozenset, drafter: dict | None, simulated: float | None) 
     with pytest.raises(DataDependentOutputException):  # what this would not see, it could not refuse
         out.tolist()
     with pytest.raises(FakeTensorDeviceMismatchError):
-        out + torch.ones(4, 1, dtype=torch.int64)
+        _ = out + torch.ones(4, 1, dtype=torch.int64)
 
 
 def check_steps_of_the_host(drafter: dict) -> None:
@@ -92,17 +94,20 @@ def check_steps_of_the_host(drafter: dict) -> None:
     runner = Runner(target, made, 50, 4)
     for rope in (target.rope, made.network.rope):
         rope.reserve(200)
-    requests = [Request(str(i), [5, 6, 7, 8, 9][: 5 - i], SamplingParams(), i, None, frozenset()) for i in range(2)]
+    requests = [
+        Request(str(i), [5, 6, 7, 8, 9][: 5 - i], SamplingParams(), seed=i, tokenizer=None, stops=frozenset())
+        for i in range(2)
+    ]
     for request in requests:
         runner.start(request)
         assert request.table is not None
         assert runner.pages.cover(request.table, 60)
     runner.prefill([(requests[0], 4), (requests[1], 3)])
     states = [r.draft for r in requests if r.draft is not None]
-    draft = made.draft(states, TREE, "A", torch.zeros(2), lambda slots, width: torch.zeros(0))
+    draft = made.draft(states, TREE, "top_k", torch.zeros(2), lambda slots, width: torch.zeros(0))
     assert draft.tokens.device.type == DEVICE
-    guesses, trees_of_two = draft_dynamic(made, states, DynamicTree(top_k=3, depth=2, total=7))
-    assert guesses.tokens.device.type == "cpu"
+    drafts, trees_of_two = draft_dynamic(made, states, DynamicTree(top_k=3, depth=2, total=7))
+    assert drafts.tokens.device.type == "cpu"
     assert trees_of_two.parents.shape == (2, 7)
 
 

@@ -10,31 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from language.drafting_models import AUX, tiny_drafter, tiny_target
-from language.engine_models import TREE, finish, make_engine, tiny_llama
+from language.engine_models import TREE, alone, finish, make_engine, prompts, tiny_llama
 from tenfold.errors import UsageError
 from tenfold.language.decoding.engine import LLMEngine
 from tenfold.language.drafting.protocol import Rule
 from tenfold.language.drafting.speculation import Speculation
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.drafting.tree_drafter import TreeDrafter
-from tenfold.language.models.llama import Llama
 from tenfold.language.sampling.sampling import SamplingParams
 from tenfold.language.serving.service import Service
 
 GREEDY = SamplingParams(max_tokens=14)
-
-
-def alone(model: Llama, prompt: list[int], count: int) -> list[int]:
-    """Plain greedy decoding, from scratch for every token."""
-    text = list(prompt)
-    for _ in range(count):
-        text.append(int(model(torch.tensor([text])).logits[0, -1].argmax()))
-    return text[len(prompt) :]
-
-
-def prompts(count: int, vocabulary: int = 23) -> list[list[int]]:
-    draw = random.Random(count)
-    return [[draw.randrange(vocabulary) for _ in range(draw.randint(1, 17))] for _ in range(count)]
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -54,7 +40,9 @@ def test_a_drafter_with_features_keeps_the_text_and_its_rows_stay_those_of_a_fre
     target = tiny_target()
     network = tiny_drafter(target, **options)
     drafter = TreeDrafter(network, target)
-    engine = LLMEngine(target, None, drafter, Speculation(TREE), max_batch=3, chunk=5, page_size=4, cache_tokens=2000)
+    engine = LLMEngine(
+        target, None, drafter, speculation=Speculation(TREE), max_batch=3, chunk=5, page_size=4, cache_tokens=2000
+    )
     texts = [[7], *prompts(3, 96)]
     for i, prompt in enumerate(texts):
         engine.add_request(str(i), prompt, SamplingParams(max_tokens=9))
@@ -86,12 +74,12 @@ def test_an_answer_depends_on_its_request_alone(data: st.DataObject) -> None:
     """Neighbours, order and time of arrival, chunk size, prefix cache and preemption (fp32; greedy and seeded)."""
     model = tiny_llama()
     kind = data.draw(st.sampled_from(["none", "ngram", "tree", "hybrid"]))
-    rule: Rule = data.draw(st.sampled_from(["A", "B", "C"]))
+    rule: Rule = data.draw(st.sampled_from(["top_k", "independent", "without_replacement"]))
     texts = prompts(5)
     texts[1] = [*texts[0], 5, 6, 7]  # a common beginning, for the prefix cache
     heats = [0.0, 1.0, 0.8, 1.0, 0.0]
     params = [SamplingParams(heat, top_p=0.95, max_tokens=9, seed=i) for i, heat in enumerate(heats)]
-    # Alone the rule is C for all or A for all; a mixed batch takes the sampled ones' rule for them too.
+    # Alone the rule is without_replacement or top_k; a mixed batch takes the sampled ones' rule for all.
     reference = {}
     for i in range(5):
         reference |= finish(make_engine(model, kind, rule, max_batch=1), {str(i): (texts[i], params[i])})
@@ -121,7 +109,7 @@ def test_a_seed_is_kept_where_the_tree_follows_the_batch() -> None:
     drafter = TreeDrafter(tiny_drafter(target), target)
 
     def answers(batch: int) -> dict[str, list[int]]:
-        engine = LLMEngine(target, None, drafter, Speculation(), max_batch=batch, cache_tokens=2000)
+        engine = LLMEngine(target, None, drafter, speculation=Speculation(), max_batch=batch, cache_tokens=2000)
         assert batch == 1 or Speculation().plan(batch, True, drafter) != Speculation().plan(1, True, drafter)
         params = [SamplingParams(temperature=float(i % 2), max_tokens=12, seed=i) for i in range(6)]
         return finish(engine, {str(i): (p, params[i]) for i, p in enumerate(prompts(6, 96))})
@@ -174,7 +162,7 @@ def test_no_page_is_lost_over_many_requests_with_aborts(count: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("rule", ["A", "B", "C"])
+@pytest.mark.parametrize("rule", ["top_k", "independent", "without_replacement"])
 def test_two_tokens_through_the_engine_follow_the_targets_joint_law(rule: Rule, batch: int) -> None:
     vocabulary, count, prompt = 5, 6000, [1, 2, 3]
     model = tiny_llama(vocabulary)

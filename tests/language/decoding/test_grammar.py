@@ -12,8 +12,8 @@ import torch
 import xgrammar
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language.test_tokenizer import bytes_tokenizer
 
+from gguf_files import bytes_tokenizer
 from language.engine_models import NoisyTarget, tiny_llama
 from tenfold.errors import UsageError
 from tenfold.language.decoding.engine import LLMEngine
@@ -93,7 +93,12 @@ def answers(grammar: object, speculate: bool, heat: float) -> list[list[int]]:
     model = tiny_llama(VOCABULARY)
     tree = Tree.from_paths([[0], [1], [0, 0], [0, 0, 0]])
     drafter = NoisyTarget(model, 0.3) if speculate else None
-    engine = LLMEngine(model, TOKENIZER, drafter, Speculation(planner=lambda n, s: (tree, "C")) if speculate else None)
+    engine = LLMEngine(
+        model,
+        TOKENIZER,
+        drafter,
+        speculation=Speculation(planner=lambda n, s: (tree, "without_replacement")) if speculate else None,
+    )
     found: dict[str, list[int]] = {}
     for i in range(2):
         params = SamplingParams(heat, max_tokens=60, seed=i, grammar=grammar)
@@ -121,8 +126,8 @@ def test_what_a_grammar_forces_is_guessed_and_saves_passes(kind: str) -> None:
     drafter = NgramDrafter() if kind == "look-up" else NoisyTarget(model, 3.0)
     tree = Tree.chain(6) if kind == "look-up" else Tree.from_paths([[0], [1], [0, 0], [1, 0], [1, 1], [1, 0, 0]])
     texts, calls = [], []
-    for one, plan in ((None, None), (drafter, Speculation(planner=lambda n, s: (tree, "A")))):
-        engine = LLMEngine(model, TOKENIZER, one, plan)
+    for one, plan in ((None, None), (drafter, Speculation(planner=lambda n, s: (tree, "top_k")))):
+        engine = LLMEngine(model, TOKENIZER, one, speculation=plan)
         engine.add_request("a", [1, 7], SamplingParams(max_tokens=60, grammar=grammar))
         ids = []
         while engine.busy:

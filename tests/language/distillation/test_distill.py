@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import tenfold
-from language.drafting_models import tiny_answers, tiny_drafter, tiny_target
+from language.drafting_models import saved, tiny_drafter, tiny_rollouts, tiny_target
+from tenfold.config import config_hash
 from tenfold.engine.conformance import check_task
 from tenfold.engine.task import Shard
 from tenfold.engine.trainer import Trainer
@@ -21,22 +22,37 @@ from tenfold.language.distillation.benchmark_prompts import (
     prompt_hash,
     refuse_benchmarks,
 )
-from tenfold.language.distillation.distill import Distillation, DistillConfig, DrafterShape, go_on_from, warm_start
+from tenfold.language.distillation.distill import Distillation, DistillConfig, DrafterShape, go_on_from, head_weight
 from tenfold.language.distillation.draft_vocabulary import choose, coverage, expected_counts
 from tenfold.language.distillation.losses import distillation_loss
 from tenfold.language.distillation.recipes import eagle3_smoke
-from tenfold.language.distillation.rollout_rounds import AnswerConfig, AnswerRounds, AnswerStream
+from tenfold.language.distillation.rollout_rounds import RolloutConfig, RolloutRounds, RolloutStream
 from tenfold.language.distillation.rollout_writing import write
-from tenfold.language.distillation.rollouts import Answer, collate, read_answers, repeats_itself, write_answers
-from tenfold.language.drafting.drafter import Eagle1Drafter, Eagle3Drafter, membership
+from tenfold.language.distillation.rollouts import Rollout, collate, read_rollouts, repeats_itself, write_rollouts
+from tenfold.language.drafting.drafter import Eagle3Drafter, membership
 from tenfold.language.models.text import ByteVocabulary
 from tenfold.language.models.tokenizer import read_prompts
+from tenfold.training import reopen, run_recipe
 
 
 @pytest.mark.parametrize("method", ["eagle3", "eagle1"])
 def test_task_keeps_the_trainers_promises(method: str) -> None:
     size = None if method == "eagle1" else 32
     check_task(dataclasses.replace(eagle3_smoke(), drafter=DrafterShape(method=method, draft_vocabulary=size)))
+
+
+def as_the_last_version_wrote_it(path: Path) -> None:
+    """A run's configuration by the former names of its fields."""
+    saved = json.loads(path.read_text())
+    rollouts = saved["config"].pop("rollouts")
+    rollouts["round_answers"] = rollouts.pop("round_size")
+    saved["config"]["answers"] = rollouts
+    path.write_text(json.dumps(saved))
+
+
+def test_checkpoints_of_the_last_version_are_those_of_this_configuration() -> None:
+    """The hash that it wrote, when the field `rollouts` was named `answers`."""
+    assert config_hash(eagle3_smoke()) == "cfcde9ca4f7ce15038b767ed200915b53ab7d51cd6d7c597a17eb1f6c72e7b9f"
 
 
 def test_run_resumes_with_the_same_bits_and_delivers_a_drafter(tmp_path: Path) -> None:
@@ -56,7 +72,10 @@ def test_run_resumes_with_the_same_bits_and_delivers_a_drafter(tmp_path: Path) -
 
     with pytest.raises(Cut):
         Stopping(short.make_task(), short, tmp_path / "cut", name="eagle3-smoke").fit()
-    again = Trainer(short.make_task(), short, tmp_path / "cut", name="eagle3-smoke", resume=True).fit()
+    as_the_last_version_wrote_it(tmp_path / "cut/config.json")
+    name, reopened = reopen(tmp_path / "cut")
+    assert reopened == short
+    again = run_recipe(name, reopened, tmp_path / "cut", resume=True)
     assert again["loss"] == straight["loss"]
     one, two = (tenfold.load(tmp_path / run / "final.safetensors") for run in ("straight", "cut"))
     assert isinstance(one, Eagle3Drafter)
@@ -66,8 +85,8 @@ def test_run_resumes_with_the_same_bits_and_delivers_a_drafter(tmp_path: Path) -
 def test_validation_scores_answers_as_they_are_stored(tmp_path: Path) -> None:
     """Features are kept in bf16, the drafter trains in fp32."""
     g = torch.Generator().manual_seed(0)
-    answers = [
-        Answer(
+    rollouts = [
+        Rollout(
             torch.randint(64, (20,), generator=g),
             4,
             torch.randn(20, 64, generator=g),
@@ -75,9 +94,9 @@ def test_validation_scores_answers_as_they_are_stored(tmp_path: Path) -> None:
         )
         for _ in range(8)
     ]
-    write_answers(tmp_path / "answers.safetensors", answers, {})
+    write_rollouts(tmp_path / "rollouts.safetensors", rollouts, {})
     smoke = eagle3_smoke()
-    task = dataclasses.replace(smoke, answers=dataclasses.replace(smoke.answers, stored=tmp_path)).make_task()
+    task = dataclasses.replace(smoke, rollouts=dataclasses.replace(smoke.rollouts, stored=tmp_path)).make_task()
     scores = task.validate(task.build().eval())
     assert scores.keys() == {"tpc_chain4_held_back"}
     assert 1 <= scores["tpc_chain4_held_back"] < 2  # random guesses among 64 tokens
@@ -86,16 +105,15 @@ def test_validation_scores_answers_as_they_are_stored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["eagle3", "eagle1"])
 def test_training_makes_the_guesses_better(method: str) -> None:
     target = tiny_target()
-    answers = tiny_answers(target, 8, length=16)
+    rollouts = tiny_rollouts(target, 8, length=16)
     drafter = tiny_drafter(target, **({"method": "eagle1"} if method == "eagle1" else {"draft_vocabulary": 96}))
-    if isinstance(drafter, Eagle1Drafter):
-        drafter.bind(target)
+    drafter.bind(target)
     model = Distillation(drafter, target, DistillConfig(levels=3)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     torch.manual_seed(0)
     alphas = []
     for _ in range(60):
-        losses = model(collate(answers))
+        losses = model(collate(rollouts))
         optimizer.zero_grad()
         losses["loss"].backward()
         optimizer.step()
@@ -104,34 +122,34 @@ def test_training_makes_the_guesses_better(method: str) -> None:
 
 
 def test_positions_that_the_loss_counts() -> None:
-    """Only rows whose next law lies in the answer and whose best guess is in the draft vocabulary."""
+    """Only rows whose next law lies in the rollout and whose best guess is in the draft vocabulary."""
     target = tiny_target()
-    answers = tiny_answers(target, 3)
+    rollouts = tiny_rollouts(target, 3)
     drafter = tiny_drafter(target)
     model = Distillation(drafter, target, DistillConfig(levels=2))
-    batch = collate(answers)
+    batch = collate(rollouts)
     whole = model(batch)
     beyond = {k: v.clone() for k, v in batch.items()}
-    for b, answer in enumerate(answers):  # what no counted position may depend on
-        beyond["features"][b, len(answer.tokens) - 1 :] += 9.0
-        beyond["argmax"][b, : answer.prompt - 1] = 0
-        beyond["argmax"][b, len(answer.tokens) - 1 :] = 0
+    for b, rollout in enumerate(rollouts):  # what no counted position may depend on
+        beyond["features"][b, len(rollout.tokens) - 1 :] += 9.0
+        beyond["argmax"][b, : rollout.prompt - 1] = 0
+        beyond["argmax"][b, len(rollout.tokens) - 1 :] = 0
     assert torch.equal(model(beyond)["loss"], whole["loss"])
     inside = membership(drafter.ids, 96)
     counted = [
-        sum(bool(inside[int(a.argmax[i])]) for i in range(a.prompt - 1, len(a.tokens) - 1)) for a in answers
+        sum(bool(inside[int(a.argmax[i])]) for i in range(a.prompt - 1, len(a.tokens) - 1)) for a in rollouts
     ]  # fmt: skip
     by_hand = []
     with torch.no_grad():
-        for answer in answers:
-            features, hidden = answer.features[None, :, :96], answer.features[:, 96:]
+        for rollout in rollouts:
+            features, hidden = rollout.features[None, :, :96], rollout.features[:, 96:]
             _, logits = drafter.step(
-                target.embedding(answer.tokens[None, 1:]),
+                target.embedding(rollout.tokens[None, 1:]),
                 drafter.fuse(features[:, :-1]),
-                torch.arange(len(answer.tokens) - 1),
+                torch.arange(len(rollout.tokens) - 1),
             )
-            for i in range(answer.prompt - 2, len(answer.tokens) - 2):
-                if inside[int(answer.argmax[i + 1])]:
+            for i in range(rollout.prompt - 2, len(rollout.tokens) - 2):
+                if inside[int(rollout.argmax[i + 1])]:
                     law = target.logits(hidden[i + 1])[drafter.ids].softmax(-1)
                     by_hand.append(-(law * logits[0, i].log_softmax(-1)).sum())
     assert len(by_hand) == sum(counted)
@@ -158,7 +176,7 @@ def test_warm_start_is_the_targets_last_layer() -> None:
     """With the embedding ignored, the drafter's first guess is the target's own law of the token before."""
     target = tiny_target()
     drafter = tiny_drafter(target, aux_layers=(1, 3, 6), draft_vocabulary=96)
-    warm_start(drafter, target)
+    drafter.warm_start(target, head_weight(target))
     tokens = torch.arange(10)[None]
     out = target(tokens, aux_layers=(1, 3, 6))
     assert out.aux is not None
@@ -168,8 +186,6 @@ def test_warm_start_is_the_targets_last_layer() -> None:
 
 
 def test_going_on_from_a_drafter_carries_rows_by_target_id(tmp_path: Path) -> None:
-    from language.test_drafter_weights import saved
-
     target = tiny_target()
     old, new = tiny_drafter(target, seed=1), tiny_drafter(target, seed=9)
     assert isinstance(old, Eagle3Drafter)
@@ -195,38 +211,38 @@ def test_draft_vocabulary_takes_the_most_expected_ids_and_those_it_must() -> Non
     assert ids.tolist() == [1, 3, 5]
     assert coverage(ids, counts) == 14 / 16
     target = tiny_target()
-    answers = tiny_answers(target, 2)
-    counts = expected_counts(answers, target.embedding.weight)
-    assert counts.sum().item() == pytest.approx(sum(a.length for a in answers), rel=1e-4)
+    rollouts = tiny_rollouts(target, 2)
+    counts = expected_counts(rollouts, target.embedding.weight)
+    assert counts.sum().item() == pytest.approx(sum(a.length for a in rollouts), rel=1e-4)
 
 
 def test_writing_answers_what_the_target_says_and_features_are_its_own() -> None:
     target = tiny_target()
     prompts = [[1, 2, 3], [4, 5], [6, 7, 8, 9, 10], [11]]
-    answers = write(target, prompts, [0.0, 1.0, 0.0, 1.0], max_tokens=9, stops={0}, aux_layers=(1, 3, 5),
+    rollouts = write(target, prompts, [0.0, 1.0, 0.0, 1.0], max_tokens=9, stops={0}, aux_layers=(1, 3, 5),
                     generator=torch.Generator().manual_seed(0), batch=2)  # fmt: skip
-    assert [a.tokens[: a.prompt].tolist() for a in answers] == prompts
-    for answer in answers:
-        out = target(answer.tokens[None].long(), aux_layers=(1, 3, 5))
+    assert [a.tokens[: a.prompt].tolist() for a in rollouts] == prompts
+    for rollout in rollouts:
+        out = target(rollout.tokens[None].long(), aux_layers=(1, 3, 5))
         assert out.aux is not None
-        n = len(answer.tokens) - 1
+        n = len(rollout.tokens) - 1
         torch.testing.assert_close(
-            answer.features[:n].float(), torch.cat([out.aux, out.hidden], -1)[0, :n], atol=0.1, rtol=0.02
+            rollout.features[:n].float(), torch.cat([out.aux, out.hidden], -1)[0, :n], atol=0.1, rtol=0.02
         )
         best = out.logits[0].argmax(-1)
-        assert answer.argmax[answer.prompt - 1 : n].tolist() == best[answer.prompt - 1 : n].tolist()
-        if answer.temperature == 0:
-            assert answer.tokens[answer.prompt :].tolist() == best[answer.prompt - 1 : n].tolist()
+        assert rollout.argmax[rollout.prompt - 1 : n].tolist() == best[rollout.prompt - 1 : n].tolist()
+        if rollout.temperature == 0:
+            assert rollout.tokens[rollout.prompt :].tolist() == best[rollout.prompt - 1 : n].tolist()
     hot = write(target, [[1, 2, 3]] * 64, [1.0] * 64, max_tokens=1, stops={0}, aux_layers=(),
                 generator=torch.Generator().manual_seed(1), batch=64)  # fmt: skip
     assert len({int(a.tokens[-1]) for a in hot}) > 3
 
 
 def test_shards_give_back_what_was_written(tmp_path: Path) -> None:
-    answers = tiny_answers(tiny_target(), 3)
-    write_answers(tmp_path / "a.safetensors", answers, {"round": 0})
-    back = read_answers(tmp_path)
-    for a, b in zip(answers, back, strict=True):
+    rollouts = tiny_rollouts(tiny_target(), 3)
+    write_rollouts(tmp_path / "a.safetensors", rollouts, {"round": 0})
+    back = read_rollouts(tmp_path)
+    for a, b in zip(rollouts, back, strict=True):
         assert a.tokens.tolist() == b.tokens.tolist()
         assert a.prompt == b.prompt
         assert torch.equal(a.features.bfloat16(), b.features)
@@ -234,37 +250,37 @@ def test_shards_give_back_what_was_written(tmp_path: Path) -> None:
 
 
 def test_stream_shows_every_answer_and_splits_over_ranks() -> None:
-    rounds = AnswerRounds(eagle3_smoke().answers, "random-tiny", None, seed=3)
-    whole = AnswerStream(rounds, 4, Shard(), 0)
-    parts = [AnswerStream(rounds, 4, Shard(rank, 2), 0) for rank in (0, 1)]
+    rounds = RolloutRounds(eagle3_smoke().rollouts, "random-tiny", None, seed=3)
+    whole = RolloutStream(rounds, 4, Shard(), 0)
+    parts = [RolloutStream(rounds, 4, Shard(rank, 2), 0) for rank in (0, 1)]
     for batch, *own in zip(range(7), *parts):
         one = next(iter(whole))
         both = [row[row != 0].tolist() for part in own for row in part["tokens"]]
         assert sorted(row[row != 0].tolist() for row in one["tokens"]) == sorted(both), batch
     with pytest.raises(UsageError, match="ranks"):
-        AnswerStream(rounds, 3, Shard(0, 2), 0)
+        RolloutStream(rounds, 3, Shard(0, 2), 0)
 
 
 @torch.no_grad()
 def test_a_window_learns_the_same_from_an_answers_tail() -> None:
     """Positions are relative and the features have seen the whole prompt, so what no row sees may go."""
     target, window = tiny_target(), 6
-    answers = tiny_answers(target, 4, prompt=20)
+    rollouts = tiny_rollouts(target, 4, prompt=20)
     drafter = tiny_drafter(target, sliding_window=window)
     model = Distillation(drafter, target, DistillConfig(levels=3))
-    whole = model(collate(answers))
-    kept = model(collate([a.tail(window + 1) for a in answers]))
+    whole = model(collate(rollouts))
+    kept = model(collate([a.tail(window + 1) for a in rollouts]))
     assert kept["loss_0"].isfinite()
     assert all(abs(float(whole[k] - kept[k])) < 1e-5 for k in whole), (whole, kept)
-    assert abs(float(whole["loss"] - model(collate([a.tail(3) for a in answers]))["loss"])) > 1e-3
-    assert answers[0].tail(100) is answers[0]
+    assert abs(float(whole["loss"] - model(collate([a.tail(3) for a in rollouts]))["loss"])) > 1e-3
+    assert rollouts[0].tail(100) is rollouts[0]
 
 
 def test_passages_are_pieces_of_the_text_of_the_lengths_that_were_asked_for(tmp_path: Path) -> None:
     text = "".join(f"{i} " for i in range(4000))
     (tmp_path / "long.txt").write_text(text)
-    config = AnswerConfig(texts=tmp_path / "long.txt", behind=(16, 512))
-    rounds = AnswerRounds(config, "random-tiny", None, seed=0)
+    config = RolloutConfig(texts=tmp_path / "long.txt", behind=(16, 512))
+    rounds = RolloutRounds(config, "random-tiny", None, seed=0)
     vars(rounds)["tokenizer"] = ByteVocabulary()
     found = rounds._passages(200, torch.Generator().manual_seed(1))
     assert found == rounds._passages(200, torch.Generator().manual_seed(1))
@@ -273,9 +289,9 @@ def test_passages_are_pieces_of_the_text_of_the_lengths_that_were_asked_for(tmp_
     assert 16 <= lengths[0] < 24
     assert 340 < lengths[-1] <= 512
     assert 60 < lengths[100] < 135  # the middle one of a uniform logarithm: 90
-    long = AnswerRounds(dataclasses.replace(config, behind=(16, 10**6)), "random-tiny", None, seed=0)
+    long = RolloutRounds(dataclasses.replace(config, behind=(16, 10**6)), "random-tiny", None, seed=0)
     vars(long)["tokenizer"] = ByteVocabulary()
-    with pytest.raises(UsageError, match=r"answers\.behind = 16 1000000: allowed are 2 to"):
+    with pytest.raises(UsageError, match=r"rollouts\.behind = 16 1000000: allowed are 2 to"):
         long._passages(4, torch.Generator())
 
 
@@ -288,7 +304,7 @@ def test_benchmark_prompts_are_refused_however_they_are_spaced(test_data: Path, 
         refuse_benchmarks(["What is two and two?", shipped[7].upper().replace(" ", "  ")], "here")
     path = tmp_path / "prompts.jsonl"
     path.write_text(json.dumps({"prompt": "fine"}) + "\n" + json.dumps({"turns": [shipped[0]]}) + "\n")
-    rounds = AnswerRounds(AnswerConfig(prompts=path, skip_last=0), "random-tiny", None, seed=0)
+    rounds = RolloutRounds(RolloutConfig(prompts=path, skip_last=0), "random-tiny", None, seed=0)
     with pytest.raises(DataError, match="benchmark"):
         _ = rounds._given
     train = read_prompts(test_data / "text/gsm8k_train.jsonl.gz")

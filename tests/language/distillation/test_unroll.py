@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from language.drafting_models import tiny_answers, tiny_drafter, tiny_target
+from language.drafting_models import tiny_drafter, tiny_rollouts, tiny_target
 from tenfold.inference.kv_cache import Cache
 from tenfold.language.distillation.rollouts import collate
 from tenfold.language.distillation.unroll import unroll
-from tenfold.language.drafting.drafter import Eagle1Drafter, EagleDrafter
+from tenfold.language.drafting.drafter import EagleDrafter
 from tenfold.language.models.llama import Llama
 
 VARIANTS = [
@@ -48,9 +48,8 @@ def by_hand(drafter: EagleDrafter, target: Llama, tokens, features, start: int, 
 def test_every_branch_equals_drafting_it_alone(variant: dict) -> None:
     target = tiny_target()
     drafter = tiny_drafter(target, **variant)
-    if isinstance(drafter, Eagle1Drafter):
-        drafter.bind(target)
-    answers = tiny_answers(target, 3)
+    drafter.bind(target)
+    answers = tiny_rollouts(target, 3)
     data = collate(answers)
     part = slice(-32, None) if drafter.config.method == "eagle1" else slice(0, 96)
     features = data["features"][..., part]
@@ -69,7 +68,7 @@ def test_a_branch_never_sees_another_one() -> None:
     """Changing the token after a start changes that branch's later levels and no other branch's."""
     target = tiny_target()
     drafter = tiny_drafter(target)
-    answer = tiny_answers(target, 1)[0]
+    answer = tiny_rollouts(target, 1)[0]
     tokens, features = answer.tokens[None].clone(), answer.features[None, :, :96]
     first = torch.tensor([answer.prompt - 1])
     with torch.no_grad():

@@ -11,12 +11,13 @@ from language.engine_models import finish
 from tenfold.errors import UsageError
 from tenfold.inference.pages import PageAllocator
 from tenfold.language.decoding.engine import LLMEngine
-from tenfold.language.drafting.dynamic import DynamicTree, TreeBatch, draft_dynamic
+from tenfold.language.drafting.dynamic import DynamicTree, draft_dynamic
 from tenfold.language.drafting.ngram import NgramDrafter
 from tenfold.language.drafting.protocol import Draft, DraftState
 from tenfold.language.drafting.rejection import verify_greedy, verify_sampled
 from tenfold.language.drafting.speculation import Speculation
 from tenfold.language.drafting.tree import Tree
+from tenfold.language.drafting.tree_batch import TreeBatch
 from tenfold.language.drafting.tree_drafter import TreeDrafter
 from tenfold.language.sampling.sampling import Laws, SamplingParams
 
@@ -103,14 +104,14 @@ def test_a_batch_of_trees_is_checked_like_each_tree_alone() -> None:
         draft = Draft(torch.randint(-1, 5, (2, 6)))
         laws = Laws.of([SamplingParams(temperature=0.8), SamplingParams(temperature=1.3, top_k=3)])
         numbers = torch.rand(2, 4, batch.siblings + 1, dtype=torch.float64)
-        together = verify_sampled(logits, laws, draft, batch, numbers, "A"), verify_greedy(logits, draft, batch)
+        together = verify_sampled(logits, laws, draft, batch, numbers, "top_k"), verify_greedy(logits, draft, batch)
         for b, tree in enumerate(TREES):
             one, own = (
                 Draft(draft.tokens[b : b + 1]),
                 Laws.of([[SamplingParams(temperature=0.8)], [SamplingParams(temperature=1.3, top_k=3)]][b]),
             )
             alone = (
-                verify_sampled(logits[b : b + 1], own, one, tree, numbers[b : b + 1], "A"),
+                verify_sampled(logits[b : b + 1], own, one, tree, numbers[b : b + 1], "top_k"),
                 verify_greedy(logits[b : b + 1], one, tree),
             )
             for mine, theirs in zip(together, alone):
@@ -130,7 +131,7 @@ def test_text_with_dynamic_trees_is_the_targets_own_alone_and_in_a_batch(window:
 
     def engine() -> LLMEngine:
         drafter = TreeDrafter(tiny_drafter(target, sliding_window=window), target)
-        return LLMEngine(target, None, drafter, Speculation(tree=SHAPE), page_size=4)
+        return LLMEngine(target, None, drafter, speculation=Speculation(tree=SHAPE), page_size=4)
 
     assert finish(engine(), asked) == expected
     for name, one in asked.items():
@@ -147,14 +148,14 @@ def test_sampled_text_does_not_depend_on_the_batch() -> None:
 
     def write(some: dict) -> dict[str, list[int]]:
         drafter = TreeDrafter(tiny_drafter(target), target)
-        return finish(LLMEngine(target, None, drafter, Speculation(tree="dynamic"), page_size=4), some)
+        return finish(LLMEngine(target, None, drafter, speculation=Speculation(tree="dynamic"), page_size=4), some)
 
     together = write(asked)
     for name, one in asked.items():
         assert write({name: one})[name] == together[name]
 
 
-def test_look_up_has_no_confidence_to_grow_by() -> None:
+def test_prompt_lookup_has_no_confidence_to_grow_by() -> None:
     engine = LLMEngine(tiny_target(context=200), None, NgramDrafter(), page_size=4)
-    with pytest.raises(UsageError, match="look-up has none"):
+    with pytest.raises(UsageError, match="prompt lookup has none"):
         Speculation(tree="dynamic").plan(1, False, engine.runner.drafter)

@@ -1,4 +1,4 @@
-"""Prompt look-up finds what a slow search finds, and shares a tree with a drafter without changing either."""
+"""Prompt lookup finds what a slow search finds, and shares a tree with a drafter without changing either."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language.test_drafting import Coins, opened
 
-from language.drafting_models import tiny_drafter, tiny_target
+from language.drafting_models import Coins, opened, tiny_drafter, tiny_target
 from language.engine_models import NoisyTarget, tiny_llama
 from tenfold.inference.pages import PageTable
-from tenfold.language.drafting.ngram import FittedTree, HybridDrafter, HybridTree, NgramDrafter, Places, chain_nodes
+from tenfold.language.drafting.hybrid_trees import FittedTree, HybridTree
+from tenfold.language.drafting.ngram import HybridDrafter, NgramDrafter, Places, chain_nodes
 from tenfold.language.drafting.protocol import Draft, Drafter, DraftState
 from tenfold.language.drafting.rejection import verify_greedy
 from tenfold.language.drafting.tree import Tree
@@ -42,7 +42,7 @@ def test_nodes_off_the_chain_stay_empty() -> None:
     drafter = NgramDrafter()
     assert isinstance(drafter, Drafter)
     states = [DraftState([1, 2, 3, 9, 1, 2], PageTable(4)), DraftState([5, 6, 7], PageTable(4))]
-    draft = drafter.draft(states, tree, "A", torch.zeros(2), Coins(2))
+    draft = drafter.draft(states, tree, "top_k", torch.zeros(2), Coins(2))
     assert draft.tokens.tolist() == [[3, -1, 9, -1, 1], [-1, -1, -1, -1, -1]]
 
 
@@ -59,21 +59,22 @@ def test_a_hybrid_tree_holds_both_proposals_unchanged() -> None:
     own = Tree.from_paths([[0], [1], [0, 0], [0, 1], [1, 0]])
     drafter, states = opened(tiny_drafter(target), target, texts)
     alone = {rule: drafter.draft(states, own, rule, torch.full((2,), heat), Coins(2, 7)) for rule, heat in
-             (("A", 0.0), ("C", 1.0))}  # fmt: skip
+             (("top_k", 0.0), ("without_replacement", 1.0))}  # fmt: skip
     both = HybridDrafter(drafter, NgramDrafter())
     hybrid = HybridTree.of(own, 3)
-    tree = both.add(hybrid)
+    tree = hybrid.tree
     assert isinstance(both, Drafter)
     assert tree.nodes == 8
     assert [tree.parents[c] for c in hybrid.chain] == [0, *hybrid.chain[:-1]]
     for state in states:
         state.carry = [state.carry, None]
-    for rule, heat in (("A", 0.0), ("C", 1.0)):
-        draft = both.draft(states, tree, rule, torch.full((2,), heat), Coins(2, 7))
+    for rule, heat in (("top_k", 0.0), ("without_replacement", 1.0)):
+        draft, stood_in = hybrid.propose(both, states, rule, torch.full((2,), heat), Coins(2, 7))
+        assert stood_in == tree
         own_nodes, chain = [n - 1 for n in hybrid.drafted], [n - 1 for n in hybrid.chain]
         assert torch.equal(draft.tokens[:, own_nodes], alone[rule].tokens)
         assert draft.tokens[:, chain].tolist() == [[3, 9, 1], [-1, -1, -1]]
-        if rule == "C":
+        if rule == "without_replacement":
             assert draft.q is not None
             assert draft.point is not None
             assert alone[rule].q is not None
@@ -92,7 +93,7 @@ def test_hybrid_rows_grow_as_the_drafters_own(tmp_path: Path) -> None:
     both.extend(states, [1], torch.tensor([3]), torch.randn(1, 96))
     assert states[0].rows == 6
     assert isinstance(states[0].carry[0], tuple)
-    draft = both.draft(states, both.add(HybridTree.of(Tree.chain(2), 2)), "A", torch.zeros(1), Coins(1))
+    draft, _ = HybridTree.of(Tree.chain(2), 2).propose(both, states, "top_k", torch.zeros(1), Coins(1))
     assert draft.tokens[0, -1] >= 0
     assert (draft.tokens >= 0).all()
 
@@ -114,13 +115,11 @@ def test_the_longer_of_two_equal_proposals_counts() -> None:
 
 
 def test_a_single_text_gets_the_shape_that_fits_it() -> None:
-    """A chain where its last two tokens have stood before, the drafter's own tree where they have not; several share one."""
+    """A chain where the text had its last two tokens before, the drafter's own tree where not; several requests share one."""
     own = Tree.from_paths([[0], [1], [0, 0]])
     fitted = FittedTree(HybridTree.of(Tree.chain(1), 3), HybridTree.of(Tree.chain(1), 2), own)
     both = HybridDrafter(NoisyTarget(tiny_llama(), 0.1), NgramDrafter())
-    tree = both.add(fitted)
     known, new = (DraftState(list(text), PageTable(4)) for text in ([1, 2, 3, 1, 2], [1, 2, 3, 4, 2]))
-    assert both.fit([known], tree) == fitted.known.tree
-    assert both.fit([new], tree) == own
-    assert both.fit([known, new], tree) == tree
-    assert both.fit([known], Tree.chain(2)) == Tree.chain(2)
+    assert fitted.fit(both, [known]) == fitted.known
+    assert fitted.fit(both, [new]) == own
+    assert fitted.fit(both, [known, new]) == fitted.tree

@@ -44,16 +44,16 @@ def reference(logits: Tensor, params: SamplingParams, allowed: Tensor | None = N
 
 def draws(rule: Rule, q: Tensor, count: int) -> list[tuple[tuple[int, ...], float]]:
     """All ways in which a drafter can fill `count` slots, with their probabilities."""
-    if rule == "A":
+    if rule == "top_k":
         return [(tuple(q.argsort(descending=True)[:count].tolist()), 1.0)]
     ways = []
     for ids in itertools.product(range(V), repeat=count):
-        if rule == "C" and len(set(ids)) < count:
+        if rule == "without_replacement" and len(set(ids)) < count:
             continue
         chance, rest = 1.0, q.clone()
         for i in ids:
             chance *= float(rest[i] / rest.sum())
-            if rule == "C":
+            if rule == "without_replacement":
                 rest[i] = 0
         ways.append((ids, chance))
     return ways
@@ -157,13 +157,13 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize("rule", ["A", "B", "C"])
+@pytest.mark.parametrize("rule", ["top_k", "independent", "without_replacement"])
 @pytest.mark.parametrize("cut", CUTS)
 def test_every_rule_gives_exactly_the_targets_law(rule: Rule, cut: str) -> None:
     assert total_variation(rule, CUTS[cut]) < 1e-6
 
 
-@pytest.mark.parametrize("rule", ["A", "B", "C"])
+@pytest.mark.parametrize("rule", ["top_k", "independent", "without_replacement"])
 def test_the_law_is_that_of_constrained_sampling_under_a_grammar(rule: Rule) -> None:
     torch.manual_seed(1)
     allowed = torch.rand(1, TREE.nodes + 1, V) < 0.6
@@ -171,15 +171,17 @@ def test_the_law_is_that_of_constrained_sampling_under_a_grammar(rule: Rule) -> 
     assert total_variation(rule, CUTS["all"], allowed=allowed) < 1e-6
 
 
-@pytest.mark.parametrize("rule", ["A", "B", "C"])
+@pytest.mark.parametrize("rule", ["top_k", "independent", "without_replacement"])
 def test_a_looked_up_sibling_beside_drawn_ones_keeps_the_law(rule: Rule) -> None:
     assert total_variation(rule, looked_up=True) < 1e-6
 
 
 def test_the_same_measurement_catches_the_wrong_rules() -> None:
-    assert total_variation("A", verified_as="B") > 0.1  # the best tokens taken for draws
-    assert total_variation("B", drop_duplicates=True) > 1e-3  # repeated draws thrown away
-    assert total_variation("C", verified_as="B") > 1e-3  # draws without replacement taken for independent ones
+    assert total_variation("top_k", verified_as="independent") > 0.1  # the best tokens taken for draws
+    assert total_variation("independent", drop_duplicates=True) > 1e-3  # repeated draws thrown away
+    assert (
+        total_variation("without_replacement", verified_as="independent") > 1e-3
+    )  # draws without replacement taken for independent ones
 
 
 def test_a_draft_vocabulary_smaller_than_the_targets_keeps_the_law() -> None:
@@ -188,13 +190,13 @@ def test_a_draft_vocabulary_smaller_than_the_targets_keeps_the_law() -> None:
     q = torch.randn(1, 3, 3, dtype=torch.float64).softmax(-1)
     logits = torch.randn(1, TREE.nodes + 1, V, dtype=torch.float64)
     rows, weights = [], []
-    for a, b, c in itertools.permutations(range(3)):  # rule C, all three slots of the root
+    for a, b, c in itertools.permutations(range(3)):  # without replacement, all three slots of the root
         tokens = torch.full((TREE.nodes,), -1)
         tokens[:3] = ids[[a, b, c]]
         rows.append(tokens)
         weights.append(float(q[0, 0, a] * q[0, 0, b] / (1 - q[0, 0, a])))
     draft = Draft(torch.stack(rows), q.expand(6, -1, -1), ids)
-    law, _ = emitted_law(0, logits, PLAIN, draft, "C", torch.tensor(weights, dtype=torch.float64))
+    law, _ = emitted_law(0, logits, PLAIN, draft, "without_replacement", torch.tensor(weights, dtype=torch.float64))
     assert (law - reference(logits[0, 0], PLAIN)).abs().sum() / 2 < 1e-6
 
 
@@ -205,7 +207,7 @@ def test_greedy_follows_the_argmax_and_equals_sampling_at_temperature_zero() -> 
         draft = Draft(tokens)
         greedy = verify_greedy(logits, draft, TREE)
         u = torch.rand(4, TREE.height + 1, 4, dtype=torch.float64)
-        sampled = verify_sampled(logits, Laws.of([SamplingParams()] * 4), draft, TREE, u, "A")
+        sampled = verify_sampled(logits, Laws.of([SamplingParams()] * 4), draft, TREE, u, "top_k")
         for b in range(4):
             node, path = 0, [0]
             while True:
@@ -246,7 +248,8 @@ def test_uniforms_depend_on_their_key_alone_and_are_uniform() -> None:
     alone = uniforms([7], [100], [3], 5)
     assert torch.equal(uniforms([1, 7], [5, 100], [9, 3, 4], 5)[1, 1], alone[0, 0])
     asked = torch.tensor([1, (1 << 63) - 1]), torch.tensor([5, 100]), torch.tensor([9, 3, 1 << 16])
-    assert torch.equal(device_uniforms(*asked, 5), uniforms(*(part.tolist() for part in asked), 5))
+    seeds, positions, purposes = (part.tolist() for part in asked)
+    assert torch.equal(device_uniforms(*asked, 5), uniforms(seeds, positions, purposes, 5))
     many = uniforms(range(100), [4] * 100, range(10), 100).flatten()
     assert 0 < many.min() < 1e-4
     assert 1 - 1e-4 < many.max() < 1

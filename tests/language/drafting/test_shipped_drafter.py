@@ -17,7 +17,8 @@ from tenfold.language.decoding.engine import LLM
 from tenfold.language.distillation.recipes import eagle3_smollm2
 from tenfold.language.drafting.drafter import Eagle3Drafter
 from tenfold.language.drafting.ngram import HybridDrafter
-from tenfold.language.drafting.speculation import SIXTEEN, Speculation
+from tenfold.language.drafting.reference_trees import TREE_16
+from tenfold.language.drafting.speculation import Speculation
 from tenfold.language.drafting.weights import check_target
 from tenfold.language.models.llama import Llama
 from tenfold.language.models.tokenizer import read_prompts
@@ -64,7 +65,7 @@ def test_it_saves_passes_and_the_text_is_the_targets_own(smollm2: Path, test_dat
     prompts = [alone.tokenizer.chat([{"role": "user", "content": t}]) for t in texts]
     params = SamplingParams(max_tokens=32)
     plain = alone.generate(prompts, params)
-    drafted = LLM(smollm2, SHIPPED, Speculation(tree=SIXTEEN), weights="fp32").generate(prompts, params)
+    drafted = LLM(smollm2, SHIPPED, Speculation(tree=TREE_16), weights="fp32").generate(prompts, params)
     assert [r.token_ids for r in drafted] == [r.token_ids for r in plain]
     assert engine_tpc(plain) == 1.0
     assert engine_tpc(drafted) > 1.5
@@ -95,7 +96,7 @@ def test_ten_minutes_of_training_take_a_drafter_from_nothing_to_something(
     recipe = dataclasses.replace(
         base,
         trainer=dataclasses.replace(base.trainer, steps=120, validate_every=0),
-        answers=dataclasses.replace(base.answers, prompts=test_data / "text/gsm8k_train.jsonl.gz", round_answers=192),
+        rollouts=dataclasses.replace(base.rollouts, prompts=test_data / "text/gsm8k_train.jsonl.gz", round_size=192),
     )
     task = recipe.make_task()
     untrained = task.validate(task.build().eval())["tpc_chain4_held_back"]

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import Tensor
 
-from language.drafting_models import AUX, tiny_drafter, tiny_target
-from tenfold.inference.pages import PageAllocator
-from tenfold.language.drafting.drafter import EagleDrafter
-from tenfold.language.drafting.protocol import Draft, Drafter, DraftState
+from language.drafting_models import AUX, Coins, features_of, opened, tiny_drafter, tiny_target
+from tenfold.language.drafting.protocol import Draft, Drafter
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.drafting.tree_drafter import TreeDrafter
 from tenfold.language.models.llama import Llama
@@ -24,41 +20,6 @@ VARIANTS = [
     {"method": "eagle1"},
     {"draft_vocabulary": 96},
 ]
-
-
-class Coins:
-    """Uniforms from one generator; what a slot gets does not matter to these tests."""
-
-    def __init__(self, batch: int, seed: int = 0) -> None:
-        self.batch, self.generator = batch, torch.Generator().manual_seed(seed)
-
-    def __call__(self, slots: Sequence[int], width: int) -> Tensor:
-        return torch.rand(self.batch, len(slots), width, generator=self.generator).clamp(1e-6, 1 - 1e-6)
-
-
-def features_of(drafter: TreeDrafter, target: Llama, tokens: list[int]) -> Tensor:
-    out = target(torch.tensor([tokens]), aux_layers=drafter.aux_layers)
-    chosen = out.hidden if drafter.features == "hidden" else out.aux
-    assert chosen is not None
-    return chosen[0]
-
-
-def opened(network: EagleDrafter, target: Llama, texts: list[list[int]]) -> tuple[TreeDrafter, list[DraftState]]:
-    """A drafter with the rows of these texts, taken in two chunks."""
-    drafter = TreeDrafter(network, target)
-    pages = PageAllocator(64, 4)
-    drafter.open(64, 4)
-    states = []
-    for text in texts:
-        state = DraftState(list(text), pages.open(len(text)))
-        pages.cover(state.table, len(text) + TREE.nodes + 8)
-        states.append(state)
-    features = [features_of(drafter, target, text) for text in texts]
-    for part in (lambda n: range(n // 2), lambda n: range(n // 2, n - 1)):
-        rows = [part(len(text)) for text in texts]
-        tokens = torch.tensor([text[i + 1] for text, own in zip(texts, rows) for i in own])
-        drafter.extend(states, [len(own) for own in rows], tokens, torch.cat([f[r] for f, r in zip(features, rows)]))
-    return drafter, states
 
 
 @torch.no_grad()
@@ -86,7 +47,7 @@ def test_every_node_is_the_one_that_its_branch_alone_would_give(variant: dict) -
     drafter, states = opened(network, target, texts)
     assert isinstance(drafter, Drafter)
     for _ in range(2):  # the second time after two more tokens, so that the first draft's rows must be gone
-        draft = drafter.draft(states, TREE, "A", torch.zeros(3), Coins(3))
+        draft = drafter.draft(states, TREE, "top_k", torch.zeros(3), Coins(3))
         assert draft.q is None
         for b, text in enumerate(texts):
             for node in TREE.inner.tolist():
@@ -115,7 +76,7 @@ def draws(rule: str, width: int, batch: int = 4000, temperature: float = 0.7) ->
     return draft, law
 
 
-@pytest.mark.parametrize("rule", ["B", "C"])
+@pytest.mark.parametrize("rule", ["independent", "without_replacement"])
 def test_siblings_follow_their_law(rule: str) -> None:
     draft, law = draws(rule, 3)
     assert draft.q is not None
@@ -126,7 +87,7 @@ def test_siblings_follow_their_law(rule: str) -> None:
     where[draft.ids] = torch.arange(len(draft.ids))
     first = torch.bincount(where[draft.tokens[:, 0]], minlength=len(law)) / len(draft.tokens)
     assert (first - law).abs().sum() / 2 < 0.05
-    if rule == "B":
+    if rule == "independent":
         third = torch.bincount(where[draft.tokens[:, 2]], minlength=len(law)) / len(draft.tokens)
         assert (third - law).abs().sum() / 2 < 0.05
     else:
@@ -146,7 +107,7 @@ def test_slots_without_mass_stay_empty_and_so_does_what_stands_behind_them() -> 
     with torch.no_grad():
         states[0].carry[1][2:] = -torch.inf  # two tokens are left
     tree = Tree.from_paths([[0], [1], [2], [2, 0]])
-    draft = drafter.draft(states, tree, "C", torch.ones(1), Coins(1))
+    draft = drafter.draft(states, tree, "without_replacement", torch.ones(1), Coins(1))
     assert set(draft.tokens[0, :2].tolist()) == set(network.ids[:2].tolist())
     assert draft.tokens[0, 2:].tolist() == [-1, -1]
 
@@ -154,8 +115,8 @@ def test_slots_without_mass_stay_empty_and_so_does_what_stands_behind_them() -> 
 def test_greedy_requests_of_a_sampled_batch_are_point_masses() -> None:
     target = tiny_target()
     drafter, states = opened(tiny_drafter(target), target, [[3, 14, 15, 92], [1, 2, 3, 4, 5]])
-    alone = drafter.draft(states, TREE, "A", torch.zeros(2), Coins(2))
-    mixed = drafter.draft(states, TREE, "C", torch.tensor([0.0, 1.0]), Coins(2))
+    alone = drafter.draft(states, TREE, "top_k", torch.zeros(2), Coins(2))
+    mixed = drafter.draft(states, TREE, "without_replacement", torch.tensor([0.0, 1.0]), Coins(2))
     assert mixed.point is not None
     assert mixed.point[0].all()
     assert not mixed.point[1].any()

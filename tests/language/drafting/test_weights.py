@@ -11,12 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tenfold
-from language.drafting_models import AUX, tiny_drafter, tiny_target
-from tenfold.data.tensors import save_own
+from language.drafting_models import AUX, saved, tiny_drafter, tiny_target
 from tenfold.errors import WeightsError
 from tenfold.export.weights import convert
 from tenfold.language.drafting.drafter import DrafterConfig, Eagle1Drafter, Eagle3Drafter, EagleDrafter
-from tenfold.language.drafting.weights import check_target, fingerprint, own_tensors, state_of
+from tenfold.language.drafting.weights import check_target, fingerprint
 from tenfold.nn.rope import RopeScaling
 
 VARIANTS: list[dict[str, Any]] = [
@@ -33,11 +32,6 @@ def loaded(path: Path, **told: Any) -> EagleDrafter:
     drafter = tenfold.load(path, **told)
     assert isinstance(drafter, EagleDrafter)
     return drafter
-
-
-def saved(drafter: EagleDrafter, path: Path) -> Path:
-    weights = state_of(drafter)
-    return save_own(path, own_tensors(weights), "drafter", weights.config)
 
 
 def folder(path: Path, drafter: EagleDrafter, to: str) -> Path:

@@ -5,32 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gguf_files import bytes_tokenizer
 from tenfold.errors import DataError, UsageError, WeightsError
-from tenfold.language.models.tokenizer import Stream, Tokenizer, from_gguf, load_tokenizer, read_prompts
-
-BYTES = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-
-
-def fields(**changes: object) -> dict[str, object]:
-    words = ["<end>", *BYTES, "ab"]
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": words,
-        "tokenizer.ggml.token_type": [3, *[1] * (len(words) - 1)],
-        "tokenizer.ggml.merges": ["a b"],
-        "tokenizer.ggml.eos_token_id": 0,
-        "tokenizer.chat_template": "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}{% endfor %}",
-        **changes,
-    }
-
-
-def bytes_tokenizer(**changes: object) -> Tokenizer:
-    return from_gguf(fields(**changes), Path("m.gguf"))
+from tenfold.language.models.tokenizer import Stream, load_tokenizer, read_prompts
 
 
 @settings(max_examples=40, deadline=None)

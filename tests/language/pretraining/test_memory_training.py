@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,8 @@ def test_train_evaluate_and_look_into_the_table(text: Path, tmp_path: Path, caps
     assert [row["token"] for row in usage["prompt"]] == ["f", "o", "x"]
     model, recipe = open_run(run)
     assert model.config.memory_side == recipe.model.memory_side == 16
-    assert tenfold.load(run).memory.values.equal(model.memory.values)
+    loaded: Any = tenfold.load(run)
+    assert loaded.memory.values.equal(model.memory.values)
 
 
 def test_usage_counts_what_a_plain_search_counts(text: Path) -> None:

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from language.test_server import Server
-from language.test_tokenizer import fields
 
 from conftest import package
-from export.test_gguf import write
+from gguf_files import fields, write
 from language.engine_models import tiny_llama
+from language.servers import Server
+from pages import commands
 from tenfold.cli import main
-from test_readme import commands
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/serving.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs/serving.md"
 TOKEN = "a secret of this page"
 LINES = [shlex.split(" ".join(words)) for words in commands(PAGE.read_text())]
 SERVE = [words for words in LINES if words[:2] == ["serve", "language"]]
@@ -52,7 +51,7 @@ def test_the_commands_at_the_terminal(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray Serve's own models
 def test_the_servers_start_answer_and_end(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TENFOLD_HANDOVER_TOKEN", TOKEN)
+    monkeypatch.setenv("TENFOLD_PREFILL_TOKEN", TOKEN)
     prefill: list[Server] = []
     running = []
     for words in SERVE:
@@ -72,7 +71,7 @@ def test_the_servers_start_answer_and_end(model: Path, monkeypatch: pytest.Monke
         found = httpx.post(f"{server.url}/v1/completions", json={"prompt": "the ", "max_tokens": 5}, timeout=60)
         assert found.status_code == 200
     assert len(running) == len(SERVE) >= 4
-    assert prefill[0].metric("handover_prompts_total") == 1
+    assert prefill[0].metric("prefill_prompts_total") == 1
     for server in running:
         server.process.send_signal(signal.SIGTERM)
     assert [server.process.wait(timeout=60) for server in running] == [0] * len(running)

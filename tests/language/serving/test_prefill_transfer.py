@@ -18,12 +18,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from language.test_server import Server
-from language.test_tokenizer import fields
 
-from export.test_gguf import write
+from gguf_files import fields, write
 from language.drafting_models import tiny_drafter, tiny_target
 from language.engine_models import HYBRID, TREE, make_engine, tiny_llama
+from language.servers import Server
 from tenfold.cli import main
 from tenfold.data.tensors import save_own
 from tenfold.language.decoding.engine import LLMEngine
@@ -34,7 +33,14 @@ from tenfold.language.drafting.tree_drafter import TreeDrafter
 from tenfold.language.drafting.weights import own_tensors, state_of
 from tenfold.language.sampling.sampling import SamplingParams
 from tenfold.language.serving.prefill_client import Peer, Prefill
-from tenfold.language.serving.prefill_transfer import HandoverError, Identity, digest, pack, unpack
+from tenfold.language.serving.prefill_transfer import (
+    Identity,
+    TransferError,
+    digest,
+    pack,
+    token_from_environment,
+    unpack,
+)
 
 IDENTITY = Identity("target", "drafter", "fp32", 4)
 PROMPTS = [[5], [1, 2], [3, 1, 4, 1, 5], [3, 1, 4, 1, 5, 9, 2, 6], [7, 1, 8] * 5]
@@ -49,8 +55,8 @@ def eagle_engine(kind: str) -> LLMEngine:
     if kind == "eagle and look-up":
         drafter = HybridDrafter(drafter, NgramDrafter())
         shape = drafter.add(HYBRID)
-    plan = Speculation(planner=lambda n, s: (shape, "C"))
-    return LLMEngine(target, None, drafter, plan, page_size=4, chunk=5)
+    plan = Speculation(planner=lambda n, s: (shape, "without_replacement"))
+    return LLMEngine(target, None, drafter, speculation=plan, page_size=4, chunk=5)
 
 
 def engine_of(kind: str) -> LLMEngine:
@@ -115,7 +121,7 @@ def test_what_is_not_whole_or_not_ours_is_refused_with_its_reason() -> None:
     for place in range(0, len(body), 211):
         damaged = bytearray(body)
         damaged[place] ^= 1 << place % 8
-        with pytest.raises(HandoverError, match="SHA-256") as found:
+        with pytest.raises(TransferError, match="SHA-256") as found:
             unpack(bytes(damaged), sha256, IDENTITY, prompt, engine.runner)
         assert found.value.reason == "damaged"
     cases: list[tuple[bytes, Identity, list[int], str]] = [
@@ -129,9 +135,9 @@ def test_what_is_not_whole_or_not_ours_is_refused_with_its_reason() -> None:
         (pack(computed(make_engine(tiny_llama(), "none"), prompt), IDENTITY), IDENTITY, prompt, "of the shapes"),
     ]
     for given, identity, text, message in cases:
-        with pytest.raises(HandoverError, match=message):
+        with pytest.raises(TransferError, match=message):
             unpack(given, digest(given), identity, text, engine.runner)
-    with pytest.raises(HandoverError, match="SHA-256"):
+    with pytest.raises(TransferError, match="SHA-256"):
         unpack(body, None, IDENTITY, prompt, engine.runner)
 
 
@@ -187,7 +193,7 @@ class Relay:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny target and its drafter as files."""
-    path = tmp_path_factory.mktemp("handover")
+    path = tmp_path_factory.mktemp("prefill")
     words = fields()
     target = tiny_target(vocabulary=len(words["tokenizer.ggml.tokens"]), dim=64, tied=False, context=300)  # type: ignore[arg-type]
     write(path / "tiny.gguf", target, tokenizer=words)
@@ -198,13 +204,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(folder: Path) -> Iterator[tuple[Server, Relay, Server]]:
-    os.environ["TENFOLD_HANDOVER_TOKEN"] = TOKEN
+    os.environ["TENFOLD_PREFILL_TOKEN"] = TOKEN
     words = ("--drafter", str(folder / "drafter.safetensors"))
     prefill = Server(folder / "tiny.gguf", *words, "--role", "prefill")
     relay = Relay(prefill.url)
     split = ("--role", "decode", "--prefill-url", relay.url, "--prefill-timeout", "3")
     decode = Server(folder / "tiny.gguf", *words, *split)
-    del os.environ["TENFOLD_HANDOVER_TOKEN"]
+    del os.environ["TENFOLD_PREFILL_TOKEN"]
     yield prefill, relay, decode
     for server in (prefill, decode):
         server.process.kill()
@@ -236,7 +242,7 @@ def served(decode: Server, i: int) -> str:
 
 
 def counted(server: Server, result: str) -> float:
-    return server.metric(f'handover_prompts_total{{result="{result}"}}')
+    return server.metric(f'prefill_prompts_total{{result="{result}"}}')
 
 
 def test_two_processes_answer_as_one(pair: tuple[Server, Relay, Server], expected: list[str]) -> None:
@@ -274,7 +280,7 @@ def test_a_peer_that_misbehaves_costs_a_recomputation_and_is_counted(
 
 def test_no_token_no_pages(pair: tuple[Server, Relay, Server]) -> None:
     prefill = pair[0]
-    url = f"{prefill.url}/v1/handover"
+    url = f"{prefill.url}/v1/prefill"
     for headers in ({}, {"x-tenfold-token": ""}, {"x-tenfold-token": TOKEN[:-1]}, {"x-tenfold-token": TOKEN + "x"}):
         assert httpx.post(url, json={"tokens": [1, 2], "identity": {}}, headers=headers).status_code == 401
     right = {"x-tenfold-token": TOKEN}
@@ -286,7 +292,8 @@ def test_no_token_no_pages(pair: tuple[Server, Relay, Server]) -> None:
         b"[" * 9999,
     ):
         assert httpx.post(url, content=junk, headers=right).status_code == 400
-    assert httpx.post(url, json={"tokens": [1, 2], "identity": {}}, headers=right).status_code == 409
+    for path in (url, f"{prefill.url}/v1/handover"):  # and the path of the last version
+        assert httpx.post(path, json={"tokens": [1, 2], "identity": {}}, headers=right).status_code == 409
 
 
 def test_the_peer_dies_under_load_and_no_request_is_lost(
@@ -305,15 +312,26 @@ def test_the_peer_dies_under_load_and_no_request_is_lost(
     assert counted(decode, "unreachable") == before + 1
 
 
+def test_the_variable_of_the_last_version_is_read_with_a_warning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENFOLD_HANDOVER_TOKEN", TOKEN)
+    assert token_from_environment() == TOKEN
+    assert "TENFOLD_HANDOVER_TOKEN is now TENFOLD_PREFILL_TOKEN" in capsys.readouterr().err
+    monkeypatch.setenv("TENFOLD_PREFILL_TOKEN", "another secret of ours")
+    assert token_from_environment() == "another secret of ours"
+
+
 def test_flags_that_do_not_go_together_say_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv("TENFOLD_HANDOVER_TOKEN", raising=False)
+    for name in ("TENFOLD_PREFILL_TOKEN", "TENFOLD_HANDOVER_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "short").write_text("abc\n")
     for words, message in (
         (["--role", "decode"], "--prefill-url belong together"),
         (["--prefill-url", "http://127.0.0.1:1"], "--prefill-url belong together"),
-        (["--role", "prefill"], "Set TENFOLD_HANDOVER_TOKEN to the same secret"),
+        (["--role", "prefill"], "Set TENFOLD_PREFILL_TOKEN to the same secret"),
         (["--role", "prefill", "--token-file", str(tmp_path / "short")], "has 3 characters"),
         (["--role", "prefill", "--token-file", str(tmp_path / "none")], "cannot be read"),
     ):

@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
-import openai
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from language.test_tokenizer import fields
 
-from export.test_gguf import write
+from gguf_files import fields, write
 from language.engine_models import tiny_llama
+from language.servers import Server
 from tenfold.language.decoding.engine import LLM
 from tenfold.language.sampling.sampling import SamplingParams
-
-STARTED = 90.0  # seconds for a server to come up on a busy machine
-
-
-class Server:
-    def __init__(self, model: Path, *words: str) -> None:
-        command = [sys.executable, "-m", "tenfold", "serve", "language", "--model", str(model), "--port", "0"]
-        command += ["--weights", "fp32", "--drafter", "ngram", *words]
-        env = {**os.environ, "JAXTYPING_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
-        assert self.process.stderr is not None
-        said = []
-        for line in self.process.stderr:
-            said.append(line)
-            if line.startswith("listening on"):
-                self.url = line.split()[-1]
-                self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
-                return
-        pytest.fail("".join(said))
-
-    def metric(self, name: str) -> float:
-        text = httpx.get(f"{self.url}/metrics").text
-        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"tenfold_{name}"))
+from tenfold.language.serving.routes import Here, make_language_app, router
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +69,9 @@ def test_streamed_whole_and_offline_text_are_the_same(server: Server, llm: LLM, 
 
 def test_penalties_reach_the_engine(server: Server, llm: LLM) -> None:
     plain = llm.generate(["the "], SamplingParams(max_tokens=40))[0].text
-    given = {"presence_penalty": 1.5, "frequency_penalty": 1.0}
+    given: dict[str, Any] = {"presence_penalty": 1.5, "frequency_penalty": 1.0}
     offline = llm.generate(["the "], SamplingParams(max_tokens=40, **given))[0].text
-    asked = {"model": "tiny", "prompt": "the ", "max_tokens": 40, "temperature": 0}
+    asked: dict[str, Any] = {"model": "tiny", "prompt": "the ", "max_tokens": 40, "temperature": 0}
     assert server.client.completions.create(**asked, **given).choices[0].text == offline != plain
     offline = llm.generate(["the "], SamplingParams(max_tokens=40, repetition_penalty=3.0))[0].text
     extra = {"repetition_penalty": 3.0}
@@ -202,6 +178,23 @@ def test_many_at_once_are_answered_as_if_alone_or_told_to_come_back(server: Serv
     assert all(text == expected[i] for i, text in served)
 
 
+def test_a_new_route_is_one_function(llm: LLM) -> None:
+    async def tokens(text: str, served: Here) -> list[int]:
+        return served.llm.tokenizer.encode(text)
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app=make_language_app(llm, "tiny"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://tiny") as client:
+            return await client.get("/v1/tokens", params={"text": "ab"})
+
+    before = list(router.routes)
+    router.get("/v1/tokens")(tokens)
+    try:
+        assert asyncio.run(ask()).json() == llm.tokenizer.encode("ab")
+    finally:
+        router.routes[:] = before
+
+
 def test_metrics_and_models_tell_what_happened(server: Server) -> None:
     assert [m.id for m in server.client.models.list()] == ["tiny"]
     before = server.metric("generation_tokens_total")
@@ -216,7 +209,7 @@ def test_metrics_and_models_tell_what_happened(server: Server) -> None:
 
 
 def test_no_request_made_from_the_api_document_makes_a_server_error(server: Server) -> None:
-    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    schema: Any = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     asked = []
 
     @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,9 +25,9 @@ def test_features_of_the_prepared_model_are_those_of_the_model() -> None:
     with torch.no_grad():
         torch.testing.assert_close(
             model.for_inference()(images).patch_tokens, model(images).patch_tokens, rtol=1e-4, atol=1e-4
-        )  # fmt: skip
+        )
     assert sum("memory" in name for name in model.state_dict()) == 1
-    teacher = copy.deepcopy(model)
+    teacher: Any = copy.deepcopy(model)
     assert teacher.blocks[1].ffn.table is teacher.memory
 
 

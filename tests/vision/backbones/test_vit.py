@@ -25,7 +25,10 @@ def factors(model: VisionTransformer, *crops: torch.Tensor) -> list[float]:
         return forward(self, height, width, rescale)
 
     with patch.object(AxialRope, "forward", watched):
-        model.forward_crops(list(crops)) if len(crops) > 1 else model(crops[0])
+        if len(crops) > 1:
+            model.forward_crops(list(crops))
+        else:
+            model(*crops)
     return seen
 
 

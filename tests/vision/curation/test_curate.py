@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -26,9 +27,10 @@ from tenfold.errors import DataError, UsageError
 from tenfold.shards.journal import NAME as JOURNAL
 from tenfold.vision.backbones.vit import VisionTransformer, VitConfig
 from tenfold.vision.curation.calibrate import copies_of
-from tenfold.vision.curation.curate import CurateConfig, curate, default_levels
+from tenfold.vision.curation.config import CurateConfig
+from tenfold.vision.curation.curate import curate, default_levels
 from tenfold.vision.curation.duplicates import Group, Pair, drop_touched, exact_edges, group_pool, touch_references
-from tenfold.vision.curation.embeddings import Describe, Vectors, cosines, read_column, read_vectors
+from tenfold.vision.curation.embeddings import Vectors, cosines, read_column, read_vectors
 
 
 def encoded(image: np.ndarray) -> bytes:
@@ -109,14 +111,16 @@ def test_the_image_with_most_pixels_is_the_one_that_stays(photographs: list[np.n
     image = photographs[0]
     small = np.array(Image.fromarray(image).resize((image.shape[1] // 2, image.shape[0] // 2)))
     pool = write_pool(tmp_path / "pool.parquet", [encoded(i) for i in (small, image, photographs[1])])
-    curate(CurateConfig(pool, tmp_path / "out", target=10, threshold=0.8))
+    curate(CurateConfig("pixels", pool, 10, tmp_path / "out", threshold=0.8))
     assert pq.read_table(tmp_path / "out/manifest.parquet")["id"].to_pylist() == [1, 2]
 
 
 def test_equal_pixels_are_duplicates_even_where_a_descriptor_sees_nothing(tmp_path: Path) -> None:
     grey = [encoded(np.full((40, 40, 3), level, np.uint8)) for level in (50, 50, 90)]
     assert np.abs(cosines(np.full((40, 40, 3), 50, np.uint8))).max() < 1e-3
-    report = curate(CurateConfig(write_pool(tmp_path / "p.parquet", grey), tmp_path / "out", 10, threshold=0.99))
+    report = curate(
+        CurateConfig("pixels", write_pool(tmp_path / "p.parquet", grey), 10, tmp_path / "out", threshold=0.99)
+    )
     assert report["dedup"]["dropped"] >= 1
 
 
@@ -124,7 +128,7 @@ def test_calibrated_dedup_finds_the_planted_copies_and_joins_nothing_else(
     pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    report = curate(CurateConfig(pool, out, target=1000, calibrate=True, workers=2), print)
+    report = curate(CurateConfig("pixels", pool, 1000, out, calibrate=True, workers=2), print)
     printed = capsys.readouterr().out
     assert "duplicates" in printed
     assert "false pairs" in printed
@@ -137,7 +141,7 @@ def test_calibrated_dedup_finds_the_planted_copies_and_joins_nothing_else(
     assert np.bincount(labels).max() <= 2
     assert np.array_equal(labels[:200], np.arange(200))
     assert report["dedup"]["left"] in (200, 201)
-    again = curate(CurateConfig(pool, out, target=1000))  # what was recorded is used without the flag
+    again = curate(CurateConfig("pixels", pool, 1000, out))  # what was recorded is used without the flag
     assert again["dedup"] == report["dedup"]
 
 
@@ -147,7 +151,7 @@ def test_planted_copies_in_all_of_imagenette_are_found_and_no_component_is_large
     test_data: Path, tmp_path: Path
 ) -> None:
     pool = test_data / "vision/imagenette160_train.parquet"
-    report = curate(CurateConfig(pool, tmp_path, 2000, calibrate=True, workers=2, retrieve="none"), print)
+    report = curate(CurateConfig("pixels", pool, 2000, tmp_path, calibrate=True, workers=2, retrieve="none"), print)
     recorded = json.loads((tmp_path / "calibration.json").read_text())
     chosen = next(row for row in recorded["table"] if row["threshold"] == recorded["threshold"])
     assert recorded["images"] == 9469
@@ -165,7 +169,7 @@ def test_a_descriptor_that_cannot_tell_copies_stops_with_its_numbers(
     config = VitConfig(dim=32, depth=1, heads=2, patch_size=16)
     weights = save_vit(tmp_path / "w.safetensors", VisionTransformer(config))
     with pytest.raises(UsageError, match=r"cannot tell copies .* joins \d+ images of 60"):
-        curate(CurateConfig(pool, tmp_path / "out", 10, copies=Describe(str(weights), 32), calibrate=True))
+        curate(CurateConfig("pixels", pool, 10, tmp_path / "out", copies=str(weights), size=32, calibrate=True))
     assert not (tmp_path / "out/calibration.json").exists()
 
 
@@ -251,10 +255,8 @@ def test_a_curation_killed_anywhere_ends_in_the_same_bytes(
     draw = random.Random(kills)
     out, left = tmp_path / "0", kills
     while left:
-        process = subprocess.Popen(
-            run(pool, reference, out, workers=2, executor=executor), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
+        command, silent = run(pool, reference, out, workers=2, executor=executor), subprocess.DEVNULL
+        process = subprocess.Popen(command, stdout=silent, stderr=silent, start_new_session=True)
         try:
             process.wait(draw.uniform(0.2, 0.9) * took)
         except subprocess.TimeoutExpired:
@@ -269,7 +271,9 @@ def test_a_curation_killed_anywhere_ends_in_the_same_bytes(
 
 
 def test_kmeans_over_workers_gives_the_tree_of_one_process(pool: Path, tmp_path: Path) -> None:
-    config = CurateConfig(pool, tmp_path / "one", 50, threshold=0.8, levels=(4,), iterations=1, shard_rows=256)
+    config = CurateConfig(
+        "pixels", pool, 50, tmp_path / "one", threshold=0.8, levels=(4,), iterations=1, shard_rows=256
+    )
     spread = replace(config, out=tmp_path / "many", spread=0, workers=2)
     assert curate(config) == curate(spread)
     for name in ("tree.parquet", "centroids-1.npy"):
@@ -282,16 +286,15 @@ def test_features_come_from_weights_and_whole_clusters_are_retrieved(
 ) -> None:
     torch.manual_seed(0)
     weights = save_vit(tmp_path / "w.safetensors", VisionTransformer(VitConfig(dim=32, depth=1, heads=2)))
-    config = CurateConfig(
-        pool, tmp_path / "out", 60, references=(reference,), threshold=0.8, levels=(6,), retrieve="clusters",
-        features=Describe(str(weights), 32), iterations=5,
-    )  # fmt: skip
+    words = {"reference": (reference,), "threshold": 0.8, "levels": (6,), "retrieve": "clusters", "iterations": 5}
+    config = CurateConfig(str(weights), pool, 60, tmp_path / "out", size=32, **words)
     report = curate(config)
     assert Vectors([tmp_path / "out/features/pool/rows-0000000000.parquet"]).width == 64
     assert report["retrieve"]["images"] > 0
     manifest = pq.read_table(tmp_path / "out/manifest.parquet")
     tree = pq.read_table(tmp_path / "out/cluster/tree/tree/tree.parquet")
-    asked = set(tree.filter(pa.compute.is_in(tree["row"], manifest["id"]))["level_1"].to_pylist())
+    kept = pc.is_in(tree["row"], manifest["id"])  # pyright: ignore[reportAttributeAccessIssue]
+    asked = set(tree.filter(kept)["level_1"].to_pylist())
     assert manifest.num_rows == 60
     assert len(asked) > 1
 
@@ -299,7 +302,9 @@ def test_features_come_from_weights_and_whole_clusters_are_retrieved(
 def test_ivf_leaves_the_survivors_of_exact_search(pool: Path, tmp_path: Path) -> None:
     kept = []
     for neighbors in ("exact", "ivf"):
-        config = CurateConfig(pool, tmp_path / neighbors, 10, threshold=0.8, neighbors=neighbors, retrieve="none")
+        config = CurateConfig(
+            "pixels", pool, 10, tmp_path / neighbors, threshold=0.8, neighbors=neighbors, retrieve="none"
+        )
         curate(config)
         kept.append(read_column(tmp_path / neighbors / "dedup/groups/groups.parquet", "kept"))
     assert np.array_equal(kept[0], kept[1])
@@ -313,29 +318,28 @@ def test_without_threshold_or_calibration_the_command_stops_and_says_why(pool: P
     assert not (tmp_path / "out").exists()
 
 
-def test_a_calibration_of_another_descriptor_is_refused(pool: Path, tmp_path: Path) -> None:
+def test_a_calibration_of_another_encoder_is_refused(pool: Path, tmp_path: Path) -> None:
     path = tmp_path / "calibration.json"
-    path.write_text(json.dumps({
-        "describe": {"by": "sscd.pth", "size": 224, "sha256": "0"}, "threshold": 0.6, "reference_threshold": 0.45,
-        "floor": 0.4, "images": 10, "table": [],
-    }))  # fmt: skip
+    made_by = {"by": "sscd.pth", "size": 224, "sha256": "0"}
+    numbers = {"threshold": 0.6, "reference_threshold": 0.45, "floor": 0.4, "images": 10}
+    path.write_text(json.dumps({"describe": made_by, **numbers, "table": []}))  # the last version's word for encoder
     with pytest.raises(UsageError, match=r"made with sscd\.pth, not pixels"):
-        curate(CurateConfig(pool, tmp_path, 5))
+        curate(CurateConfig("pixels", pool, 5, tmp_path))
     path.write_text("{}")
     with pytest.raises(DataError, match=r"calibration\.json is not a calibration"):
-        curate(CurateConfig(pool, tmp_path, 5))
+        curate(CurateConfig("pixels", pool, 5, tmp_path))
 
 
 def test_an_empty_pool_and_wrong_settings_are_refused_before_any_work(pool: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
-        curate(CurateConfig(tmp_path / "empty", tmp_path / "out", 5, threshold=0.8))
+        curate(CurateConfig("pixels", tmp_path / "empty", 5, tmp_path / "out", threshold=0.8))
     write_pool(tmp_path / "none.parquet", [])
     with pytest.raises(DataError, match="has no rows"):
-        curate(CurateConfig(tmp_path / "none.parquet", tmp_path / "out", 5, threshold=0.8))
+        curate(CurateConfig("pixels", tmp_path / "none.parquet", 5, tmp_path / "out", threshold=0.8))
     for name, value in (("target", 0), ("threshold", 1.5), ("k", 0), ("retrieve_share", 2.0), ("threshold", np.nan)):
         with pytest.raises(UsageError, match=name):
-            replace(CurateConfig(pool, tmp_path / "out", 5), **{name: value})
+            replace(CurateConfig("pixels", pool, 5, tmp_path / "out"), **{name: value})
     assert not (tmp_path / "out").exists()
 
 
@@ -344,7 +348,7 @@ def test_a_pool_of_nothing_but_test_images_says_that_nothing_is_left(
 ) -> None:
     pool = write_pool(tmp_path / "pool.parquet", [encoded(image) for image in photographs[300:304]])
     with pytest.raises(DataError, match="nothing is left"):
-        curate(CurateConfig(pool, tmp_path / "out", 5, references=(reference,), threshold=0.8))
+        curate(CurateConfig("pixels", pool, 5, tmp_path / "out", reference=(reference,), threshold=0.8))
     assert not (tmp_path / "out/manifest.parquet").exists()
 
 
@@ -355,9 +359,9 @@ def test_unreadable_images_are_left_out_and_too_many_stop_the_run(
     images[7] = images[7][:200]
     pool = write_pool(tmp_path / "pool.parquet", images)
     with pytest.raises(DataError, match=r"1 of 20 images cannot be read.*row 7"):
-        curate(CurateConfig(pool, tmp_path / "strict", 50, threshold=0.8))
+        curate(CurateConfig("pixels", pool, 50, tmp_path / "strict", threshold=0.8))
     assert not (tmp_path / "strict/manifest.parquet").exists()
-    report = curate(CurateConfig(pool, tmp_path / "out", 50, threshold=0.8, error_rate=0.1))
+    report = curate(CurateConfig("pixels", pool, 50, tmp_path / "out", threshold=0.8, error_rate=0.1))
     assert report["embed"] == {"images": 20, "unreadable": 1}
     assert pq.read_table(tmp_path / "out/manifest.parquet")["id"].to_pylist() == [*range(7), *range(8, 20)]
 
@@ -368,7 +372,7 @@ def test_weights_that_give_nan_leave_no_shard(photographs: list[np.ndarray], tmp
     weights = save_vit(tmp_path / "w.safetensors", model)
     pool = write_pool(tmp_path / "pool.parquet", [encoded(image) for image in photographs[:3]])
     with pytest.raises(DataError, match=r"w\.safetensors: field vector is not finite"):
-        curate(CurateConfig(pool, tmp_path / "out", 5, features=Describe(str(weights), 32), threshold=0.8))
+        curate(CurateConfig(str(weights), pool, 5, tmp_path / "out", size=32, threshold=0.8))
     assert not list((tmp_path / "out/features").rglob("*.parquet"))
 
 

@@ -13,7 +13,7 @@ from tenfold.data.sources import open_source
 from tenfold.errors import DataError, UsageError
 from tenfold.vision.curation import neighbors
 from tenfold.vision.curation.calibrate import copies_of
-from tenfold.vision.curation.embeddings import Describe
+from tenfold.vision.curation.embeddings import Encoder
 from tenfold.vision.curation.neighbors import (
     DisjointSet,
     Neighbors,
@@ -47,7 +47,7 @@ def described(test_data: Path) -> np.ndarray:
     source = open_source(test_data / "vision/imagenette160_val.parquet")
     images = [source[index].image for index in range(0, 1800, 3)]
     rng = np.random.default_rng(0)
-    return Describe()([*images, *(copy for image in images[:100] for copy in copies_of(image, rng))])
+    return Encoder()([*images, *(copy for image in images[:100] for copy in copies_of(image, rng))])
 
 
 @pytest.mark.parametrize("floor", [-np.inf, 0.1])

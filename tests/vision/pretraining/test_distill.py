@@ -14,20 +14,43 @@ from jobs import Job
 from tenfold.engine.checkpoint import read_model
 from tenfold.errors import CheckpointError, UsageError
 from tenfold.export.weights import load
-from tenfold.vision.backbones.backbone import layer_of
 from tenfold.vision.backbones.convnext import CONVNEXT_CONFIGS, ConvNeXt
 from tenfold.vision.backbones.vit import VisionTransformer
 from tenfold.vision.pretraining.distill import DistillRecipe, teacher_recipe
+from vision.recipe_flags import flags
 
 TEACHER = [
-    "dinov3-mini", "--trainer.steps", "2", "--batch", "4", "--dino.prototypes", "24", "--trainer.validate-every", "0",
-    "--objective.ibot", "1.0", "--ibot.hidden", "16", "--ibot.bottleneck", "8", "--ibot.prototypes", "12",
-]  # fmt: skip
-STUDENTS = [
-    "--students", "mini", "t", "--trainer.steps", "4", "--batch", "4", "--source-side", "64", "--trainer.precision", "fp32",
-    "--crops.global-size", "48", "--crops.local-size", "24", "--crops.local-crops", "2", "--trainer.workers", "0",
-    "--trainer.log-every", "1", "--trainer.device", "cpu", "--optim.schedule.warmup", "0", "--val-rows", "20",
-]  # fmt: skip
+    "dinov3-mini",
+    *flags(
+        {
+            "trainer.steps": 2,
+            "batch": 4,
+            "dino.prototypes": 24,
+            "trainer.validate-every": 0,
+            "objective.ibot": 1.0,
+            "ibot.hidden": 16,
+            "ibot.bottleneck": 8,
+            "ibot.prototypes": 12,
+        }
+    ),
+]
+STUDENTS = flags(
+    {
+        "students": ("mini", "t"),
+        "trainer.steps": 4,
+        "batch": 4,
+        "source-side": 64,
+        "trainer.precision": "fp32",
+        "crops.global-size": 48,
+        "crops.local-size": 24,
+        "crops.local-crops": 2,
+        "trainer.workers": 0,
+        "trainer.log-every": 1,
+        "trainer.device": "cpu",
+        "optim.schedule.warmup": 0,
+        "val-rows": 20,
+    }
+)
 
 
 def train(folder: Path, *words: object, ranks: int = 1, code: int = 0) -> str:
@@ -123,9 +146,9 @@ def test_layers_of_a_convnext_count_from_the_input() -> None:
         ("students.0.backbone.stages.1.0.gain", 4),
         ("students.0.backbone.stages.3.2.up.bias", 18),
     ]:
-        assert layer_of(name, config) == (layer, 19)
-    assert layer_of("students.0.backbone.norm.weight", config) is None
-    assert layer_of("students.0.dino_head.mlp.0.weight", config) is None
+        assert config.layer_of(name) == (layer, 19)
+    assert config.layer_of("students.0.backbone.norm.weight") is None
+    assert config.layer_of("students.0.dino_head.mlp.0.weight") is None
 
 
 def test_what_is_no_teacher_and_what_is_no_student_is_said(tmp_path: Path, teacher: Path, data: Path) -> None:

@@ -13,25 +13,48 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from vision.test_pretrain import SMALL
 
 from jobs import Job
 from tenfold.cli import main
 from tenfold.data.tensors import save_own
 from tenfold.vision.backbones.vit import VisionTransformer, VitConfig
+from vision.recipe_flags import SMALL, flags
 
 STEPS = 8
-RUN = [
-    "--trainer.steps", STEPS, "--trainer.checkpoint-every", 2, "--trainer.validate-every", 0, "--trainer.log-every", 1,
-    "--trainer.workers", 0, "--trainer.device", "cpu", "--trainer.precision", "fp32", "--optim.schedule.warmup", 0,
-]  # fmt: skip
-MINI = [
-    "--batch", 4, "--dino.prototypes", 24, "--crops.local-crops", 2, "--objective.ibot", 1, "--ibot.hidden", 16,
-    "--ibot.bottleneck", 8, "--ibot.prototypes", 12,
-]  # fmt: skip
+RUN = flags(
+    {
+        "trainer.steps": STEPS,
+        "trainer.checkpoint-every": 2,
+        "trainer.validate-every": 0,
+        "trainer.log-every": 1,
+        "trainer.workers": 0,
+        "trainer.device": "cpu",
+        "trainer.precision": "fp32",
+        "optim.schedule.warmup": 0,
+    }
+)
+MINI = flags(
+    {
+        "batch": 4,
+        "dino.prototypes": 24,
+        "crops.local-crops": 2,
+        "objective.ibot": 1,
+        "ibot.hidden": 16,
+        "ibot.bottleneck": 8,
+        "ibot.prototypes": 12,
+    }
+)
 PATCH14 = ["--crops.global-size", 56, "--crops.local-size", 28]
-RECIPES = ["dinov3-mini", "dinov3-vits", "dinov2-vits", "dinov3-imagenette", "dinov3-gram", "dinov3-highres",
-           "dinov3-distill", "dinov3-text"]  # fmt: skip
+RECIPES = [
+    "dinov3-mini",
+    "dinov3",
+    "dinov2",
+    "dinov3-imagenette",
+    "dinov3-gram",
+    "dinov3-highres",
+    "dinov3-distill",
+    "dinov3-text",
+]
 # One of them in the default set; the others run the same code for minutes.
 EACH = [pytest.param(name, marks=() if name == "dinov3-mini" else pytest.mark.slow) for name in RECIPES]
 
@@ -88,12 +111,12 @@ def words(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Words:
             path = save_own(folder / "vit.safetensors", VisionTransformer(config).state_dict(), "vit", config)
             tower = ["--text-tower", "clip", "--clip.dim", 32, "--clip.depth", 1, "--clip.heads", 2, "--drop-path", 0]
             return [recipe, "--backbone", path, "--captions", data, "--batch", 4, "--source-side", 64, *tower, *RUN]
-        small = [*SMALL, *(PATCH14 if recipe == "dinov2-vits" else []), "--data", data, *RUN]
+        small = [*SMALL, *(PATCH14 if recipe == "dinov2" else []), "--data", data, *RUN]
         if recipe == "dinov3-gram":
-            return [recipe, *small, "--start", made("stage1", "dinov3-vits", *SMALL)]
+            return [recipe, *small, "--start", made("stage1", "dinov3", *SMALL)]
         if recipe == "dinov3-highres":
             mixes = ["--resolutions", 64, 32, 96, 0.5, 96, 48, 0, 0.5]
-            return [recipe, *small, *mixes, "--start", made("stage1", "dinov3-vits", *SMALL)]
+            return [recipe, *small, *mixes, "--start", made("stage1", "dinov3", *SMALL)]
         return [recipe, *small]
 
     return command

@@ -28,15 +28,27 @@ from tenfold.vision.text.aligned import AlignedConfig, TextAligned
 from tenfold.vision.text.captions import fill, open_captions, templates
 from tenfold.vision.text.towers import TextConfig
 from tenfold.vision.text.weights import ALIGNED, dinotxt_links
+from vision.recipe_flags import flags
 
 BACKBONE = VitConfig(
     dim=48, depth=2, heads=2, patch_size=16, registers=2, layer_scale=1.0, fan_in_init=True, image_size=64
 )
-SMALL = [
-    "--batch", "8", "--source-side", "64", "--trainer.workers", "0", "--trainer.log-every", "1", "--trainer.device", "cpu",
-    "--trainer.precision", "fp32", "--trainer.validate-every", "0", "--text-tower", "clip", "--clip.dim", "32",
-    "--clip.depth", "2", "--clip.heads", "2", "--optim.schedule.warmup", "0",
-]  # fmt: skip
+SMALL = flags(
+    {
+        "batch": 8,
+        "source-side": 64,
+        "trainer.workers": 0,
+        "trainer.log-every": 1,
+        "trainer.device": "cpu",
+        "trainer.precision": "fp32",
+        "trainer.validate-every": 0,
+        "text-tower": "clip",
+        "clip.dim": 32,
+        "clip.depth": 2,
+        "clip.heads": 2,
+        "optim.schedule.warmup": 0,
+    }
+)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +139,7 @@ def test_the_published_sizes_have_their_shapes_and_names() -> None:
     assert not any("rope" in name or "linear_projection.bias" in name for name in parts)
     with torch.device("meta"):
         model = ALIGNED.build(config)
-    assert sum(p.numel() for p in model.text_tower.parameters()) / 1e6 == pytest.approx(535.8, abs=0.3)
+    assert sum(p.numel() for p in model.get_submodule("text_tower").parameters()) / 1e6 == pytest.approx(535.8, abs=0.3)
     assert Weights(config, dict(model.state_dict())).state["logit_scale"].shape == (1,)
 
 
@@ -138,9 +150,14 @@ def test_the_published_sizes_have_their_shapes_and_names() -> None:
 def test_the_task_keeps_its_contract_with_both_towers(backbone: Path, labelled: Path) -> None:
     recipe = dinov3_text()
     small = dataclasses.replace(
-        recipe, backbone=backbone, captions=labelled, batch=4, source_side=64, drop_path=0.0,
+        recipe,
+        backbone=backbone,
+        captions=labelled,
+        batch=4,
+        source_side=64,
+        drop_path=0.0,
         trainer=dataclasses.replace(recipe.trainer, steps=8, workers=0),
-    )  # fmt: skip
+    )
     check_task(dataclasses.replace(small, text_tower="clip", clip=TextConfig(dim=32, depth=1, heads=2), gram=1.0))
     check_task(small)
 
@@ -199,9 +216,12 @@ def test_a_frozen_sentence_encoder_stays_as_it_is(backbone: Path, labelled: Path
     for flag in ("--clip.dim", "--clip.depth", "--clip.heads"):
         del words[words.index(flag) : words.index(flag) + 2]
     said = train(
-        tmp_path, "dinov3-text", "--backbone", backbone, "--captions", labelled, "--val", labelled, *words,
-        "--leave-out", "church", "--trainer.steps", 2, "--out", tmp_path / "run",
-    )  # fmt: skip
+        tmp_path,
+        "dinov3-text",
+        *flags({"backbone": backbone, "captions": labelled, "val": labelled}),
+        *words,
+        *flags({"leave-out": "church", "trainer.steps": 2, "out": tmp_path / "run"}),
+    )
     assert "labelled" in said
     model = load(tmp_path / "run")
     assert isinstance(model, TextAligned)
@@ -330,9 +350,14 @@ def test_zero_shot_scores_stand_beside_their_floors(
     assert main([*words, "--descriptions", str(tmp_path / "described.json")]) == 0
     scores = json.loads(capsys.readouterr().out)
     for name in (
-        "zero-shot, seen templates", "zero-shot, unseen templates", "zero-shot, descriptions", "most frequent class",
-        "zero-shot, head before training", "linear probe on the backbone, labelled", "  church",
-    ):  # fmt: skip
+        "zero-shot, seen templates",
+        "zero-shot, unseen templates",
+        "zero-shot, descriptions",
+        "most frequent class",
+        "zero-shot, head before training",
+        "linear probe on the backbone, labelled",
+        "  church",
+    ):
         assert 0 <= scores[name] <= 100, name
     del described["church"]
     (tmp_path / "described.json").write_text(json.dumps(described))

@@ -13,6 +13,49 @@
 #include <thread>
 #include <vector>
 
+extern "C" {
+
+// Arguments of a call, filled by field name in kernels/bag_calls.py, which compares their sizes with `size_of` at load.
+
+struct BagCall {
+    const void* table;  // (k, d), fp32 or bf16
+    int64_t k, d;
+    const int64_t* index;  // (t, b)
+    const float* other;    // weights (t, b) of a bag, tokens (t, d) of products
+    int64_t t, b;
+    float* out;  // (t, d) of a bag, (t, b) of products
+    int64_t threads;
+};
+
+struct GroupCall {
+    const int64_t* index;  // (n), below k
+    int64_t n, k;
+    int64_t *order, *ids, *starts;  // (n), (n), (n + 1)
+};
+
+struct GradientCall {
+    const float* table;  // or null: no dots
+    int64_t d;
+    const int64_t *order, *ids, *starts;  // of group_rows
+    int64_t u, b;
+    const float *weight, *source;  // (t, b), (t, d)
+    float* rows;                   // (u, d), or null
+    float* dots;                   // (t, b), or null
+    int64_t threads;
+};
+
+struct RowStepCall {
+    float *parameter, *exp_avg, *exp_avg_sq;  // (k, d)
+    int32_t* count;                           // (k)
+    int64_t d;
+    const int64_t* ids;  // (u)
+    const float* grad;   // (u, d)
+    int64_t u;
+    double lr, beta1, beta2, eps, decay;
+    int64_t threads;
+};
+}
+
 namespace {
 
 constexpr int64_t AHEAD = 6;     // rows asked for in advance
@@ -155,26 +198,31 @@ int64_t dots(const E* table, int64_t k, int64_t d, const int64_t* index, const f
 
 extern "C" {
 
-int64_t bag_f32(const float* table, int64_t k, int64_t d, const int64_t* index, const float* weight, int64_t t, int64_t b,
-                float* out, int threads) {
-    return bag(table, k, d, index, weight, t, b, out, threads);
+int64_t size_of(const char* structure) {
+    if (!std::strcmp(structure, "BagCall")) return sizeof(BagCall);
+    if (!std::strcmp(structure, "GroupCall")) return sizeof(GroupCall);
+    if (!std::strcmp(structure, "GradientCall")) return sizeof(GradientCall);
+    if (!std::strcmp(structure, "RowStepCall")) return sizeof(RowStepCall);
+    return -1;
 }
 
-int64_t bag_bf16(const bf16* table, int64_t k, int64_t d, const int64_t* index, const float* weight, int64_t t, int64_t b,
-                 float* out, int threads) {
-    return bag(table, k, d, index, weight, t, b, out, threads);
+int64_t bag_f32(const BagCall* c) {
+    return bag(static_cast<const float*>(c->table), c->k, c->d, c->index, c->other, c->t, c->b, c->out, int(c->threads));
 }
 
-int64_t dots_f32(const float* table, int64_t k, int64_t d, const int64_t* index, const float* x, int64_t t, int64_t b,
-                 float* out, int threads) {
-    return dots(table, k, d, index, x, t, b, out, threads);
+int64_t bag_bf16(const BagCall* c) {
+    return bag(static_cast<const bf16*>(c->table), c->k, c->d, c->index, c->other, c->t, c->b, c->out, int(c->threads));
 }
 
-int64_t dots_bf16(const bf16* table, int64_t k, int64_t d, const int64_t* index, const float* x, int64_t t, int64_t b,
-                  float* out, int threads) {
-    return dots(table, k, d, index, x, t, b, out, threads);
+int64_t dots_f32(const BagCall* c) {
+    return dots(static_cast<const float*>(c->table), c->k, c->d, c->index, c->other, c->t, c->b, c->out, int(c->threads));
 }
 
+int64_t dots_bf16(const BagCall* c) {
+    return dots(static_cast<const bf16*>(c->table), c->k, c->d, c->index, c->other, c->t, c->b, c->out, int(c->threads));
+}
+
+// In decoding it is called once for each layer and token, so its few arguments come as they are.
 void nonzero_bag_f32(const float* table, int64_t k, int64_t d, const float* weight, int64_t t, float* out, int threads) {
     nonzero_bag(table, k, d, weight, t, out, threads);
 }
@@ -185,7 +233,9 @@ void nonzero_bag_bf16(const bf16* table, int64_t k, int64_t d, const bf16* weigh
 
 // Sorts n indices below k, equal ones in their order: order (n) the places, ids (n) the different indices, starts (n + 1)
 // where each one's run begins in `order`. Returns how many there are.
-int64_t group_rows(const int64_t* index, int64_t n, int64_t k, int64_t* order, int64_t* ids, int64_t* starts) {
+int64_t group_rows(const GroupCall* call) {
+    const int64_t *index = call->index, n = call->n, k = call->k;
+    int64_t *order = call->order, *ids = call->ids, *starts = call->starts;
     if (int64_t bad = outside(index, n, k)) return bad;
     constexpr int DIGIT = 11;
     constexpr int64_t RADIX = int64_t(1) << DIGIT;
@@ -211,10 +261,11 @@ int64_t group_rows(const int64_t* index, int64_t n, int64_t k, int64_t* order, i
 
 // Both gradients in one pass over the different rows, in rising order: each is read once and meets every token that read
 // it. rows (u, d) += weight x token; dots (t, b) = row . token. `table` may be null (no dots wanted), `rows` too.
-void bag_gradients_f32(const float* table, int64_t d, const int64_t* order, const int64_t* ids, const int64_t* starts,
-                       int64_t u, int64_t b, const float* weight, const float* source, float* rows, float* dots,
-                       int threads) {
-    in_parts(u, threads, [=](int64_t first, int64_t last) {
+void bag_gradients_f32(const GradientCall* call) {
+    const float *table = call->table, *weight = call->weight, *source = call->source;
+    const int64_t *order = call->order, *ids = call->ids, *starts = call->starts, d = call->d, b = call->b;
+    float *rows = call->rows, *dots = call->dots;
+    in_parts(call->u, int(call->threads), [=](int64_t first, int64_t last) {
         for (int64_t r = first; r < last; r++) {
             if (table && r + AHEAD < last) ask_for(table + ids[r + AHEAD] * d, d);
             float* sum = rows ? rows + r * d : nullptr;
@@ -236,10 +287,13 @@ void bag_gradients_f32(const float* table, int64_t d, const int64_t* order, cons
 }
 
 // One AdamW step of rows ids (u): see engine/row_adamw.py.
-void row_adamw_f32(float* parameter, float* exp_avg, float* exp_avg_sq, int32_t* count, int64_t d, const int64_t* ids,
-                   const float* grad, int64_t u, double lr, double beta1, double beta2, double eps, double decay,
-                   int threads) {
-    in_parts(u, threads, [=](int64_t first, int64_t last) {
+void row_adamw_f32(const RowStepCall* call) {
+    float *parameter = call->parameter, *exp_avg = call->exp_avg, *exp_avg_sq = call->exp_avg_sq;
+    int32_t* count = call->count;
+    const float* grad = call->grad;
+    const int64_t *ids = call->ids, d = call->d;
+    const double lr = call->lr, beta1 = call->beta1, beta2 = call->beta2, eps = call->eps, decay = call->decay;
+    in_parts(call->u, int(call->threads), [=](int64_t first, int64_t last) {
         const float b1 = float(beta1), b2 = float(beta2), c1 = float(1 - beta1), c2 = float(1 - beta2);
         for (int64_t r = first; r < last; r++) {
             if (r + 2 < last) {

@@ -77,6 +77,14 @@ struct Pass {
 };
 
 int64_t decode_supported() { return TENFOLD_LANES; }
+
+// Compared at load with the sizes that Python fills (kernels/structures.py).
+int64_t size_of(const char* structure) {
+    if (!std::strcmp(structure, "Linear")) return sizeof(Linear);
+    if (!std::strcmp(structure, "Layer")) return sizeof(Layer);
+    if (!std::strcmp(structure, "Pass")) return sizeof(Pass);
+    return -1;
+}
 }
 
 #if TENFOLD_LANES

@@ -1,4 +1,4 @@
-"""Text out of a language model: `LLM` for programs, `LLMEngine` for servers. One engine stands behind both.
+"""The inference engine of language models, with continuous batching: `LLM` for programs, `LLMEngine` for servers.
 
     llm = LLM("smollm2-135m-instruct", drafter="ngram")
     for r in llm.generate(["Once upon a time"], SamplingParams(temperature=0.7, max_tokens=64, seed=1)):
@@ -8,21 +8,23 @@
     engine = llm.engine
     engine.add_request("a", ids, SamplingParams()); engine.step() -> [Delta, ...]; engine.abort("a")
 
-With a drafter the text is exactly what the target alone would write (greedy: the same tokens; sampling: the same law), in
-fewer passes. Continuous batching: arXiv 2309.06180; speculative decoding: drafting/rejection.py.
+With a drafter the text is exactly what the target would write without one (greedy: the same tokens; sampling: the same
+distribution), in fewer passes. Continuous batching: arXiv 2309.06180; speculative decoding: drafting/rejection.py.
 """
 
 from __future__ import annotations
 
 import secrets
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from tenfold.errors import UsageError, nearest
-from tenfold.kernels.linear import bf16_refusal
-from tenfold.language.decoding.async_steps import Ahead
+from tenfold.kernels.formats import Format
+from tenfold.kernels.machine import bf16_refusal
+from tenfold.language.decoding.async_steps import AsyncSteps
 from tenfold.language.decoding.grammar import Grammars
 from tenfold.language.decoding.prefix_cache import PrefixCache
 from tenfold.language.decoding.request import Delta, FinishReason, Logprob, Page, Request, Stats
@@ -30,10 +32,9 @@ from tenfold.language.decoding.runner import Runner
 from tenfold.language.decoding.scheduler import Scheduler
 from tenfold.language.drafting.protocol import Drafter, Rule
 from tenfold.language.drafting.speculation import Shape, Speculation, choose_drafter
-from tenfold.language.drafting.tree import Tree
 from tenfold.language.drafting.weights import fingerprint
 from tenfold.language.models.llama import Llama
-from tenfold.language.models.prepare import DeviceChoice, FormatChoice, open_target, weight_bytes
+from tenfold.language.models.prepare import DeviceChoice, open_target, weight_bytes
 from tenfold.language.models.tokenizer import Tokenizer, load_tokenizer
 from tenfold.language.sampling.sampling import SamplingParams
 
@@ -54,8 +55,9 @@ class Result:
 class LLMEngine:
     """Requests in, deltas out; any number at once. Not thread-safe: one thread calls it.
 
-    cache_tokens: room for keys and values, of all requests together. prefix_tokens: of prompts seen before.
-    ahead: steps stay on the device and the host writes out one while the next runs (decoding/async_steps.py); None: on a GPU.
+    cache_tokens: rows of the KV cache, of all requests together. prefix_tokens: rows of the prefix cache. chunk: rows of a
+    prefill pass. async_scheduling: steps stay on the device and the host writes out one while the next runs
+    (decoding/async_steps.py); None: on a GPU. ahead: its name before version 0.2, taken with a warning.
     """
 
     def __init__(
@@ -63,21 +65,27 @@ class LLMEngine:
         model: Llama,
         tokenizer: Tokenizer | None = None,
         drafter: Drafter | None = None,
+        *,
         speculation: Speculation | None = None,
         max_batch: int = 8,
         chunk: int = 512,
         cache_tokens: int = 16384,
         prefix_tokens: int = 2048,
         page_size: int = 16,
+        async_scheduling: bool | None = None,
         ahead: bool | None = None,
     ) -> None:
+        if ahead is not None:
+            warnings.warn("LLMEngine(ahead=) is called async_scheduling=", DeprecationWarning, stacklevel=2)
+            async_scheduling = ahead
         self.tokenizer, self.context = tokenizer, model.config.context
         self.speculation = speculation or Speculation()
         self.runner = Runner(model, drafter, max(1, cache_tokens // page_size), page_size)
-        self.ahead: Ahead | None = None
-        if (self.runner.device.type == "cuda" if ahead is None else ahead) and Ahead.suits(self.runner):
+        self.async_steps: AsyncSteps | None = None
+        wanted = self.runner.device.type == "cuda" if async_scheduling is None else async_scheduling
+        if wanted and AsyncSteps.suits(self.runner):
             most = self.speculation.largest(drafter) + 1
-            self.ahead = Ahead(self.runner, max_batch, self.context + 3 * most)
+            self.async_steps = AsyncSteps(self.runner, max_batch, self.context + 3 * most)
         self.scheduler = Scheduler(self.runner, PrefixCache(self.runner, prefix_tokens), max_batch, chunk)
         self._names: set[str] = set()
 
@@ -113,10 +121,10 @@ class LLMEngine:
         params = replace(params, max_tokens=min(params.max_tokens, room - len(prompt)))
         seed = secrets.randbits(63) if params.seed is None else params.seed
         stops = self.tokenizer.stop_ids if self.tokenizer else frozenset()
-        request = Request(name, list(prompt), params, seed, self.tokenizer, stops)
+        request = Request(name, list(prompt), params, seed=seed, tokenizer=self.tokenizer, stops=stops)
         if params.grammar is not None:
             request.grammar = params.grammar.matcher()
-        request.handed, request.prefill_only = pages or {}, prefill_only
+        request.known_pages, request.prefill_only = pages or {}, prefill_only
         self._names.add(name)
         self.scheduler.add(request)
 
@@ -134,8 +142,8 @@ class LLMEngine:
         return bool(self.scheduler.waiting or self.scheduler.running)
 
     def step(self) -> list[Delta]:
-        """Admits, computes the next chunk of prompts, and decodes once whatever is ready. With `ahead` what comes back may be
-        that of a step before, while the next one runs."""
+        """Admits, computes the next chunk of prompts, and decodes once whatever is ready. With `async_scheduling` what is
+        returned may be that of a step before, while the next one runs."""
         scheduler, runner = self.scheduler, self.runner
         scheduler.admit()
         parts = scheduler.prompts()
@@ -144,21 +152,22 @@ class LLMEngine:
             for request, _ in parts:
                 if request.ready:
                     scheduler.prefixes.add(request)
-        handed = self._prefilled()
+        deltas = self._prefilled()
         ready = [r for r in scheduler.running if r.ready]
         if not ready:
-            return handed + self._landed()
+            return deltas + self._finished()
         sampled = any(r.params.temperature > 0 for r in ready)
-        # The tree decides which draws are made: with a seed it may not depend on who stands beside the request.
+        # The tree decides which draws are made: with a seed it may not depend on which requests share the batch.
         seeded = any(r.params.temperature > 0 and r.params.seed is not None for r in ready)
         tree, rule = self.speculation.plan(1 if seeded else len(ready), sampled, runner.drafter)
-        if self.ahead and (self.ahead.flying or self.ahead.takes(ready, tree)):
-            return handed + self._step_ahead(self.ahead, ready, tree, rule)
+        steps = self.async_steps
+        if steps is not None and (steps.in_flight or steps.accepts(ready, tree)):
+            return deltas + self._step_async(steps, ready, tree, rule)
         ready = scheduler.decodable(tree.nodes)
         if not ready:
-            return handed
+            return deltas
         step = runner.decode(ready, tree, rule, self.speculation.simulated_accept)
-        deltas, alive = handed, []
+        alive = []
         for b, request in enumerate(ready):
             deltas.append(request.take(step.emitted[b], step.logprobs[b]))
             if request.finish_reason is None:
@@ -167,27 +176,29 @@ class LLMEngine:
         self._let_go(ready)
         return deltas
 
-    def _step_ahead(self, ahead: Ahead, ready: list[Request], tree: Shape, rule: Rule) -> list[Delta]:
-        """Starts the next step on the device, and hands out what the oldest one there has brought."""
-        if not ahead.takes(ready, tree):
-            return self._landed()
-        assert isinstance(tree, Tree)
-        plan = ahead.plan(ready, tree, rule, self.speculation.simulated_accept)
-        if ahead.flying and not ahead.same(ready, plan):
-            return self._landed()
-        if not ahead.flying:
+    def _step_async(self, steps: AsyncSteps, ready: list[Request], shape: Shape, rule: Rule) -> list[Delta]:
+        """Starts the next step on the device, and returns what the oldest one there has brought."""
+        tree = shape.fixed
+        if tree is None or not steps.accepts(ready, shape):
+            return self._finished()
+        plan = steps.plan(ready, tree, rule, self.speculation.simulated_accept)
+        if steps.in_flight and not steps.same(ready, plan):
+            return self._finished()
+        if not steps.in_flight:
             ready = self.scheduler.decodable(tree.nodes)
             if not ready:
                 return []
-            plan = ahead.plan(ready, tree, rule, self.speculation.simulated_accept)
-        return self._hand_out(ahead.step(ready, plan))
+            plan = steps.plan(ready, tree, rule, self.speculation.simulated_accept)
+        return self._take(steps.step(ready, plan))
 
-    def _landed(self) -> list[Delta]:
-        return self._hand_out(self.ahead.land()) if self.ahead and self.ahead.flying else []
+    def _finished(self) -> list[Delta]:
+        """What the oldest step in flight has brought, where there is one."""
+        steps = self.async_steps
+        return self._take(steps.finish_oldest()) if steps is not None and steps.in_flight else []
 
-    def _hand_out(self, landed: list[tuple[Request, list[int]]]) -> list[Delta]:
-        deltas = [request.take(tokens, []) for request, tokens in landed]
-        self._let_go([request for request, _ in landed])
+    def _take(self, finished: list[tuple[Request, list[int]]]) -> list[Delta]:
+        deltas = [request.take(tokens, []) for request, tokens in finished]
+        self._let_go([request for request, _ in finished])
         return deltas
 
     def _let_go(self, requests: Sequence[Request]) -> None:
@@ -213,7 +224,7 @@ class LLM:
     """A model by name, file or folder, ready to write.
 
     model: "smollm2-135m-instruct" (a sample, fetched once), a GGUF file, or a Hugging Face or own folder.
-    drafter: "auto" (the one that belongs to this target, else "ngram"), a path, "ngram" (looks up the text itself), or None.
+    drafter: "auto" (the one that belongs to this target, else "ngram"), a path, "ngram" (prompt lookup), or None.
     weights: number format, see kernels/formats.py. device: "auto" is a GPU where there is one.
     `notes` says what was chosen and why.
     """
@@ -223,7 +234,8 @@ class LLM:
         model: str | Path = "smollm2-135m-instruct",
         drafter: str | Path | None = "auto",
         speculation: Speculation | None = None,
-        weights: FormatChoice = "auto",
+        *,
+        weights: Format = "auto",
         max_batch: int = 8,
         cache_tokens: int = 16384,
         device: DeviceChoice = "auto",
@@ -239,7 +251,12 @@ class LLM:
         if weights == "auto" and self.format == "fp32" and (reason := bf16_refusal()):
             self.notes.append(reason)
         self.engine = LLMEngine(
-            self.model, self.tokenizer, self.drafter, speculation, max_batch=max_batch, cache_tokens=cache_tokens
+            self.model,
+            self.tokenizer,
+            self.drafter,
+            speculation=speculation,
+            max_batch=max_batch,
+            cache_tokens=cache_tokens,
         )
 
     @cached_property
@@ -295,9 +312,9 @@ def locate(model: str | Path) -> Path:
 
         sample, file = SAMPLES[str(model)]
         return fetch(sample) / file
-    guess = nearest(str(model), SAMPLES)
+    close = nearest(str(model), SAMPLES)
     raise UsageError(
-        f"{model}: no such file or folder, and no known name.{f' Did you mean {guess!r}?' if guess else ''} "
+        f"{model}: no such file or folder, and no known name.{f' Did you mean {close!r}?' if close else ''} "
         f"Known names: {', '.join(SAMPLES)}."
     )
 

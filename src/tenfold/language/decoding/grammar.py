@@ -1,13 +1,13 @@
-"""Answers that follow a JSON schema, a regular expression or a grammar: a mask over the vocabulary for every node of a tree.
+"""Constrained decoding (JSON schema, regular expression, grammar): a mask over the vocabulary for every node of a draft tree.
 
     grammars = Grammars(tokenizer, vocabulary=49152)
     params = SamplingParams(grammar=grammars.json_schema({"type": "object", ...}))
     state = params.grammar.matcher();  state.allowed(tree, draft_tokens) -> (N, V);  state.advance(token)
 
-Where a grammar leaves one continuation alone (names of fields, punctuation), its tokens take the place of the draft's last
-branch: they are checked like any guess, so nothing but the number of passes changes. One call of xgrammar walks the whole tree.
-The mask comes before the softmax of verification, so the answer has exactly the law of constrained sampling without
-speculation. xgrammar: arXiv 2411.15100.
+Where a grammar leaves one continuation only (names of fields, punctuation), its tokens take the place of the tree's last
+branch: they are verified like any draft token, so nothing but the number of passes changes. One call of xgrammar walks a whole
+tree. The mask comes before the softmax of verification, so the answer has exactly the distribution of constrained sampling
+without speculation. xgrammar: arXiv 2411.15100.
 
     N root and nodes   n nodes   V vocabulary
 """
@@ -90,7 +90,7 @@ class Grammar:
 
 
 class GrammarState:
-    """How far one answer is. It has taken every emitted token, the root of the next tree among them."""
+    """The state of one answer. It has taken every emitted token, the root of the next tree among them."""
 
     def __init__(self, matcher: Any, vocabulary: int, tokenizer: Tokenizer) -> None:
         self._matcher, self._vocabulary, self._tokenizer = matcher, vocabulary, tokenizer
@@ -124,8 +124,8 @@ class GrammarState:
 
 
 def lead(grammars: Sequence[GrammarState | None], draft: Draft, tree: Tree) -> Draft:
-    """The draft with what the grammars force on the branch of the root's last child, which must consist of point masses: it is
-    where a looked-up chain stands, and with rule A every node is one."""
+    """The proposal with what the grammars force on the branch of the root's last child, which must consist of point masses: it
+    is where a looked-up chain is, and with rule top_k every node is one."""
     if tree.nodes == 0:
         return draft
     chain = [int(tree.children[0].max())]
@@ -148,7 +148,7 @@ def lead(grammars: Sequence[GrammarState | None], draft: Draft, tree: Tree) -> D
 
 
 def _links(tree: Tree, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """First child and next sibling of every node, leaving out the nodes without a guess."""
+    """First child and next sibling of every node, leaving out the nodes without a draft token."""
     if bool((tokens >= 0).all()):
         return tree.next_token, tree.next_sibling
     child, sibling = [-1] * (tree.nodes + 1), [-1] * (tree.nodes + 1)

@@ -1,4 +1,4 @@
-"""Keys and values of prompts that were computed before, here or in another process, so that they cost a copy.
+"""Prefix cache: pages of the KV cache of prompts that were computed before, here or in another process, at the price of a copy.
 
 Pages are keyed by the hash chain of all tokens up to their end, and copied into a request's own run of pages: on a CPU a copy
 once is cheaper than gathering scattered pages at every step. A page also keeps the target's feature of its last row, because
@@ -32,16 +32,16 @@ class PrefixCache:
 
     @torch.inference_mode()
     def reuse(self, request: Request) -> int:
-        """Fills the pages of a fresh request as far as they are known; returns the rows that need not be computed."""
+        """Fills the pages of a fresh request as far as they are cached; returns the rows that need not be computed."""
         found = []
         for key in page_ids(request.tokens[:-1], self._size):
-            page = self._pages.get(key) or request.handed.get(key)
+            page = self._pages.get(key) or request.known_pages.get(key)
             if page is None:
                 break
             if key in self._pages:
                 self._pages.move_to_end(key)
             found.append(page)
-        request.handed = {}  # once: after a preemption the memory would have been held for nothing
+        request.known_pages = {}  # once: after a preemption the memory would have been held for nothing
         rows = sum(page.target[0].shape[2] for page in found)
         assert request.table is not None
         if not found or not self._runner.pages.cover(request.table, rows):

@@ -1,7 +1,4 @@
-"""One request on its way through the engine: its text, its pages, its drafter's state, and what it has cost.
-
-B requests   N root and nodes
-"""
+"""A request of the inference engine: its text, its pages of the KV cache, its drafter's state, and what it has cost."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ FinishReason = Literal["stop", "length", "abort", "prefilled"]
 @dataclass
 class Stats:
     """What an answer has cost. `calls` are passes of the target over the root and its tree; prompts are not counted.
-    accepted[d] counts the nodes of depth d + 1 that stood. simulated: by a coin, not by the target; the text is nobody's."""
+    accepted[d] counts the accepted tokens of depth d + 1. simulated: by a coin, so that the text is not the target's."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -46,7 +43,7 @@ class Stats:
 
     @property
     def tokens_per_call(self) -> float:
-        """TPC: emitted tokens per pass of the target, the target's own token included; 1.0 without speculation."""
+        """TPC: emitted tokens per pass of the target, the bonus token included; 1.0 without speculation."""
         return self.tokens / self.calls if self.calls else 0.0
 
     @property
@@ -68,7 +65,7 @@ class Logprob:
 
 @dataclass(frozen=True)
 class Page:
-    """Rows of a prompt as they were computed: keys and values (layers, G, rows, D) of the target and of the drafter, and the
+    """Rows of a prompt in the KV cache: keys and values (layers, G, rows, D) of the target and of the drafter, and the
     target's feature (F) of the last row for a drafter that wants one."""
 
     target: tuple[Tensor, Tensor]
@@ -99,6 +96,7 @@ class Request:
         name: str,
         prompt: list[int],
         params: SamplingParams,
+        *,
         seed: int,
         tokenizer: Tokenizer | None,
         stops: frozenset[int],
@@ -111,7 +109,7 @@ class Request:
         self.draft: DraftState | None = None
         self.page_features: dict[int, Tensor] = {}  # of the last row of a page, for the prefix cache
         self.last_feature: Tensor | None = None  # of the last row of the prompt that was computed here
-        self.handed: Mapping[bytes, Page] = {}  # pages that another process has computed
+        self.known_pages: Mapping[bytes, Page] = {}  # of its prompt, computed by another process
         self.prefill_only = False
         self.stats = Stats(prompt_tokens=len(prompt))
         self.grammar: Any = None
@@ -131,9 +129,9 @@ class Request:
 
     def take(self, ids: list[int], logprobs: list[Logprob]) -> Delta:
         """Appends emitted tokens up to the one that ends the answer, and says what became certain."""
-        text, taken = "", 0
+        text, count = "", 0
         for token in ids[: self.left]:
-            taken += 1
+            count += 1
             self.tokens.append(token)
             self.stats.tokens += 1
             if self.grammar is not None:
@@ -154,9 +152,9 @@ class Request:
         if self.stats.first_token is None:
             self.stats.first_token = time.monotonic()
         if self.finish_reason:
-            return self.end(text, ids[:taken], logprobs[:taken])
+            return self.end(text, ids[:count], logprobs[:count])
         self._held, text = self._hold(self._held + text)
-        return Delta(self.id, text, ids[:taken], None, logprobs[:taken])
+        return Delta(self.id, text, ids[:count], None, logprobs[:count])
 
     def end(self, text: str = "", ids: list[int] | None = None, logprobs: list[Logprob] | None = None) -> Delta:
         """The last delta. What was held back comes out, unless a stop text begins in it."""
@@ -166,7 +164,7 @@ class Request:
         return Delta(self.id, self._held + text, ids or [], self.finish_reason, logprobs or [], self.stats)
 
     def _cut(self, text: str) -> tuple[str, bool]:
-        """`text` follows what is held back. Where a stop text is complete, only what stands before it."""
+        """`text` follows what is held back. Where a stop text is complete, only what is before it."""
         whole = self._held + text
         places = [place for stop in self.params.stop if (place := whole.find(stop)) >= 0]
         if not places:

@@ -1,8 +1,9 @@
-"""Which requests get pages and which part of their work is next.
+"""Scheduler of continuous batching: which requests get pages, which prompts are prefilled, and which requests are preempted.
 
 Requests wait in order of arrival; one is admitted when there are pages for its prompt. Prompts are computed in chunks between
-the steps of the others, so that a long one does not stop them. When pages run out, the youngest gives up its own and waits
-again: its text is computed anew later, with the same result, because every random number is keyed by its place in the text.
+the steps of the others, so that a long one does not stop them. When pages run out, the youngest request is preempted: it gives
+up its pages and waits again, and its text is computed again later, with the same result, because every random number is keyed
+by its place in the text.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Scheduler:
         """Moves waiting requests in while there is room; what is known of their prompts is copied."""
         while self.waiting and len(self.running) < self.max_batch:
             request = self.waiting[0]
-            # One page more than the text, so that a request is not admitted only to be sent back at once.
+            # One page more than the text, so that a request is not admitted only to be preempted at once.
             if self.runner.pages.free * self.runner.pages.size < len(request.tokens) + self.runner.pages.size:
                 return
             self.waiting.popleft()
@@ -61,7 +62,7 @@ class Scheduler:
         return [(request, count) for request, count in parts if request in self.running]
 
     def decodable(self, nodes: int) -> list[Request]:
-        """The requests that can be decoded with a tree of this size; others are sent back until these fit."""
+        """The requests that can be decoded with a tree of this size; others are preempted until these fit."""
         for request in [r for r in self.running if r.ready]:
             if request in self.running:
                 self._cover(request, request.rows + nodes + 1)

@@ -1,9 +1,9 @@
-"""Distillation of a target Llama into a drafter: the target's own answers, its features, and a drafter that sees its own
+"""Distillation of a target Llama into a drafter: the target's own rollouts, its features, and a drafter that sees its own
 output in training as it will when drafting.
 
     tenfold train eagle3-smollm2 --trainer.steps 120
 
-    prompts ──► target ──► answers with features (kept in memory for `reuse` passes, distillation/rollout_rounds.py)
+    prompts ──► target ──► rollouts with features (kept in memory for `reuse` passes, distillation/rollout_rounds.py)
                                │
                     tokens, g ─► drafter, levels 0..T-1 (distillation/unroll.py) ──► sum of 0.8^k loss_k
                     last state ─► target's head on the draft vocabulary ──► p
@@ -11,14 +11,14 @@ output in training as it will when drafting.
 EAGLE-3 (arXiv 2503.01840, section 3.2): no loss on features; a position counts only where the target's best guess is in
 the draft vocabulary. EAGLE-1 (arXiv 2401.15077): features regressed, one level, noise on its input.
 
-    B answers   N tokens   A rows that guess   F width of features   H width of the target   W draft vocabulary   T levels
+    B rollouts   N tokens   A rows that guess   F width of features   H width of the target   W draft vocabulary   T levels
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,22 +29,14 @@ from tenfold.config import require
 from tenfold.engine.recipe import Recipe
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
 from tenfold.errors import UsageError
-from tenfold.export.weights import load
 from tenfold.language.distillation.draft_vocabulary import choose, coverage, expected_counts
 from tenfold.language.distillation.losses import LossName, distillation_loss, eagle1_loss
 from tenfold.language.distillation.replay import accepted_lengths, token_ranks, tokens_per_call
-from tenfold.language.distillation.rollout_rounds import AnswerConfig, AnswerRounds, AnswerStream
+from tenfold.language.distillation.rollout_rounds import RolloutConfig, RolloutRounds, RolloutStream
 from tenfold.language.distillation.unroll import first_rows, rows_of_interest, unroll
-from tenfold.language.drafting.drafter import (
-    Eagle1Drafter,
-    Eagle3Drafter,
-    EagleDrafter,
-    config_for,
-    make_drafter,
-    membership,
-)
+from tenfold.language.drafting.drafter import EagleDrafter, config_for, make_drafter, membership
 from tenfold.language.drafting.tree import Tree
-from tenfold.language.drafting.weights import own_tensors, state_of
+from tenfold.language.drafting.weights import load_drafter, own_tensors, state_of
 from tenfold.language.models.llama import Llama
 
 
@@ -86,11 +78,13 @@ class DistillConfig:
 class DrafterRecipe(Recipe):
     """A drafter for a target, trained on what the target itself writes."""
 
-    target: str = "smollm2-135m-instruct"  # a name, weights file or folder: whose answers are learnt
-    answers: AnswerConfig = field(default_factory=AnswerConfig)
+    renamed: ClassVar = {"answers": "rollouts"}
+
+    target: str = "smollm2-135m-instruct"  # a name, weights file or folder: whose rollouts are learnt
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     drafter: DrafterShape = field(default_factory=DrafterShape)
     distill: DistillConfig = field(default_factory=DistillConfig)
-    batch: int = 4  # answers per step, over all ranks
+    batch: int = 4  # rollouts per step, over all ranks
     start: Path | None = None  # a drafter to go on from; its draft vocabulary may differ
 
     def __post_init__(self) -> None:
@@ -122,7 +116,7 @@ class Distillation(nn.Module):
         return F.embedding(tokens, self.embedding if own is None else own.get_parameter("weight"))
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The losses of a batch of `answers.collate`."""
+        """The losses of a batch of `rollouts.collate`."""
         c = self.drafter.config
         tokens, width = batch["tokens"], c.features
         features, hidden = batch["features"].split(
@@ -179,16 +173,16 @@ class DrafterTask(Task):
     def __init__(self, recipe: DrafterRecipe) -> None:
         super().__init__()
         self.recipe = recipe
-        self._rounds: AnswerRounds | None = None
+        self._rounds: RolloutRounds | None = None
         self.coverage = 0.0
 
     @property
-    def rounds(self) -> AnswerRounds:
-        """The target and its answers, opened when first needed."""
+    def rounds(self) -> RolloutRounds:
+        """The target and its rollouts, opened when first needed."""
         if self._rounds is None:
             shape = self.recipe.drafter
-            self._rounds = AnswerRounds(
-                self.recipe.answers, self.recipe.target, shape.aux_layers, self.recipe.trainer.seed
+            self._rounds = RolloutRounds(
+                self.recipe.rollouts, self.recipe.target, shape.aux_layers, self.recipe.trainer.seed
             )
         return self._rounds
 
@@ -207,16 +201,15 @@ class DrafterTask(Task):
             counts = expected_counts(self.rounds.sample(), head_weight(target).bfloat16())
             drafter.ids.copy_(choose(counts, config.draft_vocabulary, sorted(self.rounds.stops)))
             self.coverage = coverage(drafter.ids, counts)
-        if isinstance(drafter, Eagle1Drafter):
-            drafter.bind(target)
+        drafter.bind(target)
         if self.recipe.distill.warm_start:
-            warm_start(drafter, target)
+            drafter.warm_start(target, head_weight(target))
         if self.recipe.start is not None:
             go_on_from(drafter, self.recipe.start)
         return Distillation(drafter, target, self.recipe.distill)
 
     def batches(self, shard: Shard) -> Batches:
-        return AnswerStream(self.rounds, self.recipe.batch, shard, self.recipe.trainer.seed)
+        return RolloutStream(self.rounds, self.recipe.batch, shard, self.recipe.trainer.seed)
 
     def training_step(self, model: nn.Module, batch: Any, phase: Phase) -> dict[str, Tensor]:
         return model(batch)
@@ -227,10 +220,10 @@ class DrafterTask(Task):
         inner = unwrap(model)
         assert isinstance(inner, Distillation)
         figures = {}
-        for name, answers in self.rounds.held_back.items():
-            if not answers:  # a target that only repeats itself leaves nothing to score
+        for name, rollouts in self.rounds.held_back.items():
+            if not rollouts:  # a target that only repeats itself leaves nothing to score
                 continue
-            ranks = token_ranks(inner.drafter, inner.embed, answers, depth=4)
+            ranks = token_ranks(inner.drafter, inner.embed, rollouts, depth=4)
             figures[f"tpc_chain4_{name}"] = tokens_per_call([accepted_lengths(Tree.chain(4), r) for r in ranks])
         return figures
 
@@ -252,43 +245,12 @@ def head_weight(target: Llama) -> Tensor:
 
 
 @torch.no_grad()
-def warm_start(drafter: EagleDrafter, target: Llama) -> None:
-    """A drafter that begins as the target's last layers on the target's last feature: the fused state is that feature,
-    each layer is the target's own (blind to the embedding at first), norm and head are the target's.
-
-    Without it the same training reaches less (docs/LOG.md). The drafter has the target's sizes; of EAGLE-1 only `fc` has such
-    a start.
-    """
-    sources = list(target.blocks)[-drafter.config.layers :]
-    dim = drafter.config.dim
-    fc = drafter.get_parameter("fc.weight")
-    fc.zero_()
-    fc[:, -dim:] = torch.eye(dim)
-    if not isinstance(drafter, Eagle3Drafter):
-        return
-    first, source = drafter.first, sources[0]
-    qkv = first.attention.qkv.weight
-    qkv.zero_()
-    qkv[:, dim:] = source.get_parameter("attention.qkv.weight")
-    first.attention.out.weight.copy_(source.get_parameter("attention.out.weight"))
-    first.hidden_norm.weight.copy_(source.get_parameter("norm1.weight"))
-    first.norm2.weight.copy_(source.get_parameter("norm2.weight"))
-    first.ffn.load_state_dict(source.get_submodule("ffn").state_dict())
-    for block, source in zip(drafter.blocks, sources[1:], strict=True):
-        block.load_state_dict(source.state_dict())
-    drafter.norm.weight.copy_(target.norm.weight)
-    head = head_weight(target)
-    drafter.head.weight.copy_(head[drafter.ids] if drafter.config.reduced else head)
-
-
-@torch.no_grad()
 def go_on_from(drafter: EagleDrafter, path: Path) -> None:
     """Weights of another drafter of the same shape. Head rows go by the target's ids: an id that the other could not guess
     keeps the row that it has (the target's, after a warm start)."""
-    other = load(path)
+    other = load_drafter(path)
     if type(other) is not type(drafter):
         raise UsageError(f"start = {path}: a {type(other).__name__}; a {type(drafter).__name__} is needed.")
-    assert isinstance(other, EagleDrafter)
     state = dict(other.state_dict())
     if drafter.config.reduced or other.config.reduced:
         row = {int(i): n for n, i in enumerate(other.target_ids(torch.arange(other.config.draft_vocabulary)))}

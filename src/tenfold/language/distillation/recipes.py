@@ -1,7 +1,7 @@
 """The training recipes of drafters, each a plain function that returns its configuration.
 
 The numbers of `eagle3-smollm2` were measured (docs/speculative.md, docs/LOG.md); the papers' own are for hundreds of
-thousands of conversations: EAGLE-3 at 5e-5 for 40 epochs of 532,000 answers of up to 2,048 tokens.
+thousands of conversations: EAGLE-3 at 5e-5 for 40 epochs of 532,000 rollouts of up to 2,048 tokens.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.recipe import TrainerConfig
 from tenfold.engine.schedule import Schedule
 from tenfold.language.distillation.distill import DistillConfig, DrafterRecipe, DrafterShape
-from tenfold.language.distillation.rollout_rounds import RANDOM, AnswerConfig
+from tenfold.language.distillation.rollout_rounds import RANDOM, RolloutConfig
 
 
 def eagle3_smollm2() -> DrafterRecipe:
-    """EAGLE-3 for SmolLM2-135M-Instruct on its own answers, about two hours of one CPU core.
+    """EAGLE-3 for SmolLM2-135M-Instruct on its own rollouts, about two hours of one CPU core.
 
     Many small steps (batch 4 beats 8 at equal tokens) at a high rate, which the warm start allows; the training-time test is
     as deep as the trees that are drafted.
@@ -55,7 +55,7 @@ def eagle3_smoke() -> DrafterRecipe:
         base,
         trainer=TrainerConfig(steps=20, checkpoint_every=5, log_every=1),
         target=RANDOM,
-        answers=AnswerConfig(round_answers=24, max_tokens=16, writers=8, reuse=2, held_back=4),
+        rollouts=RolloutConfig(round_size=24, max_tokens=16, writers=8, reuse=2, held_back=4),
         drafter=DrafterShape(draft_vocabulary=32),
         distill=DistillConfig(levels=3),
     )

@@ -1,8 +1,8 @@
 """Exact replay: how many tokens a drafter would have got accepted at temperature 0, from the text that the target wrote.
 
-    ranks = token_ranks(drafter, target_embedding, answers, depth=6)
+    ranks = token_ranks(drafter, target_embedding, rollouts, depth=6)
     calls = accepted_lengths(tree, ranks[0])                    what each start of a step would accept
-    report = tokens_per_call(lengths)                           one walk through every answer, as the engine does it
+    report = tokens_per_call(lengths)                           one walk through every rollout, as the engine does it
 
 At temperature 0 speculative text *is* the target's own text. So on the accepted path the drafter sees that text and its
 own hidden states, nothing else: running it along the text (distillation/unroll.py) and noting the rank that it gives the true
@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tenfold.language.distillation.rollouts import Answer, collate
+from tenfold.language.distillation.rollouts import Rollout, collate
 from tenfold.language.distillation.unroll import first_rows, unroll
 from tenfold.language.drafting.drafter import EagleDrafter
 from tenfold.language.drafting.tree import Tree
@@ -32,31 +32,31 @@ NEVER = 1 << 30  # the rank of a token that cannot be guessed
 def token_ranks(
     drafter: EagleDrafter,
     embed: Callable[[Tensor], Tensor],
-    answers: Sequence[Answer],
+    rollouts: Sequence[Rollout],
     depth: int,
     batch: int = 8,
 ) -> list[Int[Tensor, "_ k"]]:
-    """For every answer and every place s where a step may start, the drafter's rank of answer token s + k at level k, given
-    that the ones before were accepted. The root of start 0 is the prompt's last token, that of start s answer token s - 1."""
+    """For every rollout and every place s where a step may start, the drafter's rank of rollout token s + k at level k, given
+    that the ones before were accepted. The root of start 0 is the prompt's last token, that of start s rollout token s - 1."""
     result: list[Tensor] = []
-    for start in range(0, len(answers), batch):
-        part = answers[start : start + batch]
+    for start in range(0, len(rollouts), batch):
+        part = rollouts[start : start + batch]
         data = collate(part)
         wide = drafter.config.features
         features = data["features"][..., :wide] if drafter.config.method == "eagle3" else data["features"][..., -wide:]
         first = first_rows(data["prompts"])
-        count = max(answer.length for answer in part) + 1
+        count = max(rollout.length for rollout in part) + 1
         dtype = drafter.get_parameter("fc.weight").dtype
         states = unroll(drafter, embed, data["tokens"], features.to(dtype), first, count, depth)
         table = torch.full((len(part), count, depth), NEVER)
         for k, state in enumerate(states):
-            for b, answer in enumerate(part):
+            for b, rollout in enumerate(part):
                 row = int(first[b])
-                true = answer.tokens[row + 2 + k :].long()
+                true = rollout.tokens[row + 2 + k :].long()
                 if len(true) > 0:
-                    start = row + 2 - answer.prompt
+                    start = row + 2 - rollout.prompt
                     table[b, start : start + len(true), k] = _ranks(drafter, state[b, : len(true)], true)
-        result += [table[b, : answer.length + 1] for b, answer in enumerate(part)]
+        result += [table[b, : rollout.length + 1] for b, rollout in enumerate(part)]
     return result
 
 
@@ -90,7 +90,7 @@ def accepted_lengths(tree: Tree, ranks: Int[Tensor, "a k"]) -> Int[Tensor, " a"]
 
 
 def walk(lengths: Int[Tensor, " a"]) -> tuple[int, int]:
-    """(tokens, calls) of one answer of A - 1 tokens: every call emits what it accepts and one token more, up to the answer's
+    """(tokens, calls) of one rollout of A - 1 tokens: every call emits what it accepts and one token more, up to the rollout's
     end. The first call's root is the prompt's last token, as in the engine."""
     steps, at, calls, last = lengths.tolist(), 0, 0, len(lengths) - 1
     while at < last:
@@ -100,6 +100,6 @@ def walk(lengths: Int[Tensor, " a"]) -> tuple[int, int]:
 
 
 def tokens_per_call(lengths: Sequence[Int[Tensor, " _"]]) -> float:
-    """TPC over several answers: emitted tokens over the target's calls, the prompt's pass not counted."""
+    """TPC over several rollouts: emitted tokens over the target's calls, the prompt's pass not counted."""
     pairs = [walk(part) for part in lengths]
     return sum(tokens for tokens, _ in pairs) / max(1, sum(calls for _, calls in pairs))

@@ -1,15 +1,15 @@
-"""Where a drafter's training data comes from: rounds of answers that the target writes, each used for a few passes.
+"""Where a drafter's training data comes from: rounds of rollouts that the target writes, each used for a few passes.
 
-    rounds = AnswerRounds(config, target="smollm2-135m-instruct", aux_layers=None, seed=0)
-    rounds.round(0)                                 the answers of the first round, written now or read from `stored`
-    stream = AnswerStream(rounds, batch=4, shard=Shard(), seed=0)
+    rounds = RolloutRounds(config, target="smollm2-135m-instruct", aux_layers=None, seed=0)
+    rounds.round(0)                                 the rollouts of the first round, written now or read from `stored`
+    stream = RolloutStream(rounds, batch=4, shard=Shard(), seed=0)
 
 Online (the default): in every round the target first writes user turns (from the bare beginning of a conversation, at
-temperature 1 with top-p 0.95), then answers them and the prompts of a file, half greedily and half at temperature 1. Answers
+temperature 1 with top-p 0.95), then answers them and the prompts of a file, half greedily and half at temperature 1. Rollouts
 that repeat themselves are dropped; the rest stays in memory with its features for `reuse` passes. With `texts`, half of a
-round goes on with a text behind many of its tokens instead: a target's features thousands of tokens deep are not those of a
-first question, and a drafter that has not seen them guesses worse there. Offline: `stored` is a
-folder of shards (distillation/rollouts.py; `keep` writes one per round), each a round; after the last comes the first again.
+round continues a text behind many of its tokens instead: a target's features thousands of tokens deep are not those of a first
+question, and a drafter that has not seen them drafts worse there. Offline: `stored` is a folder of shards
+(distillation/rollouts.py; `keep` writes one per round), each a round; after the last comes the first again.
 
 A round is a function of (seed, number) alone, so the place in the stream is three numbers and a resumed run writes the very
 same round again. Benchmark prompts never enter: a file that has one is refused, and a written turn that is one is dropped.
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -33,7 +33,7 @@ from tenfold.export.weights import load
 from tenfold.language.decoding.engine import locate
 from tenfold.language.distillation.benchmark_prompts import is_benchmark, refuse_benchmarks
 from tenfold.language.distillation.rollout_writing import write
-from tenfold.language.distillation.rollouts import Answer, collate, read_answers, repeats_itself, write_answers
+from tenfold.language.distillation.rollouts import Rollout, collate, read_rollouts, repeats_itself, write_rollouts
 from tenfold.language.drafting.drafter import default_aux_layers
 from tenfold.language.drafting.weights import fingerprint
 from tenfold.language.models.config import LlamaConfig
@@ -43,16 +43,18 @@ from tenfold.language.models.text import read_documents
 from tenfold.language.models.tokenizer import Tokenizer, load_tokenizer, read_prompts
 
 RANDOM = "random-tiny"  # a target without weights or words, for tests of the machinery
-SHORTEST = 8  # tokens of an answer that is worth a place in a batch
+SHORTEST = 8  # tokens of a rollout that is worth a place in a batch
 TURN_CHARACTERS = (8, 400)  # of a user turn that is kept
-WINDOW = 16  # batches whose answers are put side by side by length, so that little of a batch is padding
+WINDOW = 16  # batches whose rollouts are put side by side by length, so that little of a batch is padding
 
 
 @dataclass(frozen=True)
-class AnswerConfig:
-    """Prompts, and how they are answered."""
+class RolloutConfig:
+    """Prompts, and how the target continues them."""
 
-    stored: Path | None = None  # shards of answers to use instead of writing new ones
+    renamed: ClassVar = {"round_answers": "round_size"}
+
+    stored: Path | None = None  # shards of rollouts to use instead of writing new ones
     keep: Path | None = None  # folder for a shard of every round that is written
     prompts: Path | None = (
         None  # .jsonl(.gz) with turns, question, prompt or instruction: half of every round's prompts
@@ -61,31 +63,31 @@ class AnswerConfig:
     behind: tuple[int, int] = (256, 4096)  # shortest and longest such passage, in tokens
     kept_rows: int = 513  # of a prompt, its last ones: what the first row's window can see of it
     skip_last: int = 200  # prompts at the end of the file that are never used (for `tenfold language tree`)
-    round_answers: int = 256  # answers of a round
-    max_tokens: int = 192  # of an answer
-    writers: int = 32  # answers written side by side
+    round_size: int = 256  # rollouts of a round
+    max_tokens: int = 192  # of a rollout
+    writers: int = 32  # rollouts generated together
     reuse: int = 3  # passes over a round
-    held_back: int = 16  # greedy answers of the first round that are not trained on but scored
+    held_back: int = 16  # greedy rollouts of the first round that are not trained on but scored
 
     def __post_init__(self) -> None:
-        require(self.reuse >= 1, "answers.reuse", self.reuse, "a whole number >= 1")
-        require(self.held_back >= 1, "answers.held_back", self.held_back, "a whole number >= 1")
-        require(self.round_answers >= 4, "answers.round_answers", self.round_answers, "a whole number >= 4")
-        require(self.max_tokens >= SHORTEST, "answers.max_tokens", self.max_tokens, f"a whole number >= {SHORTEST}")
-        require(self.writers >= 1, "answers.writers", self.writers, "a whole number >= 1")
+        require(self.reuse >= 1, "rollouts.reuse", self.reuse, "a whole number >= 1")
+        require(self.held_back >= 1, "rollouts.held_back", self.held_back, "a whole number >= 1")
+        require(self.round_size >= 4, "rollouts.round_size", self.round_size, "a whole number >= 4")
+        require(self.max_tokens >= SHORTEST, "rollouts.max_tokens", self.max_tokens, f"a whole number >= {SHORTEST}")
+        require(self.writers >= 1, "rollouts.writers", self.writers, "a whole number >= 1")
         short, long = self.behind
-        require(2 <= short <= long, "answers.behind", self.behind, "two lengths, 2 <= shortest <= longest")
-        require(self.kept_rows >= 2, "answers.kept_rows", self.kept_rows, "a whole number >= 2")
-        require(self.skip_last >= 0, "answers.skip_last", self.skip_last, "a whole number >= 0")
+        require(2 <= short <= long, "rollouts.behind", self.behind, "two lengths, 2 <= shortest <= longest")
+        require(self.kept_rows >= 2, "rollouts.kept_rows", self.kept_rows, "a whole number >= 2")
+        require(self.skip_last >= 0, "rollouts.skip_last", self.skip_last, "a whole number >= 0")
 
 
-class AnswerRounds:
-    """See the module's docstring."""
+class RolloutRounds:
+    """Rollouts of one target by number of the round. The newest round stays in memory."""
 
-    def __init__(self, config: AnswerConfig, target: str, aux_layers: tuple[int, ...] | None, seed: int) -> None:
+    def __init__(self, config: RolloutConfig, target: str, aux_layers: tuple[int, ...] | None, seed: int) -> None:
         self.config, self.name, self.seed = config, target, seed
         self._aux_layers = aux_layers
-        self._last: tuple[int, list[Answer], list[Answer]] | None = None
+        self._last: tuple[int, list[Rollout], list[Rollout]] | None = None
 
     # ------------------------------------------------------------------------------------------------- the target
 
@@ -121,33 +123,33 @@ class AnswerRounds:
 
     @property
     def stops(self) -> frozenset[int]:
-        """Ids that end an answer; the draft vocabulary always has them."""
+        """Ids that end a rollout; the draft vocabulary always has them."""
         return frozenset({0}) if self.tokenizer is None else self.tokenizer.stop_ids
 
     # -------------------------------------------------------------------------------------------------- the rounds
 
     @cached_property
-    def held_back(self) -> dict[str, list[Answer]]:
-        """Greedy answers of the first round that are only scored."""
+    def held_back(self) -> dict[str, list[Rollout]]:
+        """Greedy rollouts of the first round that are only scored."""
         return {"held_back": self._split(0)[0]}
 
-    def round(self, number: int) -> list[Answer]:
-        """The answers of a round, without those held back."""
+    def round(self, number: int) -> list[Rollout]:
+        """The rollouts of a round, without those held back."""
         return self._split(number)[1]
 
-    def sample(self) -> list[Answer]:
-        """What the draft vocabulary is chosen from: all stored answers, or the first round."""
+    def sample(self) -> list[Rollout]:
+        """What the draft vocabulary is chosen from: all stored rollouts, or the first round."""
         if self.config.stored is None:
             return [*self.held_back["held_back"], *self.round(0)]
-        return [a for path in self._files for a in _worth_learning(read_answers(path))]
+        return [a for path in self._files for a in _worth_learning(read_rollouts(path))]
 
-    def _split(self, number: int) -> tuple[list[Answer], list[Answer]]:
+    def _split(self, number: int) -> tuple[list[Rollout], list[Rollout]]:
         if self._last is None or self._last[0] != number:
             index = number if self.config.stored is None else self._index(number)
-            answers = _worth_learning(self._read(index))
-            kept = [a for a in answers if a.temperature == 0][: self.config.held_back] if index == 0 else []
+            rollouts = _worth_learning(self._read(index))
+            kept = [a for a in rollouts if a.temperature == 0][: self.config.held_back] if index == 0 else []
             marked = {id(a) for a in kept}
-            self._last = (number, kept, [a for a in answers if id(a) not in marked])
+            self._last = (number, kept, [a for a in rollouts if id(a) not in marked])
         return self._last[1], self._last[2]
 
     @property
@@ -155,29 +157,29 @@ class AnswerRounds:
         assert self.config.stored is not None
         files = sorted(self.config.stored.glob("*.safetensors"))
         if not files:
-            raise DataError(f"answers.stored = {self.config.stored} holds no answers (*.safetensors).")
+            raise DataError(f"rollouts.stored = {self.config.stored} holds no rollouts (*.safetensors).")
         return files
 
     def _index(self, number: int) -> int:
         return number % len(self._files)
 
-    def _read(self, index: int) -> list[Answer]:
+    def _read(self, index: int) -> list[Rollout]:
         if self.config.stored is not None:
-            return read_answers(self._files[index])
-        answers = self._write(index)
+            return read_rollouts(self._files[index])
+        rollouts = self._write(index)
         if self.config.keep is not None:
             about = {"target": self.fingerprint, "aux_layers": list(self.aux_layers), "seed": self.seed, "round": index}
             with aside(self.config.keep / f"round-{index:05}.safetensors") as path:
-                write_answers(path, answers, about)
-        return answers
+                write_rollouts(path, rollouts, about)
+        return rollouts
 
     # --------------------------------------------------------------------------------------------------- writing one
 
-    def _write(self, number: int) -> list[Answer]:
+    def _write(self, number: int) -> list[Rollout]:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
         prompts = self._prompts(number, generator)
         temperatures = [float(i % 2) for i in range(len(prompts))]
-        answers = write(
+        rollouts = write(
             self._writer,
             prompts,
             temperatures,
@@ -187,10 +189,10 @@ class AnswerRounds:
             generator=generator,
             batch=self.config.writers,
         )
-        return [answer.tail(self.config.kept_rows) for answer in answers]
+        return [rollout.tail(self.config.kept_rows) for rollout in rollouts]
 
     def _prompts(self, number: int, generator: torch.Generator) -> list[list[int]]:
-        count = self.config.round_answers
+        count = self.config.round_size
         if self.tokenizer is None:
             return torch.randint(1, self.target.config.vocabulary, (count, 6), generator=generator).tolist()
         passages = self._passages(count // 2, generator) if self.config.texts is not None else []
@@ -202,7 +204,7 @@ class AnswerRounds:
         room = min(len(tokens), self.target.config.context - self.config.max_tokens)
         if room < long:
             raise UsageError(
-                f"answers.behind = {short} {long}: allowed are 2 to {room} tokens with {self.config.texts}."
+                f"rollouts.behind = {short} {long}: allowed are 2 to {room} tokens with {self.config.texts}."
             )
         spread = torch.rand(count, generator=generator, dtype=torch.float64)
         lengths = (short * (long / short) ** spread).long().tolist()
@@ -261,27 +263,27 @@ class AnswerRounds:
                 top_p=0.95,
                 batch=self.config.writers,
             )
-            for answer in written:
-                ids = answer.tokens[answer.prompt :].tolist()
+            for rollout in written:
+                ids = rollout.tokens[rollout.prompt :].tolist()
                 text = self.tokenizer.decode(ids).strip()
                 whole = ids[-1] in self.stops and TURN_CHARACTERS[0] <= len(text) <= TURN_CHARACTERS[1]
                 if whole and not is_benchmark(text):
                     turns[text] = None
         if len(turns) < count:
             raise DataError(
-                f"target = {self.name} wrote {len(turns)} usable user turns of {count}. Give --answers.prompts FILE."
+                f"target = {self.name} wrote {len(turns)} usable user turns of {count}. Give --rollouts.prompts FILE."
             )
         return list(turns)[:count]
 
 
-def _worth_learning(answers: list[Answer]) -> list[Answer]:
-    return [a for a in answers if a.length >= SHORTEST and not repeats_itself(a.tokens[a.prompt :].tolist())]
+def _worth_learning(rollouts: list[Rollout]) -> list[Rollout]:
+    return [a for a in rollouts if a.length >= SHORTEST and not repeats_itself(a.tokens[a.prompt :].tolist())]
 
 
-class AnswerStream:
-    """An endless stream of batches (`answers.collate`), the same for any number of ranks; see engine/task.py, Batches."""
+class RolloutStream:
+    """An endless stream of batches (`rollouts.collate`), the same for any number of ranks; see engine/task.py, Batches."""
 
-    def __init__(self, rounds: AnswerRounds, batch: int, shard: Shard, seed: int) -> None:
+    def __init__(self, rounds: RolloutRounds, batch: int, shard: Shard, seed: int) -> None:
         if batch % shard.world:
             raise UsageError(f"batch = {batch} does not divide by {shard.world} ranks.")
         self.rounds, self.batch, self.shard, self.seed = rounds, batch, shard, seed
@@ -290,15 +292,15 @@ class AnswerStream:
     def __iter__(self) -> Iterator[Any]:
         while True:
             number, turn, start = self.at
-            answers = self.rounds.round(number)
-            order = batches_of(answers, self.batch, (self.seed, number, turn))
+            rollouts = self.rounds.round(number)
+            order = batches_of(rollouts, self.batch, (self.seed, number, turn))
             for i in range(start, len(order)):
                 last = i + 1 == len(order)
                 following = (number, turn + 1, 0) if turn + 1 < self.rounds.config.reuse else (number + 1, 0, 0)
                 self.at = following if last else (number, turn, i + 1)
                 each = self.batch // self.shard.world
                 mine = order[i][self.shard.rank * each : (self.shard.rank + 1) * each]
-                yield collate([answers[j] for j in mine])
+                yield collate([rollouts[j] for j in mine])
 
     def state_dict(self) -> dict[str, Any]:
         return {"at": list(self.at), "batch": self.batch, "seed": self.seed}
@@ -308,15 +310,15 @@ class AnswerStream:
         self.at = (number, turn, start)
 
 
-def batches_of(answers: list[Answer], batch: int, key: tuple[int, int, int]) -> list[list[int]]:
-    """One pass: whole batches of indices, shuffled, with answers of like length in a batch. The answers left over when the
+def batches_of(rollouts: list[Rollout], batch: int, key: tuple[int, int, int]) -> list[list[int]]:
+    """One pass: whole batches of indices, shuffled, with rollouts of like length in a batch. The rollouts left over when the
     last batch is not full are other ones in every pass."""
     generator = torch.Generator().manual_seed((key[0] * 1_000_003 + key[1] * 1_009 + key[2]) % 2**63)
-    order = torch.randperm(len(answers), generator=generator).tolist()
+    order = torch.randperm(len(rollouts), generator=generator).tolist()
     if len(order) < batch:
-        raise UsageError(f"batch = {batch}, but a round has {len(order)} answers.")
+        raise UsageError(f"batch = {batch}, but a round has {len(order)} rollouts.")
     batches = []
     for start in range(0, len(order), batch * WINDOW):
-        part = sorted(order[start : start + batch * WINDOW], key=lambda i: len(answers[i].tokens))
+        part = sorted(order[start : start + batch * WINDOW], key=lambda i: len(rollouts[i].tokens))
         batches += [part[i : i + batch] for i in range(0, len(part) - batch + 1, batch)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

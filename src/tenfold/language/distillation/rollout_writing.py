@@ -1,9 +1,9 @@
-"""The target writes: many prompts in one batch, each answer with the features that a drafter learns from.
+"""Writing rollouts: the target continues many prompts in one batch, and keeps the features that a drafter learns from.
 
-    answers = write(target, prompts, temperatures, max_tokens=192, stops={2}, aux_layers=(2, 15, 27), generator=g)
+    rollouts = write(target, prompts, temperatures, max_tokens=192, stops={2}, aux_layers=(2, 15, 27), generator=g)
 
-A finished answer's place is taken by the next prompt at once, so the batch stays full to the end. What is written depends on
-the generator and the order of the prompts alone. (Decoding for users, with its law, its seeds per request and its speculation,
+A finished rollout's place is taken by the next prompt at once, so the batch stays full to the end. What is written depends on
+the generator and the order of the prompts alone. (Decoding for users, with its seeds per request and its speculation,
 is decoding/engine.py; this keeps features, which that does not.)
 
     B places   M new rows together   F width of the features (auxiliary layers, then the state after the last norm)
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tenfold.inference.pages import PageAllocator, PagedCache, PageTable
-from tenfold.language.distillation.rollouts import Answer
+from tenfold.language.distillation.rollouts import Rollout
 from tenfold.language.models.llama import Llama
 from tenfold.language.models.paged_forward import Passes
 from tenfold.language.sampling.sampling import Laws, SamplingParams, token_laws
@@ -26,7 +26,7 @@ from tenfold.language.sampling.sampling import Laws, SamplingParams, token_laws
 
 @dataclass
 class _Place:
-    """One answer being written."""
+    """One rollout being written."""
 
     number: int
     tokens: list[int]
@@ -49,8 +49,8 @@ def write(
     generator: torch.Generator,
     top_p: float = 1.0,
     batch: int = 32,
-) -> list[Answer]:
-    """An answer to every prompt, in the order of the prompts; its last token is a stop id unless it was cut."""
+) -> list[Rollout]:
+    """A rollout for every prompt, in the order of the prompts; its last token is a stop id unless it was cut."""
     if not prompts:
         return []
     c = target.config
@@ -62,7 +62,7 @@ def write(
     forward = Passes(target)
     waiting = iter(list(enumerate(zip(prompts, temperatures, strict=True))))
     places: list[_Place] = []
-    done: list[tuple[int, Answer]] = []
+    done: list[tuple[int, Rollout]] = []
     while True:
         fresh = list(_open(waiting, pages, batch - len(places), longest))
         if not fresh and not places:
@@ -78,7 +78,7 @@ def write(
             else:
                 going.append(place)
         places = going
-    return [answer for _, answer in sorted(done, key=lambda pair: pair[0])]
+    return [rollout for _, rollout in sorted(done, key=lambda pair: pair[0])]
 
 
 def _open(waiting: Iterator, pages: PageAllocator, free: int, longest: int) -> Iterator[_Place]:
@@ -130,8 +130,8 @@ def _advance(
         place.tokens.append(token)
 
 
-def _finish(place: _Place) -> Answer:
+def _finish(place: _Place) -> Rollout:
     rows = torch.cat(place.features)
     features = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])  # the last token has not been through the target
     argmax = torch.tensor([*place.argmax, 0], dtype=torch.int32)
-    return Answer(torch.tensor(place.tokens, dtype=torch.int32), place.prompt, features, argmax, place.temperature)
+    return Rollout(torch.tensor(place.tokens, dtype=torch.int32), place.prompt, features, argmax, place.temperature)

@@ -73,8 +73,8 @@ class Branches:
 
 
 def first_rows(prompts: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-    """The row that guesses an answer's first token: its token is the prompt's last one. A prompt of one token has no such
-    row, and guessing starts with the answer's second token."""
+    """The row that guesses a rollout's first token: its token is the prompt's last one. A prompt of one token has no such
+    row, and guessing starts with the rollout's second token."""
     return (prompts - 2).clamp_min(0)
 
 

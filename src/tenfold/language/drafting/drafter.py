@@ -1,8 +1,8 @@
-"""Drafters: one-layer networks that guess what a target Llama will say next, from the target's own features.
+"""EAGLE drafter networks: one layer that proposes a target Llama's next tokens from the target's own features.
 
     drafter = Eagle3Drafter(DrafterConfig(vocabulary=49152, draft_vocabulary=8192, aux_layers=(2, 15, 27), ...))
     g = drafter.fuse(features)                                  three layers' inputs, side by side -> one hidden state
-    hidden, logits = drafter.step(embeds, g, positions)         row i: (embedding of t_{i+1}, g_i) -> law of t_{i+2}
+    hidden, logits = drafter.step(embeds, g, positions)         row i: (embedding of t_{i+1}, g_i) -> logits of t_{i+2}
     hidden, logits = drafter.step(more_embeds, hidden, positions + 1, stores)      ... its own state instead of g
 
     EAGLE-3 (arXiv 2503.01840)   x = [RMS(emb); RMS(g)] -> attention of width 2H; the residual carries g, never emb;
@@ -10,7 +10,7 @@
     EAGLE-1 (arXiv 2401.15077)   h = fc([emb; f]), a Llama layer without its first norm; the output is the predicted f,
                                  and logits are the target's own head on it
 
-How a tree is drafted with them stands in drafting/tree_drafter.py, how they are trained in distillation/distill.py.
+How a tree is drafted with them is in drafting/tree_drafter.py, how they are trained in distillation/distill.py.
 
     B batch   N rows   H width   E width of the embeddings given   F width of the target's features   W draft vocabulary
 """
@@ -22,13 +22,15 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from tenfold.config import require
 from tenfold.errors import UsageError
+from tenfold.inference.stack import LayerParts, Stack
+from tenfold.language.drafting.protocol import Features
 from tenfold.language.models.config import LlamaConfig
-from tenfold.language.models.llama import Llama
+from tenfold.language.models.llama import Llama, check_aux_layers
 from tenfold.nn.attention import Attention, AttentionConfig, KeyValues
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.ffn import SwiGLUFFN
@@ -46,7 +48,7 @@ class DrafterConfig:
 
     method: Literal["eagle1", "eagle3"] = "eagle3"
     vocabulary: int = 32000  # of the target
-    draft_vocabulary: int = 32000  # tokens that it can guess; eagle1: the target's
+    draft_vocabulary: int = 32000  # tokens that it can propose; eagle1: the target's
     dim: int = 4096
     hidden: int = 14336
     layers: int = 1
@@ -100,7 +102,7 @@ class DrafterConfig:
 
     @property
     def reduced(self) -> bool:
-        """Whether it guesses among fewer tokens than the target has."""
+        """Whether it proposes fewer tokens than the target has."""
         return self.draft_vocabulary < self.vocabulary
 
 
@@ -117,7 +119,7 @@ def default_aux_layers(depth: int) -> tuple[int, int, int]:
 
 @runtime_checkable
 class Stores(Protocol):
-    """Keys and values of the rows before, one per layer: a KV cache, pages (inference/), or `Branches` in training."""
+    """The KV cache of the rows before, by layer: plain, in pages (inference/), or `Branches` in training."""
 
     @property
     def layers(self) -> Sequence[KeyValues]: ...
@@ -158,6 +160,28 @@ class EagleDrafter(nn.Module):
         if c.reduced:
             self.register_buffer("ids", torch.arange(c.draft_vocabulary))
 
+    def bind(self, target: Llama) -> None:
+        """Gives the drafter what it uses of the target without owning it. EAGLE-3 uses nothing."""
+
+    def reads(self, target: Llama) -> tuple[Features, tuple[int, ...]]:
+        """What it wants of the target, and of which layers the inputs. Raises UsageError for layers that are not there."""
+        return "hidden", ()
+
+    @torch.no_grad()
+    def warm_start(self, target: Llama, head: Float[Tensor, "v h"]) -> None:
+        """Begins as the target's last layers on the target's last feature: the fused state is that feature, each layer is the
+        target's own (blind to the embedding at first), norm and head are the target's. Of EAGLE-1 only `fc` has such a start.
+
+        Without it the same training reaches less (docs/LOG.md). The drafter has the target's sizes.
+        """
+        fc = self.get_parameter("fc.weight")
+        fc.zero_()
+        fc[:, -self.config.dim :] = torch.eye(self.config.dim)
+
+    def compiled(self) -> Stack | None:
+        """The network as one call of inference/stack.py, or None where it has no such form."""
+        return None
+
     def fuse(self, features: Float[Tensor, "*b f"]) -> Float[Tensor, "*b h"]:
         """The target's features as the first hidden state. Only for what the target made, never for `step`'s output."""
         raise TypeError(f"{type(self).__name__} does not fuse features")
@@ -178,7 +202,7 @@ class EagleDrafter(nn.Module):
         raise TypeError(f"{type(self).__name__} has no logits")
 
     def feed(self, state: Float[Tensor, "*b h"]) -> Float[Tensor, "*b h"]:
-        """What stands for the target's features in the next level, from what `advance` returns."""
+        """What takes the place of the target's features in the next level, from what `advance` returns."""
         return state
 
     def step(
@@ -203,7 +227,7 @@ class EagleDrafter(nn.Module):
 
 
 class Eagle3Drafter(EagleDrafter):
-    """See the module's docstring. Further layers (`layers` > 1) are ordinary blocks."""
+    """EAGLE-3: features of three layers, a head of its own. Further layers (`layers` > 1) are ordinary blocks."""
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__(config)
@@ -221,6 +245,39 @@ class Eagle3Drafter(EagleDrafter):
         self.norm = RMSNorm(c.dim, c.norm_eps)
         self.head = nn.Linear(c.dim, c.draft_vocabulary, bias=False)
         _initialise(self)
+
+    def reads(self, target: Llama) -> tuple[Features, tuple[int, ...]]:
+        layers = self.config.aux_layers or default_aux_layers(target.config.depth)
+        check_aux_layers(layers, target.config.depth)
+        return "aux", layers
+
+    @torch.no_grad()
+    def warm_start(self, target: Llama, head: Float[Tensor, "v h"]) -> None:
+        super().warm_start(target, head)
+        sources = list(target.blocks)[-self.config.layers :]
+        first, source, dim = self.first, sources[0], self.config.dim
+        qkv = first.attention.qkv.weight
+        qkv.zero_()
+        qkv[:, dim:] = source.get_parameter("attention.qkv.weight")
+        first.attention.out.weight.copy_(source.get_parameter("attention.out.weight"))
+        first.hidden_norm.weight.copy_(source.get_parameter("norm1.weight"))
+        first.norm2.weight.copy_(source.get_parameter("norm2.weight"))
+        first.ffn.load_state_dict(source.get_submodule("ffn").state_dict())
+        for block, source in zip(self.blocks, sources[1:], strict=True):
+            block.load_state_dict(source.state_dict())
+        self.norm.weight.copy_(target.norm.weight)
+        self.head.weight.copy_(head[self.ids] if self.config.reduced else head)
+
+    def compiled(self) -> Stack | None:
+        first = self.first
+        if self.fc_norms is not None or first.before_residual:
+            return None
+        attention, ffn = first.attention, first.ffn
+        maps = LayerParts(
+            first.hidden_norm, attention.qkv, attention.out, first.norm2, ffn.gate_up, ffn.down, first.embed_norm
+        )
+        layers = [maps, *(LayerParts.of(block) for block in self.blocks)]
+        return Stack.of(layers, attention.config, self.norm, self.head)
 
     def fuse(self, features: Float[Tensor, "*b f"]) -> Float[Tensor, "*b h"]:
         if self.fc_norms is not None:
@@ -251,7 +308,7 @@ class Eagle3Drafter(EagleDrafter):
 
 
 class Eagle1Drafter(EagleDrafter):
-    """See the module's docstring. `bind` gives it the target's head, which is no part of its weights."""
+    """EAGLE-1: predicts the target's last feature. `bind` gives it the target's head, which is no part of its weights."""
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__(config)

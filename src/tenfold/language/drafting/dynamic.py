@@ -1,35 +1,35 @@
-"""Dynamic trees (EAGLE-2, arXiv 2406.16858): the drafter's own confidence decides where a tree grows, anew for every text.
+"""Dynamic draft trees (EAGLE-2, arXiv 2406.16858): the drafter's confidence decides where a tree grows, for every text afresh.
 
     Speculation(tree="dynamic")                             DynamicTree(top_k=10, depth=7, total=60)
     draft, trees = draft_dynamic(drafter, states, DynamicTree())
 
-From the root's `top_k` guesses on, every level expands the `top_k` guesses of the highest probability along their path by as
-many guesses each; in the end the best `total` - 1 of all candidates stay. A child is never more likely than its parent, and
-of equals the earlier stays, so what stays is a tree. The guesses are the most likely tokens whatever the request's temperature:
-point masses, checked by rule A (drafting/rejection.py). All requests grow at once, in tensors; nothing runs for single nodes.
+From the root's `top_k` draft tokens on, every level expands the `top_k` candidates of the highest probability along their path
+by as many children each; in the end the best `total` - 1 of all candidates stay. A child is never more likely than its parent,
+and of equals the earlier stays, so what stays is a tree. Draft tokens are the most likely ones whatever the request's
+temperature: point masses, verified by rule top_k (drafting/rejection.py). All requests grow at once, in tensors; nothing runs
+for single nodes.
 
-The released code counts as here: `depth` expansions follow the root's own guesses, `total` includes the root.
+The released code counts as here: `depth` expansions follow the root's own children, `total` includes the root.
 
-    B requests   N root and nodes   n nodes   k beams   C candidates   R children of a node at most
+    B requests   k beams   C candidates
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tenfold.config import require
-from tenfold.language.drafting.protocol import Draft, DraftState
-from tenfold.language.drafting.tree import LIMIT, Tree
-
-if TYPE_CHECKING:
-    from tenfold.language.drafting.tree_drafter import TreeDrafter
+from tenfold.inference.pages import PagedCache
+from tenfold.language.drafting.drafter import Stores
+from tenfold.language.drafting.protocol import Draft, Drafter, DraftState, DraftTrees, Growth, Rule, Uniforms
+from tenfold.language.drafting.tree import LIMIT
+from tenfold.language.drafting.tree_batch import TreeBatch
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,18 @@ class DynamicTree:
     top_k: int = 10
     depth: int = 7
     total: int = 60
+    needs_distribution: ClassVar[bool] = True
+    needs_lookup: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require(self.top_k >= 1, "tree.top_k", self.top_k, "a whole number >= 1")
         require(self.depth >= 0, "tree.depth", self.depth, "a whole number >= 0")
         require(2 <= self.total <= LIMIT + 1, "tree.total", self.total, f"2 to {LIMIT + 1}, the root among them")
+
+    @property
+    def fixed(self) -> None:
+        """There is no such tree."""
+        return None
 
     @property
     def nodes(self) -> int:
@@ -53,60 +60,38 @@ class DynamicTree:
     def height(self) -> int:
         return self.depth + 1
 
+    def propose(
+        self,
+        drafter: Drafter,
+        states: Sequence[DraftState],
+        rule: Rule,
+        temperatures: Float[Tensor, " B"],
+        uniforms: Uniforms,
+    ) -> tuple[Draft, DraftTrees]:
+        """The trees that the drafter grows; rule and temperatures change nothing."""
+        return drafter.draft_dynamic(states, self)
 
-class TreeBatch:
-    """A tree for every request, of equal size: parents (B, N) as those of `Tree`, one row for each."""
 
-    def __init__(self, parents: Int[Tensor, "B N"], height: int) -> None:
-        self.parents, self.height = parents, height
-        self.nodes = parents.shape[1] - 1
+@runtime_checkable
+class LevelNetwork(Protocol):
+    """What trees grow by: an EAGLE head with its KV cache (drafting/tree_drafter.py)."""
 
-    @cached_property
-    def ancestors(self) -> Int[Tensor, "K B N"]:
-        """Every node, its parent, the parent's parent, ...: the root's parent is the root."""
-        steps = [torch.arange(self.nodes + 1).expand_as(self.parents)]
-        for _ in range(self.height):
-            steps.append(self.parents.gather(1, steps[-1]))
-        return torch.stack(steps)
-
-    @cached_property
-    def depth(self) -> Int[Tensor, "B N"]:
-        return (self.ancestors > 0).sum(0)
-
-    @cached_property
-    def mask(self) -> Bool[Tensor, "B 1 N N"]:
-        """Row i is True at i and its ancestors."""
-        mask = torch.zeros(*self.parents.shape, self.nodes + 1, dtype=torch.bool)
-        for nodes in self.ancestors:
-            mask.scatter_(2, nodes[..., None], value=True)
-        return mask[:, None]
-
-    @cached_property
-    def children(self) -> Int[Tensor, "B N R"]:
-        """Children of every node by rank, -1 where there is none."""
-        p = self.parents[:, 1:]
-        earlier = torch.ones(self.nodes, self.nodes, dtype=torch.bool).tril(-1)
-        rank = ((p[:, :, None] == p[:, None, :]) & earlier).sum(-1)
-        table = torch.full((len(p), self.nodes + 1, int(rank.max()) + 1), -1)
-        table[torch.arange(len(p))[:, None], p, rank] = torch.arange(1, self.nodes + 1)
-        return table
+    cache: PagedCache | None
+    device: torch.device
 
     @property
-    def siblings(self) -> int:
-        return self.children.shape[2]
-
-    def children_of(self, node: Int[Tensor, " B"]) -> Int[Tensor, "B R"]:
-        return self.children[torch.arange(len(node)), node]
-
-    def one(self, request: int) -> Tree:
-        """The tree of one request."""
-        return Tree(tuple(self.parents[request].tolist()))
+    def window(self) -> int | None: ...
+    def embed(self, tokens: Tensor) -> Tensor: ...
+    def target_ids(self, ids: Tensor) -> Tensor: ...
+    def run(
+        self, embeds: Tensor, hidden: Tensor, positions: Tensor, step: Stores, mask: Tensor | None, read: Tensor
+    ) -> tuple[Tensor, Tensor]: ...
 
 
-def draft_dynamic(drafter: TreeDrafter, states: Sequence[DraftState], shape: DynamicTree) -> tuple[Draft, TreeBatch]:
-    """Guesses and trees for all requests, on the host. Leaves the drafter's rows as they were."""
+def draft_dynamic(drafter: LevelNetwork, states: Sequence[DraftState], shape: Growth) -> tuple[Draft, TreeBatch]:
+    """Draft tokens and trees for all requests, on the host. Leaves the drafter's rows as they were."""
     assert drafter.cache is not None
-    batch, window, device = len(states), drafter.network.config.sliding_window, drafter.device
+    batch, window, device = len(states), drafter.window, drafter.device
     hidden = torch.stack([state.carry[0] for state in states])[:, None]
     logits = torch.stack([state.carry[1] for state in states])[:, None].float()
     k = min(shape.top_k, logits.shape[-1])
@@ -123,7 +108,7 @@ def draft_dynamic(drafter: TreeDrafter, states: Sequence[DraftState], shape: Dyn
         best = best if level == 0 else best + scores.gather(1, beams)[..., None]
         first = scores.shape[1]
         scores = torch.cat([scores, best.flatten(1)], dim=1)
-        tokens = torch.cat([tokens, drafter.network.target_ids(ids.flatten(1))], dim=1)
+        tokens = torch.cat([tokens, drafter.target_ids(ids.flatten(1))], dim=1)
         parents = torch.cat([parents, beams.repeat_interleave(k, dim=1)], dim=1)
         if level == shape.depth:
             break

@@ -1,9 +1,9 @@
-"""Trees of guessed tokens: the root is the last emitted token, its descendants are drafts, and the target checks all of
-them in one pass because each sees its ancestors alone.
+"""Trees of draft tokens for tree attention: the root is the last emitted token, its descendants are draft tokens, and the
+target verifies all of them in one pass because each sees its ancestors only.
 
-    tree = Tree.from_paths([[0], [1], [0, 0]])         two guesses for the next token, one more behind the better of them
+    tree = Tree.from_paths([[0], [1], [0, 0]])         two draft tokens for the next place, one more behind the better
     tree = Tree.from_paths(json.load(open("mc_sim_7b_63.json")))       rank paths as the EAGLE and Medusa files hold them
-    tree = Tree.chain(4)                               four guesses in a row
+    tree = Tree.chain(4)                               four draft tokens in a row
     logits = model(nodes, positions, cache, tree_mask=tree.mask).logits
 
 Node 0 is the root; nodes are numbered level by level, siblings by rank (the drafter's order of preference). Everything
@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -34,7 +35,7 @@ class Level:
 
     inner (m): nodes of this depth with children, in order; inner_rows (m): their rows among all inner nodes.
     children (c): nodes of the next depth, in order; owner (c): which of `inner` is the parent; rank (c): which of the
-    parent's guesses. parents_inner_rows (m): rows of the parents among all inner nodes (the root's own for the root).
+    parent's children. parents_inner_rows (m): rows of the parents among all inner nodes (the root's own for the root).
     mask (m, s): which of the s inner nodes of depth 1 up to this one an inner node sees (itself and its ancestors): the
     mask of a drafter whose store holds the rows of those nodes behind the text. Empty for the root.
     """
@@ -50,22 +51,33 @@ class Level:
 
     @cached_property
     def width(self) -> int:
-        """Guesses that the widest node of this level needs."""
+        """Children of the widest node of this level."""
         return int(self.rank.max()) + 1
 
     def on(self, device: torch.device) -> Level:
         """The same with its tensors on a device."""
         moved = replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "depth"})
-        moved.__dict__["width"] = self.width  # known here, so that nobody waits for the device
+        moved.__dict__["width"] = self.width  # known here, so that nothing waits for the device
         return moved
+
+
+@runtime_checkable
+class Proposer(Protocol):
+    """What a tree needs of a drafter (drafting/protocol.py, `Drafter`, which knows trees)."""
+
+    def draft(self, states: Any, tree: Tree, rule: Any, temperatures: Any, uniforms: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Tree:
     """`parents[i]` is the parent of node i (the root's is 0). Raises UsageError unless nodes stand level by level with
-    siblings side by side."""
+    siblings side by side. It is a `Shape` and a `DraftTrees` of drafting/protocol.py."""
 
     parents: tuple[int, ...]
+    shared: ClassVar[bool] = True
+    needs_distribution: ClassVar[bool] = False
+    needs_lookup: ClassVar[bool] = False
+    looked_up: ClassVar[int] = 0  # nodes of a looked-up chain, as of a `HybridTree`
 
     def __post_init__(self) -> None:
         p = self.parents
@@ -77,14 +89,14 @@ class Tree:
 
     @staticmethod
     def chain(length: int) -> Tree:
-        """`length` guesses, each behind the one before; 0 is no draft at all."""
+        """`length` draft tokens, each behind the one before; 0 is no draft at all."""
         if length < 0:
             raise UsageError(f"a chain of {length} tokens: allowed is a whole number >= 0.")
         return Tree((0, *range(length)))
 
     @staticmethod
     def from_paths(paths: Sequence[Sequence[int]]) -> Tree:
-        """Rank paths from the root: [0, 2] is the third guess behind the first guess. Any order; every prefix and every
+        """Rank paths from the root: [0, 2] is the third child of the first child. Any order; every prefix and every
         better-ranked sibling must be there."""
         wanted = sorted({tuple(path) for path in paths}, key=lambda path: (len(path), path))
         number: dict[tuple[int, ...], int] = {(): 0}
@@ -102,8 +114,22 @@ class Tree:
 
     @property
     def nodes(self) -> int:
-        """Guessed tokens; the root is not one."""
+        """Draft tokens; the root is not one."""
         return len(self.parents) - 1
+
+    @property
+    def fixed(self) -> Tree:
+        """The tree itself: it is the same for every text."""
+        return self
+
+    @property
+    def own(self) -> Tree:
+        """The drafter's part of the tree, as of a `HybridTree`: all of it."""
+        return self
+
+    def propose(self, drafter: Proposer, states: Any, rule: Any, temperatures: Any, uniforms: Any) -> Any:
+        """The drafter's proposal in this tree, and the tree."""
+        return drafter.draft(states, self, rule, temperatures, uniforms), self
 
     def on(self, device: torch.device) -> Tree:
         """The same tree with its index tensors on a device, so that no step copies them. Made once for each device."""
@@ -179,6 +205,39 @@ class Tree:
         """Rows of `children`, one for each request."""
         return self.children[node]
 
+    def inner_row_of(self, node: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """Entries of `inner_row`, one for each request."""
+        return self.inner_row[node]
+
+    def behind_parents(self, best: Int[Tensor, "B N"]) -> Int[Tensor, "B n"]:
+        """Of one token behind every node, the one behind each node's parent."""
+        return best[:, self.parent[1:]]
+
+    def deepest(self, hit: Bool[Tensor, "B N"]) -> Int[Tensor, " B"]:
+        """The deepest node that is a hit with all its ancestors; the root is one."""
+        missed = (~hit).float() @ self.mask.t().float()  # ancestors, itself among them, that are no hits
+        return torch.where(missed == 0, self.depth, -1).argmax(-1)
+
+    def depth_of(self, node: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """Entries of `depth`, one for each request."""
+        return self.depth[node]
+
+    def path_to(self, node: Int[Tensor, " B"]) -> Int[Tensor, "B K"]:
+        """Rows of `ancestors`, one for each request."""
+        return self.ancestors[node]
+
+    def one(self, request: int) -> Tree:
+        """The tree of one request."""
+        return self
+
+    def mask_of(self, request: int) -> Bool[Tensor, "N N"]:
+        """The mask of one request."""
+        return self.mask
+
+    def spread(self, able: list[int], batch: int) -> Tree:
+        """The tree of a whole batch, when only some requests could be drafted for."""
+        return self
+
     @cached_property
     def next_token(self) -> Int[Tensor, " N"]:
         """First child of every node, -1 for none (the form that grammars walk)."""
@@ -193,7 +252,7 @@ class Tree:
 
     @cached_property
     def inner(self) -> Int[Tensor, " P"]:
-        """Nodes with children, in order; a draft has one law of the next token for each."""
+        """Nodes with children, in order; a draft has one distribution of the next token for each."""
         return torch.tensor(sorted(set(self.parents[1:])), dtype=torch.int64)
 
     @cached_property

@@ -1,16 +1,20 @@
-"""An EAGLE drafter at work: rows kept in pages, trees drafted level by level for all requests at once.
+"""EAGLE tree drafting: a drafter network with its KV cache in pages drafts trees level by level for all requests at once.
 
     drafter = TreeDrafter(network, target)              a `Drafter` (drafting/protocol.py), which the engine calls
     drafter.extend(states, counts, tokens, features)    new rows from the target's true features
-    draft = drafter.draft(states, tree, "A", temperatures, uniforms)
+    draft = drafter.draft(states, tree, "top_k", temperatures, uniforms)
 
 A level is one pass of the network over its inner nodes, for all requests: what a node sees of its own branch is the tree's
-mask, and the rows written while drafting lie behind the text's and are overwritten by the next `extend`. Nodes differ only
+mask, and the rows written while drafting are behind the text's and are overwritten by the next `extend`. Nodes differ only
 in index tensors that the tree made once, so no Python runs per node.
 
 How siblings are chosen, which verification must know (drafting/rejection.py):
-    A  the most likely tokens (point masses)    B  drawn independently from q    C  drawn without replacement (Gumbel
-    top-k: the largest log q + G with G standard Gumbel; arXiv 1903.06059), in the order of their keys
+    top_k                the most likely tokens (point masses)
+    independent          drawn independently from q
+    without_replacement  drawn without replacement (Gumbel top-k: the largest log q + G with G standard Gumbel; arXiv
+                         1903.06059), in the order of their keys
+
+A step that stays on the device (decoding/device_step.py) drafts by the same levels; only where rows are is said by tensors.
 
     B requests   m inner nodes of a level   n nodes   P inner nodes   M new rows together   W draft vocabulary   H width
 """
@@ -18,56 +22,72 @@ How siblings are chosen, which verification must know (drafting/rejection.py):
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tenfold.inference.pages import PagedCache, PagedStep
-from tenfold.inference.stack import LayerParts, Stack
+from tenfold.inference.device_pages import DeviceStep
+from tenfold.inference.pages import PageAllocator, PagedCache, PagedStep
 from tenfold.kernels import decode
-from tenfold.kernels.formats import Int8Linear, TiledLinear
-from tenfold.language.drafting.drafter import Eagle1Drafter, Eagle3Drafter, EagleDrafter, Stores, default_aux_layers
-from tenfold.language.drafting.protocol import Draft, DraftState, Features, Rule, Uniforms
+from tenfold.kernels.packed import Int8Linear, TiledLinear
+from tenfold.language.drafting.drafter import EagleDrafter, Stores
+from tenfold.language.drafting.dynamic import draft_dynamic
+from tenfold.language.drafting.protocol import (
+    DeviceRows,
+    Draft,
+    Drafter,
+    DraftState,
+    DraftTrees,
+    Growth,
+    ResidentDrafter,
+    Rule,
+    Uniforms,
+)
 from tenfold.language.drafting.tree import Level, Tree
-from tenfold.language.models.llama import Llama, check_aux_layers
+from tenfold.language.models.llama import Llama
 from tenfold.language.sampling.sampling import heated
 
-Kind = Literal["A", "B", "C"]
 Expand = Callable[[Level, Level, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(level, the following one, hidden of `level`, tokens so far) -> hidden and logits of the following one's inner nodes."""
 
 
-class TreeDrafter:
-    """A network and its target's embedding. See the module's docstring."""
+class TreeDrafter(Drafter):
+    """A network and its target's embedding: the drafter of EAGLE-1 and EAGLE-3."""
 
-    features: Features
-    aux_layers: tuple[int, ...]
-    free_rows = 8  # rows of the target's pass that cost little more than one (drafting/speculation.py)
+    has_distribution = True
 
     def __init__(self, network: EagleDrafter, target: Llama) -> None:
-        self.network, self.target = network.eval().requires_grad_(False), target
-        if isinstance(network, Eagle1Drafter):
-            network.bind(target)
-            self.features, self.aux_layers = "hidden", ()
-        else:
-            self.features = "aux"
-            self.aux_layers = network.config.aux_layers or default_aux_layers(target.config.depth)
-            check_aux_layers(self.aux_layers, target.config.depth)
+        self.network = network.eval().requires_grad_(False)
+        network.bind(target)
+        self.features, self.aux_layers = network.reads(target)
+        self.trained_for = network.config.target
         weight = network.get_submodule("fc").weight
         assert isinstance(weight, Tensor)
         self.dtype = weight.dtype if weight.dtype.is_floating_point else torch.bfloat16
         self.device = weight.device
         self.embedding = target.embedding if network.embedding is None else network.embedding
         self.cache: PagedCache | None = None
-        self.stack = compiled(network)
+        self.stack = network.compiled()
 
     def open(self, pages: int, page_size: int) -> PagedCache:
-        c = self.network.config
-        self.cache = PagedCache(c.layers, c.kv_heads, c.width, pages, page_size, self.dtype, self.device)
+        self.cache = self._cache(pages, page_size)
         return self.cache
+
+    def _cache(self, pages: int, page_size: int) -> PagedCache:
+        c = self.network.config
+        return PagedCache(c.layers, c.kv_heads, c.width, pages, page_size, self.dtype, self.device)
+
+    @property
+    def window(self) -> int | None:
+        """Rows that a row sees, itself among them; None is all before it."""
+        return self.network.config.sliding_window
+
+    def target_ids(self, ids: Int[Tensor, "*b"]) -> Int[Tensor, "*b"]:
+        """The target's ids of draft ids."""
+        return self.network.target_ids(ids)
 
     @torch.no_grad()
     def extend(
@@ -80,7 +100,7 @@ class TreeDrafter:
         assert self.cache is not None
         assert features is not None
         starts = [state.rows for state in states]
-        window = self.network.config.sliding_window
+        window = self.window
         lows = None if window is None else [max(0, start - window + 1) for start in starts]
         step = self.cache.step([state.table for state in states], starts, counts, lows, window)
         positions = torch.cat([torch.arange(start, start + count) for start, count in zip(starts, counts)])
@@ -102,52 +122,65 @@ class TreeDrafter:
     ) -> Draft:
         hidden = torch.stack([state.carry[0] for state in states])[:, None]
         logits = torch.stack([state.carry[1] for state in states])[:, None].float()
-        sampled = rule != "A" and bool((temperatures > 0).any())
+        sampled = rule != "top_k" and bool((temperatures > 0).any())
         greedy = sampled and bool((temperatures == 0).any())
         return self.grow(
-            hidden, logits, tree, rule if sampled else "A", temperatures.to(self.device), greedy, uniforms,
-            functools.partial(self._expand, states),
-        )  # fmt: skip
+            hidden,
+            logits,
+            tree,
+            rule=rule if sampled else "top_k",
+            temperatures=temperatures.to(self.device),
+            greedy=greedy,
+            uniforms=uniforms,
+            expand=functools.partial(self.expand_on_host, states),
+        )
+
+    def draft_dynamic(self, states: Sequence[DraftState], growth: Growth) -> tuple[Draft, DraftTrees]:
+        return draft_dynamic(self, states, growth)
 
     def grow(
         self,
         hidden: Float[Tensor, "B 1 H"],
         logits: Float[Tensor, "B 1 W"],
         tree: Tree,
+        *,
         rule: Rule,
         temperatures: Float[Tensor, " B"],
         greedy: bool,
         uniforms: Uniforms,
         expand: Expand,
     ) -> Draft:
-        """The tree, level by level, from the last row's state and law. greedy: some requests have temperature 0. expand runs
+        """The tree, level by level, from the last row's state and logits. greedy: some requests have temperature 0. expand runs
         the network over the inner nodes of a level. Waits for no device."""
         tree = tree.on(self.device)
         tokens = torch.full((len(hidden), tree.nodes), -1, device=self.device)
-        laws = []
+        every_q = []
         for level, following in zip(tree.levels, [*tree.levels[1:], None]):
-            law = self._law(logits, temperatures) if rule != "A" else None
-            ranked = self._choose(level, logits, law, rule, temperatures, uniforms)
+            q = self._probabilities(logits, temperatures) if rule != "top_k" else None
+            ranked = self._choose(level, logits, q, rule, temperatures, uniforms)
             chosen = ranked[:, level.owner, level.rank]
             chosen = torch.where(chosen < 0, chosen, self.network.target_ids(chosen.clamp_min(0)))
-            if level.depth > 0:  # nothing stands behind a node that stayed empty
+            if level.depth > 0:  # behind a node that stayed empty all stay empty
                 parents = tokens[:, level.inner - 1][:, level.owner]
                 chosen = torch.where(parents < 0, parents, chosen)
             tokens[:, level.children - 1] = chosen
-            if law is not None:
-                laws.append(law)
+            if q is not None:
+                every_q.append(q)
             if following is not None:
                 hidden, logits = expand(level, following, hidden, tokens)
-        if rule == "A":
+        if rule == "top_k":
             return Draft(tokens)
         point = (temperatures == 0)[:, None].expand(-1, tree.nodes) if greedy else None
-        return Draft(tokens, torch.cat(laws, dim=1), self.network.ids if self.network.config.reduced else None, point)
+        return Draft(
+            tokens, torch.cat(every_q, dim=1), self.network.ids if self.network.config.reduced else None, point
+        )
 
-    def _expand(
+    def expand_on_host(
         self, states: Sequence[DraftState], level: Level, following: Level, hidden: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """`expand` where the host knows the rows of every request."""
         assert self.cache is not None
-        window, depth, fresh = self.network.config.sliding_window, following.depth, len(following.inner)
+        window, depth, fresh = self.window, following.depth, len(following.inner)
         before = following.mask.shape[1] - fresh  # rows of the levels between
         rows = [state.rows for state in states]
         lows = None if window is None else [max(0, r + depth - window) for r in rows]
@@ -176,7 +209,7 @@ class TreeDrafter:
     def run(
         self, embeds: Tensor, hidden: Tensor, positions: Tensor, step: Stores, mask: Tensor | None, read: Tensor
     ) -> tuple[Float[Tensor, "m H"], Float[Tensor, "m W"]]:
-        """What goes on to the next level, and the logits, of the rows `read` of all (B N)."""
+        """The state for the next level, and the logits, of the rows `read` of all (B N)."""
         if self.stack is None:
             state = self.network.advance(embeds, hidden, positions, step, mask).flatten(0, 1)[read]
             return self.network.feed(state), self.network.logits(state)
@@ -190,7 +223,9 @@ class TreeDrafter:
         """The rows of tokens in the embedding that the drafter reads."""
         return self.embedding(tokens.to(self.device)).to(self.dtype)
 
-    def _law(self, logits: Float[Tensor, "B m W"], temperatures: Float[Tensor, " B"]) -> Float[Tensor, "B m W"]:
+    def _probabilities(
+        self, logits: Float[Tensor, "B m W"], temperatures: Float[Tensor, " B"]
+    ) -> Float[Tensor, "B m W"]:
         """q of every inner node: the drafter's own temperature is the request's."""
         heat = temperatures.where(temperatures > 0, 1.0)
         return heated(logits, heat[:, None, None])
@@ -199,8 +234,8 @@ class TreeDrafter:
         self,
         level: Level,
         logits: Float[Tensor, "B m W"],
-        law: Float[Tensor, "B m W"] | None,
-        rule: Kind,
+        q: Float[Tensor, "B m W"] | None,
+        rule: Rule,
         temperatures: Float[Tensor, " B"],
         uniforms: Uniforms,
     ) -> Int[Tensor, "B m R"]:
@@ -209,30 +244,106 @@ class TreeDrafter:
         best = logits.topk(width, dim=-1).indices
         if level.width > width:
             best = torch.nn.functional.pad(best, (0, level.width - width), value=-1)
-        if law is None:
+        if q is None:
             return best
-        if rule == "B":
+        if rule == "independent":
             draws = uniforms(level.inner, level.width).to(self.device)
-            cumulative = law.cumsum(-1)
-            drawn = torch.searchsorted(cumulative, draws * cumulative[..., -1:]).clamp_max(law.shape[-1] - 1)
+            cumulative = q.cumsum(-1)
+            drawn = torch.searchsorted(cumulative, draws * cumulative[..., -1:]).clamp_max(q.shape[-1] - 1)
         else:
-            noise = uniforms(level.inner, law.shape[-1]).to(self.device)
-            keys, drawn = (law.log() - (-noise.log()).log()).topk(width, dim=-1)
+            noise = uniforms(level.inner, q.shape[-1]).to(self.device)
+            keys, drawn = (q.log() - (-noise.log()).log()).topk(width, dim=-1)
             drawn = torch.where(keys > -torch.inf, drawn, -1)
             if level.width > width:
                 drawn = torch.nn.functional.pad(drawn, (0, level.width - width), value=-1)
         greedy = (temperatures == 0)[:, None, None]
         return torch.where(greedy, best, drawn)
 
+    def resident(self) -> ResidentDrafter:
+        return self
 
-def compiled(network: EagleDrafter) -> Stack | None:
-    """An EAGLE-3 network as one call of inference/stack.py, or None where it has no such form."""
-    if not isinstance(network, Eagle3Drafter) or network.fc_norms is not None or network.first.before_residual:
-        return None
-    first = network.first
-    attention, ffn = first.attention, first.ffn
-    maps = LayerParts(
-        first.hidden_norm, attention.qkv, attention.out, first.norm2, ffn.gate_up, ffn.down, first.embed_norm
-    )
-    layers = [maps, *(LayerParts.of(block) for block in network.blocks)]
-    return Stack.of(layers, attention.config, network.norm, network.head)
+    def reserve(self, rows: int) -> None:
+        self.network.rope.reserve(rows)
+
+    def follows(self, tree: Tree) -> bool:
+        """Where the window is longer than a branch, every row of it sees its whole branch."""
+        return self.window is None or self.window > tree.height
+
+    def draft_resident(
+        self,
+        carry: tuple[Tensor, Tensor],
+        tree: Tree,
+        rows: DeviceRows,
+        *,
+        rule: Rule,
+        temperatures: Float[Tensor, " B"],
+        greedy: bool,
+        uniforms: Uniforms,
+    ) -> Draft:
+        cache, starts = self.cache, rows.starts
+        assert cache is not None
+
+        def expand(level: Level, following: Level, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+            fresh = len(following.inner)
+            place = torch.zeros(fresh, dtype=torch.int64, device=self.device)
+            lows = self._lows(starts + following.depth - 1, place)
+            before = following.mask.shape[1] - fresh
+            view = DeviceStep(cache, rows.tables, rows.size, prefix=starts, before=before, count=fresh, lows=lows)
+            return self.expand(level, following, hidden, tokens, starts, view)  # type: ignore[arg-type]
+
+        hidden, logits = (part[:, None] for part in carry)
+        return self.grow(
+            hidden,
+            logits.float(),
+            tree,
+            rule=rule,
+            temperatures=temperatures,
+            greedy=greedy,
+            uniforms=uniforms,
+            expand=expand,
+        )
+
+    def extend_resident(
+        self, tokens: Int[Tensor, "B K"], features: Float[Tensor, "B K F"], rows: DeviceRows, *, last: Int[Tensor, " B"]
+    ) -> tuple[Tensor, Tensor]:
+        assert self.cache is not None
+        batch, places = tokens.shape
+        starts, place = rows.starts, torch.arange(places, device=self.device)
+        lows = self._lows(starts, place)
+        view = DeviceStep(self.cache, rows.tables, rows.size, prefix=starts, before=0, count=places, lows=lows)
+        fused = self.fuse(features.flatten(0, 1)).unflatten(0, (batch, places))
+        read = torch.arange(batch, device=self.device) * places + last
+        return self.run(self.embed(tokens), fused, starts[:, None] + place, view, None, read)  # type: ignore[arg-type]
+
+    def _lows(self, first: Int[Tensor, " B"], place: Int[Tensor, " n"]) -> Int[Tensor, "B n"] | None:
+        """The first row that the rows at first[b] + place[i] see."""
+        return None if self.window is None else (first[:, None] + place - self.window + 1).clamp_min(0)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the sizes and what packing leaves of the weights (norms, ids)."""
+        found = hashlib.sha256(repr(self.network.config).encode())
+        state = self.network.state_dict()
+        for name in sorted(state):
+            found.update(name.encode())
+            found.update(state[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return found.hexdigest()[:16]
+
+    @torch.inference_mode()
+    def level_pass(self, batch: int, rows: int, text: int) -> Callable[[], object]:
+        size, c = 16, self.network.config
+        pages = PageAllocator(batch * -(-(text + rows) // size), size)
+        cache = self._cache(pages.count, size)
+        tables = [pages.open(text + rows) for _ in range(batch)]
+        for table in tables:
+            pages.cover(table, text + rows)
+        tokens = torch.randint(c.vocabulary, (batch, rows))
+        hidden = torch.randn(batch, rows, c.dim, dtype=self.dtype)
+        positions = torch.full((batch, rows), text)
+        mask, every = torch.eye(rows, dtype=torch.bool), torch.arange(batch * rows)
+
+        def once() -> object:
+            step = cache.step(tables, [text] * batch, [rows] * batch)
+            logits = self.run(self.embed(tokens), hidden, positions, step, mask, every)[1]
+            return logits.float().topk(min(8, c.draft_vocabulary), dim=-1)
+
+        return once

@@ -1,4 +1,4 @@
-"""Weights of drafters: the layouts of EAGLE, SGLang (SpecForge) and speculators (vLLM), both ways, bit for bit.
+"""Weights of EAGLE drafters: the layouts of EAGLE, SGLang (SpecForge) and speculators (vLLM), both ways, bit for bit.
 
     drafter = tenfold.load("EAGLE3-LLaMA3.1-Instruct-8B/")                a folder with config.json
     drafter = tenfold.load(folder, aux_layers=(2, 16, 29))                where the file does not say what it reads
@@ -29,7 +29,7 @@ from tenfold.data.tensors import write_safetensors
 from tenfold.errors import WeightsError
 from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import Source
-from tenfold.export.weights import Family, Layout, Weights
+from tenfold.export.weights import Family, Layout, Weights, load
 from tenfold.language.drafting.config import LayoutName, read_config, write_config
 from tenfold.language.drafting.drafter import DrafterConfig, EagleDrafter, make_drafter, membership
 from tenfold.language.models.gguf_weights import parameter
@@ -62,6 +62,14 @@ def fingerprint(target: Llama | Weights) -> str:
         tensor = parameter(state, name, torch.bfloat16).detach().cpu().contiguous()
         digest.update(tensor.view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def load_drafter(path: Path, allowed: str = "a drafter") -> EagleDrafter:
+    """The drafter network in a file or folder. Raises WeightsError for weights of another kind."""
+    network = load(path)
+    if not isinstance(network.config, DrafterConfig):
+        raise WeightsError(f"{path} is a {type(network).__name__}, not a drafter. Allowed: {allowed}.")
+    return network  # type: ignore[return-value]
 
 
 def check_target(config: DrafterConfig, target: Llama | Weights, where: object) -> None:

@@ -1,12 +1,15 @@
 """A Llama together with its vocabulary: text in, text out. It is what `tenfold train lm-*` delivers.
 
-lm = tenfold.load("runs/lm-relu2-24")
-lm.generate("def main(", max_new_tokens=40)              the continuation, greedily
-set_mode(lm, "gather")                                   decode reads only the rows of `down` that are not zero
+    lm = tenfold.load("runs/lm-relu2-24")
+    lm.generate("def main(", max_new_tokens=40)              the continuation, greedily
+    set_mode(lm, "gather")                                   decode reads only the rows of `down` that are not zero
+
+Speculative decoding and batches of requests are decoding/engine.py; this is plain decoding with a KV cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -31,7 +34,7 @@ class LanguageModelConfig:
 
 
 class LanguageModel(Llama):
-    """See the module's docstring. Parameters have the names of a Llama's."""
+    """A Llama, whose parameters keep their names, with the vocabulary that its configuration holds."""
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__(config.model)
@@ -82,13 +85,28 @@ def set_mode(model: nn.Module, mode: str) -> None:
 def measure_layers(model: Llama, tokens: Tensor) -> dict[str, dict[str, float]]:
     """Shares of zeros and of mass that 2:4 would drop, by layer, on tokens (B, N). Each layer's `zeros` is set to what was
     found, which tells mode gather how many tokens at once are worth it."""
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, SquaredReLUFFN)}
     found: dict[str, dict[str, float]] = {}
+
+    def seen(name: str, layer: SquaredReLUFFN, y1: Tensor) -> None:
+        shares = dropped_mass(y1, (layer.sparsity or Sparsity24()).dense_fraction)
+        found[name] = {key: float(value) for key, value in shares._asdict().items()}
+
+    visit_hidden_units(model, tokens, seen)
+    for name, shares in found.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, SquaredReLUFFN)
+        layer.zeros = shares["zeros"]
+    return found
+
+
+@torch.no_grad()
+def visit_hidden_units(model: Llama, tokens: Tensor, seen: Callable[[str, SquaredReLUFFN, Tensor], None]) -> None:
+    """Calls `seen` with y1 = x W_up (B N, h) of every Squared-ReLU layer on tokens (B, N), all of them dense."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, SquaredReLUFFN)}
 
     def watch(name: str, layer: SquaredReLUFFN):
         def hook(_module: nn.Module, _inputs: object, y1: Tensor) -> None:
-            shares = dropped_mass(y1.flatten(0, -2), (layer.sparsity or Sparsity24()).dense_fraction)
-            found[name] = {key: float(value) for key, value in shares._asdict().items()}
+            seen(name, layer, y1.flatten(0, -2))
 
         return layer.up.register_forward_hook(hook)
 
@@ -103,9 +121,6 @@ def measure_layers(model: Llama, tokens: Tensor) -> dict[str, dict[str, float]]:
             handle.remove()
         for name, layer in layers.items():
             layer.mode = modes[name]
-    for name, layer in layers.items():
-        layer.zeros = found[name]["zeros"]
-    return found
 
 
 FAMILY = Family("language-model", LanguageModelConfig, LanguageModel, ())

@@ -55,7 +55,7 @@ class LayerStores(Protocol):
 
 
 class Llama(nn.Module):
-    """See the module's docstring."""
+    """Embedding, blocks, last norm and head. Called with tokens (B, N), it gives LlamaOutput."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()

@@ -10,7 +10,6 @@ there once; a sharded checkpoint repeats it under every memory layer, and then a
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from tenfold.errors import TenfoldError, WeightsError
 from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import Source
 from tenfold.export.weights import Layout, Weights
-from tenfold.language.models import gguf_weights, weights
 from tenfold.language.models.config import LlamaConfig
 from tenfold.language.models.gguf_weights import gguf_rows
 from tenfold.language.models.llama import Llama
@@ -178,4 +176,3 @@ def _config_of(source: Source) -> LlamaConfig:
 
 
 LAYOUT = Layout("memory", recognises, read, write)
-FAMILY = dataclasses.replace(weights.FAMILY, layouts=(*weights.FAMILY.layouts, gguf_weights.LAYOUT, LAYOUT))

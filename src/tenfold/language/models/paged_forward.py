@@ -1,9 +1,11 @@
-"""A target's pass over pages: one call of inference/stack.py where its blocks have that form, its modules elsewhere.
+"""Paged attention: a target's forward pass over a paged KV cache, in one call of inference/stack.py where its blocks allow it.
 
-forward = Passes(model)
-out = forward(tokens, positions, step, tree.mask, aux_layers)          as the model itself, with `step` a PagedStep
+    forward = Passes(model)
+    out = forward(tokens, positions, step, tree.mask, aux_layers)          as the model itself, with `step` a PagedStep
 
-B requests   N rows of each   M rows
+Where the blocks have no such form, the model's own modules run.
+
+    B requests   N rows of each   M rows
 """
 
 from __future__ import annotations

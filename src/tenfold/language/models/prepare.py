@@ -22,16 +22,16 @@ from torch import Tensor, nn
 
 from tenfold.errors import UsageError, WeightsError
 from tenfold.export.weights import Weights, read
-from tenfold.kernels.formats import Format, Int4Linear, pack, quickest, unpack_q4_1
+from tenfold.kernels import formats
+from tenfold.kernels.formats import Format, Weight, on_device, pack, quickest
+from tenfold.kernels.machine import choose_device
+from tenfold.kernels.packed import PackedWeight
 from tenfold.language.models.config import LlamaConfig
 from tenfold.language.models.gguf_weights import GGUFLlama, open_llama, parameter
 from tenfold.language.models.llama import Llama
 from tenfold.nn.outline import outline
 
-FORMATS = ("auto", "fp32", "bf16", "int8", "int4")
-DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LINEAR = ("attention.qkv", "attention.out", "ffn.gate_up", "ffn.down")  # of a block
-FormatChoice = Literal["auto", "fp32", "bf16", "int8", "int4"]
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 
@@ -45,15 +45,13 @@ class Target:
     source: Weights
 
 
-def open_target(path: str | Path, form: FormatChoice = "auto", device: DeviceChoice = "auto") -> Target:
+def open_target(path: str | Path, form: Format = "auto", device: DeviceChoice = "auto") -> Target:
     """The model in a file or folder, ready for decoding. Raises UsageError where the format or the device cannot be had,
     WeightsError where the file cannot be read or is no Llama.
 
     A GGUF file goes from its own format to `form` tensor by tensor: at its highest the memory is the prepared model and one
     tensor more."""
-    if form not in FORMATS:
-        raise UsageError(f"weights in {form!r}: allowed are {', '.join(FORMATS)}.")
-    place = device_of(device)
+    place = choose_device(device)
     chosen = format_on(form, place)
     if Path(path).suffix == ".gguf" and Path(path).is_file():
         held = open_llama(Path(path))
@@ -78,40 +76,33 @@ def open_target(path: str | Path, form: FormatChoice = "auto", device: DeviceCho
     return Target(moved(source, chosen, place), chosen, source)
 
 
-def device_of(choice: DeviceChoice) -> torch.device:
-    """Where a model decodes; "auto" is a GPU where there is one. Raises UsageError where there is none."""
-    if choice not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"device {choice!r}: allowed are auto, cpu, cuda.")
-    if choice == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device 'cuda': this machine has no CUDA. Allowed here: auto, cpu.")
-    return torch.device("cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def format_on(form: FormatChoice, device: torch.device) -> Format:
-    """The number format on a device. Raises UsageError for one that is packed for processors alone."""
-    if device.type == "cpu":
-        return quickest() if form == "auto" else form
-    if form in ("int8", "int4"):
-        raise UsageError(f"weights in {form}: packed for processors alone. Allowed on a GPU: auto, bf16, fp32.")
-    return "bf16" if form == "auto" else form
+def format_on(form: Format, device: torch.device) -> Format:
+    """The weight format on a device. Raises UsageError for an unknown one, and for one without a kernel there."""
+    if form == "auto":
+        return quickest() if device.type == "cpu" else "bf16"
+    if device.type not in formats.entry(form).devices:
+        allowed = ", ".join(["auto", *on_device(device.type)])
+        raise UsageError(f"weights in {form}: there is no kernel for {device.type}. Allowed there: {allowed}.")
+    return form
 
 
 def moved(source: Weights, form: Format, device: torch.device) -> Llama:
     """The model on a GPU, tensor by tensor: the host never holds all of it in another format."""
     with outline():
         ready = Llama(source.config)
-    state = {name: parameter(source.state, name, DTYPE[form]).to(device) for name in ready.state_dict()}
+    state = {name: parameter(source.state, name, formats.entry(form).dtype).to(device) for name in ready.state_dict()}
     ready.load_state_dict(state, assign=True)
     return ready.eval().requires_grad_(False)
 
 
 def prepare(source: Weights, form: Format, spend: bool = False) -> Llama:
-    """A model that shares what it can with `source`, of which every parameter is asked for once. int4 takes rows that a GGUF
-    file holds in Q4_1. spend: linear maps leave `source` once they are packed, but those of the first block."""
+    """A model that shares what it can with `source`, of which every parameter is asked for once. A format that is made from
+    stored blocks (int4) takes them from a GGUF file. spend: linear maps leave `source` once they are packed, except those of
+    the first block."""
     config, state = source.config, source.state
     with outline():
         ready = Llama(config)
-    dtype = DTYPE.get(form, torch.bfloat16)
+    dtype = formats.entry(form).dtype
     embedding = parameter(state, "embedding.weight", dtype)
     norms = {name: parameter(state, name, dtype) for name in state if "norm" in name}
     # The linear maps come below, one at a time; a name that the model does not have would be a fault of ours.
@@ -119,11 +110,11 @@ def prepare(source: Weights, form: Format, spend: bool = False) -> Llama:
     assert not unknown, unknown
     # The output projection in 8 bits is slower than in bf16 at every width, so int4 and int8 leave it there. It is the largest
     # map, so it comes first: packing holds it twice.
-    wide: Format = "fp32" if form == "fp32" else quickest()
-    if config.tied and dtype == DTYPE[wide]:
+    wide = form if dtype == torch.float32 else quickest()
+    if config.tied and dtype == formats.entry(wide).dtype:
         head = embedding
     else:
-        head = parameter(state, "embedding.weight" if config.tied else "head.weight", DTYPE[wide])
+        head = parameter(state, "embedding.weight" if config.tied else "head.weight", formats.entry(wide).dtype)
     ready.head = pack(head, None, wide)
     del head
     if spend and isinstance(state, dict):
@@ -131,9 +122,7 @@ def prepare(source: Weights, form: Format, spend: bool = False) -> Llama:
     for number, into in enumerate(ready.blocks):
         for stem in LINEAR:
             name = f"blocks.{number}.{stem}"
-            bias = state.get(f"{name}.bias")
-            made = _int4(state, name, bias) if form == "int4" else pack(state[f"{name}.weight"], bias, form)
-            into.set_submodule(stem, made, strict=True)
+            into.set_submodule(stem, _packed(state, name, form), strict=True)
             if spend and not _stays(name) and isinstance(state, dict):
                 del state[f"{name}.weight"]
     missing = [name for name, weight in ready.named_parameters() if weight.is_meta]
@@ -143,7 +132,7 @@ def prepare(source: Weights, form: Format, spend: bool = False) -> Llama:
 
 def pack_linears(module: nn.Module, form: Format) -> nn.Module:
     """The same module with its linear maps in a format and the rest in the type that goes with it (a drafter)."""
-    module.to(torch.float32 if form == "fp32" else torch.bfloat16)
+    module.to(formats.entry(form).dtype)
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.Linear):
             module.set_submodule(name, pack(*_parts(layer), form), strict=True)
@@ -154,7 +143,10 @@ def weight_bytes(model: nn.Module) -> int:
     """Bytes that one pass of a model reads: its linear maps (of the embedding it reads single rows)."""
     maps = 0
     for module in model.modules():
-        maps += module.weight.nbytes if isinstance(module, nn.Linear) else int(getattr(module, "bytes", 0))  # type: ignore[arg-type]
+        if isinstance(module, nn.Linear):
+            maps += module.weight.nbytes
+        elif isinstance(module, PackedWeight):
+            maps += module.bytes
     return maps + (model.embedding.weight.nbytes if isinstance(model, Llama) and model.head is None else 0)
 
 
@@ -174,12 +166,14 @@ def _parts(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
 
 
-def _int4(state: Mapping[str, Tensor], name: str, bias: Tensor | None) -> nn.Module:
-    kinds = state.formats(f"{name}.weight") if isinstance(state, GGUFLlama) else {f"{name}.weight": "no GGUF"}
-    if set(kinds.values()) != {"Q4_1"} or bias is not None:
-        raise UsageError(
-            f"weights in int4: {', '.join(kinds)} would have to be stored in Q4_1 without a bias, and are "
-            f"{', '.join(sorted(set(kinds.values())))}. Allowed here: auto, fp32, bf16, int8."
-        )
+def _packed(state: Mapping[str, Tensor], name: str, form: Format) -> PackedWeight:
+    """A linear map of a model's weights in a format: packed from the weight, or taken over from a GGUF file's blocks."""
+    row, own, bias = formats.entry(form), f"{name}.weight", state.get(f"{name}.bias")
+    if row.pack_blocks is None:
+        return pack(state[own], bias, form)
+    stored = state.formats(own) if isinstance(state, GGUFLlama) else {own: "not in a GGUF file"}
+    if reason := row.refusal(Weight(inputs=0, bias=bias is not None, stored=stored)):
+        made = [other for other in on_device("cpu") if formats.FORMATS[other].pack is not None]
+        raise UsageError(f"weights in {form}: {reason}. Allowed here: {', '.join(['auto', *made])}.")
     assert isinstance(state, GGUFLlama)
-    return Int4Linear(*unpack_q4_1(state.blocks(f"{name}.weight")))
+    return row.pack_blocks(state.blocks(own))

@@ -21,7 +21,7 @@ from tenfold.data.tensors import write_safetensors
 from tenfold.errors import TenfoldError, WeightsError
 from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import Source
-from tenfold.export.weights import Family, Layout, Weights
+from tenfold.export.weights import Layout, Weights
 from tenfold.language.models.config import LlamaConfig
 from tenfold.language.models.llama import Llama
 from tenfold.nn.outline import outline
@@ -175,9 +175,4 @@ def _scaling(rope: dict[str, Any], path: Path) -> RopeScaling:
     raise WeightsError(f"{path}: RoPE scaling {kind!r} is not known; known are default, linear, llama3.")
 
 
-FAMILY = Family(
-    "llama",
-    LlamaConfig,
-    Llama,
-    (Layout("hf", recognises, read, write),),
-)
+LAYOUT = Layout("hf", recognises, read, write)

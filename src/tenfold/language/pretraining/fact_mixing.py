@@ -1,8 +1,10 @@
 """Facts among the text that a language model trains on: which, how many, and what the model recalls of them.
 
-mixed = open_facts(FactsConfig("book", Path("factbook.parquet")), vocabulary, seed=0)
-mixed.rows(7, rows=8, length=97)             statements of batch 7, int64 (8, 97)
-mixed.scores(model)                          recall beside its floors (fact_eval.py)
+    mixed = open_facts(FactsConfig("book", Path("factbook.parquet")), vocabulary, seed=0)
+    mixed.rows(7, rows=8, length=97)             statements of batch 7, int64 (8, 97)
+    mixed.scores(model)                          recall beside its baselines (fact_eval.py)
+
+A batch is a function of its number and the seed, so a resumed run mixes in the same facts.
 """
 
 from __future__ import annotations

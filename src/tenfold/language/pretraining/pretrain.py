@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.config import require
+from tenfold.engine.memory_parallel import SplitTables
 from tenfold.engine.recipe import Recipe
-from tenfold.engine.task import Phase, Shard, Task, unwrap
+from tenfold.engine.task import Phase, Shard, unwrap
 from tenfold.errors import CheckpointError, UsageError
 from tenfold.language.models.config import LlamaConfig
 from tenfold.language.models.language_model import LanguageModel, LanguageModelConfig
@@ -72,14 +73,14 @@ class PretrainRecipe(Recipe):
         require(self.batch >= 1, "batch", self.batch, "a whole number >= 1")
         require(self.length >= 2, "length", self.length, "a whole number >= 2")
         require(self.val_tokens >= self.length, "val_tokens", self.val_tokens, f"length = {self.length} or more")
-        require(self.model.vocabulary >= 257 or self.tokens == "bytes", "model.vocabulary", self.model.vocabulary,
-                "257 or more with tokens = bpe")  # fmt: skip
+        enough = self.model.vocabulary >= 257 or self.tokens == "bytes"
+        require(enough, "model.vocabulary", self.model.vocabulary, "257 or more with tokens = bpe")
 
     def make_task(self) -> PretrainTask:
         return PretrainTask(self)
 
 
-class PretrainTask(Task):
+class PretrainTask(SplitTables):
     def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
         self.recipe = recipe

@@ -1,4 +1,4 @@
-"""The decoder's side of a hand-over: asks another process for the pages of a prompt, and says what became of it.
+"""Disaggregated prefill, the decoder's side: asks another process for a prompt's KV cache pages, and counts the result.
 
     peer = Peer(Prefill("http://127.0.0.1:8001", token), identity, runner)
     pages = await peer.pages(prompt)                a dict of pages, or an empty one: then the prompt is computed here
@@ -27,9 +27,9 @@ from tenfold.language.serving.prefill_transfer import (
     DIGEST,
     PATH,
     TOKEN,
-    HandoverError,
     Identity,
     Reason,
+    TransferError,
     check_token,
     most_bytes,
     unpack,
@@ -84,7 +84,7 @@ class Peer:
         try:
             async with self._room:
                 found = await _in_thread(self.fetch, prompt)
-        except HandoverError as error:
+        except TransferError as error:
             self._counted(error.reason)
             if error.reason not in self._said:  # once each: a dead peer must not fill the log
                 self._said.add(error.reason)
@@ -94,7 +94,7 @@ class Peer:
         return found
 
     def fetch(self, prompt: Sequence[int]) -> dict[bytes, Page]:
-        """Raises HandoverError."""
+        """Raises TransferError."""
         end = time.monotonic() + self._timeout
         body = json.dumps({"tokens": list(prompt), "identity": asdict(self._identity)}).encode()
         for attempt in range(ATTEMPTS):
@@ -103,7 +103,7 @@ class Peer:
                 status, sha256, answer = self._ask(body, most_bytes(self._runner, len(prompt)), end)
             except (OSError, http.client.HTTPException) as error:
                 if last or time.monotonic() + PAUSE >= end:
-                    raise HandoverError("unreachable", f"{self.url} gives no pages ({error!s}).") from error
+                    raise TransferError("unreachable", f"{self.url} gives no pages ({error!s}).") from error
                 time.sleep(PAUSE)
                 continue
             if status == 200:
@@ -111,7 +111,7 @@ class Peer:
             if status not in AGAIN or last or time.monotonic() + PAUSE >= end:
                 break
             time.sleep(PAUSE)
-        raise HandoverError(REASONS.get(status, "refused"), f"{self.url} answers {status}: {_message(answer)}")
+        raise TransferError(REASONS.get(status, "refused"), f"{self.url} answers {status}: {_message(answer)}")
 
     def _ask(self, body: bytes, most: int, end: float) -> tuple[int, str | None, bytes]:
         connection = self._connect(max(0.05, end - time.monotonic()))
@@ -123,7 +123,7 @@ class Peer:
             while piece := answer.read(PIECE):
                 read += piece
                 if len(read) > most:
-                    raise HandoverError("too large", f"{self.url} sends more than the {most:,} bytes of these pages.")
+                    raise TransferError("too large", f"{self.url} sends more than the {most:,} bytes of these pages.")
                 if time.monotonic() > end:
                     raise TimeoutError(f"{len(read):,} bytes in {self._timeout:g} s")
             return answer.status, answer.getheader(DIGEST), bytes(read)
@@ -153,7 +153,7 @@ def _in_thread(function: Callable[..., Any], *words: object) -> asyncio.Future[A
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, result, failed)
 
-    threading.Thread(target=work, name="handover", daemon=True).start()
+    threading.Thread(target=work, name="prefill transfer", daemon=True).start()
     return future
 
 

@@ -1,7 +1,7 @@
-"""Prompts are computed in one process and answered in another: keys and values travel by HTTP, as safetensors.
+"""Disaggregated prefill: prompts are computed in one process and answered in another; the KV cache travels as safetensors.
 
-    TENFOLD_HANDOVER_TOKEN=... tenfold serve language --role prefill --port 8001
-    TENFOLD_HANDOVER_TOKEN=... tenfold serve language --role decode --port 8000 --prefill-url http://127.0.0.1:8001
+    TENFOLD_PREFILL_TOKEN=... tenfold serve language --role prefill --port 8001
+    TENFOLD_PREFILL_TOKEN=... tenfold serve language --role decode --port 8000 --prefill-url http://127.0.0.1:8001
 
     body = pack(pages, identity);  pages = unpack(body, digest(body), identity, prompt)
 
@@ -18,8 +18,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -33,15 +36,15 @@ from tenfold.language.decoding.runner import Runner
 if TYPE_CHECKING:
     from tenfold.language.decoding.engine import LLM
 
-PATH = "/v1/handover"
+PATH, FORMER_PATH = "/v1/prefill", "/v1/handover"
 TOKEN, DIGEST = "x-tenfold-token", "x-tenfold-sha256"  # header fields: the shared secret, SHA-256 of the body
-TOKEN_VARIABLE = "TENFOLD_HANDOVER_TOKEN"
+TOKEN_VARIABLE, FORMER_VARIABLE = "TENFOLD_PREFILL_TOKEN", "TENFOLD_HANDOVER_TOKEN"
 SHORTEST = 16  # characters of a token
 
 Reason = Literal["unreachable", "refused", "other model", "damaged", "too large"]
 
 
-class HandoverError(TenfoldError):
+class TransferError(TenfoldError):
     """Pages that did not come or cannot be used. `reason` is one of a few words, for counting."""
 
     def __init__(self, reason: Reason, message: str) -> None:
@@ -64,10 +67,15 @@ class Identity:
 
     @staticmethod
     def of(llm: LLM) -> Identity:
-        return Identity(llm.fingerprint, drafter_fingerprint(llm.drafter), llm.format, llm.engine.runner.pages.size)
+        return Identity(
+            llm.fingerprint,
+            "none" if llm.drafter is None else llm.drafter.fingerprint(),
+            llm.format,
+            llm.engine.runner.pages.size,
+        )
 
     def check(self, other: Mapping[str, Any]) -> None:
-        """Raises HandoverError when the other process runs something else."""
+        """Raises TransferError when the other process runs something else."""
         own = asdict(self)
         wrong = [
             f"{name} {value!r} here, {other.get(name)!r} there"
@@ -75,29 +83,28 @@ class Identity:
             if other.get(name) != value
         ]
         if wrong:
-            raise HandoverError("other model", f"the two processes run different models: {'; '.join(wrong)}.")
+            raise TransferError("other model", f"the two processes run different models: {'; '.join(wrong)}.")
 
 
-def drafter_fingerprint(drafter: Any) -> str:
-    """SHA-256 over a drafter's sizes and what packing leaves of its weights (norms, ids); "ngram", or "none"."""
-    if drafter is None:
-        return "none"
-    network = getattr(getattr(drafter, "drafter", drafter), "network", None)
-    if network is None:
-        return "ngram"
-    found = hashlib.sha256(repr(network.config).encode())
-    state = network.state_dict()
-    for name in sorted(state):
-        found.update(name.encode())
-        found.update(state[name].detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
+def token_from_environment() -> str:
+    """The shared secret in TENFOLD_PREFILL_TOKEN, or (with a warning) in the variable of the last version; "" without one."""
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if not token and (token := os.environ.get(FORMER_VARIABLE, "")):
+        say_once(f"{FORMER_VARIABLE} is now {TOKEN_VARIABLE}; the former name ends with the next version.")
+    return token
+
+
+@cache
+def say_once(sentence: str) -> None:
+    """Prints a warning to standard error, the first time only."""
+    print(f"tenfold: {sentence}", file=sys.stderr)
 
 
 def check_token(token: str) -> str:
     """The token itself. Raises UsageError for one that is too short to be a secret."""
     if len(token) < SHORTEST or not token.isascii() or not token.isprintable():
         raise UsageError(
-            f"the hand-over token has {len(token)} characters: at least {SHORTEST} printable ASCII characters are needed. "
+            f"the prefill token has {len(token)} characters: at least {SHORTEST} printable ASCII characters are needed. "
             f"Set {TOKEN_VARIABLE} to the same secret in both processes, or give both --token-file FILE."
         )
     return token
@@ -133,33 +140,33 @@ def pack(pages: Mapping[bytes, Page], identity: Identity) -> bytes:
 def unpack(
     body: bytes, sha256: str | None, identity: Identity, prompt: Sequence[int], runner: Runner
 ) -> dict[bytes, Page]:
-    """The pages of `prompt` out of what `pack` has made. Raises HandoverError for a body that is not whole, of another
+    """The pages of `prompt` out of what `pack` has made. Raises TransferError for a body that is not whole, of another
     model or of another prompt; nothing of it is used then."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     if not hmac.compare_digest((sha256 or "").encode("utf-8", "replace"), digest(body).encode()):
-        raise HandoverError("damaged", f"the SHA-256 of {len(body):,} bytes of pages is not the one announced.")
+        raise TransferError("damaged", f"the SHA-256 of {len(body):,} bytes of pages is not the one announced.")
     try:
         length = int.from_bytes(body[:8], "little")
         about = json.loads(body[8 : 8 + length])["__metadata__"]
         theirs, ids = json.loads(about["identity"]), json.loads(about["pages"])
         tensors = load(body)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise HandoverError("damaged", f"pages that cannot be read ({error!s}).") from error
+        raise TransferError("damaged", f"pages that cannot be read ({error!s}).") from error
     identity.check(theirs if isinstance(theirs, dict) else {})
     keys = page_ids(prompt[:-1], identity.page)
     if ids != [key.hex() for key in keys]:
-        raise HandoverError("damaged", "pages of another prompt.")
+        raise TransferError("damaged", "pages of another prompt.")
     expected = expected_tensors(runner, len(prompt) - 1, len(keys))
     found = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
     if found != expected:
-        raise HandoverError("damaged", f"pages of the shapes {found}, where {expected} are needed.")
+        raise TransferError("damaged", f"pages of the shapes {found}, where {expected} are needed.")
     return _split(tensors, keys, identity.page)
 
 
 def expected_tensors(runner: Runner, rows: int, pages: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and type of everything that is handed over for so many rows."""
+    """Shape and type of everything that is transferred for so many rows."""
     result = {}
     for name, pool in (("target", runner.cache), ("drafter", runner.draft_cache)):
         if pool is not None:

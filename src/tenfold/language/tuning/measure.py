@@ -1,10 +1,10 @@
-"""Measuring a drafter: tokens per call of the target, acceptance by depth, and that the text stays the target's own.
+"""Acceptance of a drafter: tokens per call (TPC) of the target, acceptance by depth, and that the text stays the target's own.
 
 Two measurements. The replay (distillation/replay.py) takes the target's greedy answers and says for every shape of tree
 what the closed loop accepts. The engine then decodes for real with the trees that it uses, counts, and the texts are compared
-with those of the target alone. Every figure is a TPC: emitted tokens per decoding call, the target's own token counted, the
-prompt's pass not. Small greedy models often repeat themselves and repetition is easy to guess, so the figures
-are for answers that do not; those with all answers stand beside them.
+with those of plain decoding. Every figure is a TPC: emitted tokens per decoding call, the bonus token counted, the prompt's
+pass not. Small greedy models often repeat themselves and repetition is easy to predict, so the figures are for answers that do
+not; those with all answers are beside them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from tenfold.language.decoding.engine import LLM, Result
 from tenfold.language.distillation.draft_vocabulary import count_tokens, coverage
 from tenfold.language.distillation.replay import accepted_lengths, token_ranks, tokens_per_call
 from tenfold.language.distillation.rollout_writing import write
-from tenfold.language.distillation.rollouts import Answer, repeats_itself
+from tenfold.language.distillation.rollouts import Rollout, repeats_itself
 from tenfold.language.drafting.drafter import EagleDrafter
-from tenfold.language.drafting.ngram import LONGEST, HybridTree, Places
-from tenfold.language.drafting.speculation import LOOK_UP, SIXTEEN, TEN_AND_SIX
+from tenfold.language.drafting.hybrid_trees import HybridTree
+from tenfold.language.drafting.ngram import LONGEST, Places
+from tenfold.language.drafting.reference_trees import HYBRID_10_6, LOOKUP_6, TREE_16
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.models.prepare import Target
 from tenfold.language.sampling.sampling import SamplingParams
@@ -35,9 +36,9 @@ DEPTH = 6  # levels that the replay looks at
 
 @dataclass(frozen=True)
 class Replayed:
-    """Greedy answers to one set of prompts, with the drafter's ranks (`token_ranks`) and what look-up would accept (A)."""
+    """Greedy answers to one set of prompts, with the drafter's ranks (`token_ranks`) and what lookup would accept (A)."""
 
-    answers: list[Answer]
+    answers: list[Rollout]
     ranks: list[Int[Tensor, "_ k"]]
     looked_up: list[Int[Tensor, " _"]]
 
@@ -48,11 +49,8 @@ class Replayed:
 
     def lengths(self, tree: Tree | HybridTree) -> list[Int[Tensor, " _"]]:
         """What every start of every answer would accept of a tree."""
-        if isinstance(tree, Tree):
-            return [accepted_lengths(tree, ranks) for ranks in self.ranks]
-        chain = len(tree.chain)
         own = [accepted_lengths(tree.own, ranks) for ranks in self.ranks]
-        return [torch.maximum(a, b.clamp_max(chain)) for a, b in zip(own, self.looked_up)]
+        return [torch.maximum(a, b.clamp_max(tree.looked_up)) for a, b in zip(own, self.looked_up)]
 
     def tpc(self, tree: Tree | HybridTree, which: Sequence[int] | None = None) -> float:
         lengths = self.lengths(tree)
@@ -75,7 +73,7 @@ class Replayed:
         return (hits / max(1, calls)).tolist()
 
 
-def look_up_lengths(answer: Answer, chain: int, longest: int = LONGEST) -> Int[Tensor, " a"]:
+def look_up_lengths(answer: Rollout, chain: int, longest: int = LONGEST) -> Int[Tensor, " a"]:
     """How many looked-up tokens every start of an answer would accept (starts as in `token_ranks`)."""
     tokens, places, lengths = answer.tokens.tolist(), Places(longest), []
     for root in range(answer.prompt - 1, len(tokens)):
@@ -88,8 +86,15 @@ def look_up_lengths(answer: Answer, chain: int, longest: int = LONGEST) -> Int[T
     return torch.tensor(lengths)
 
 
-def write_greedily(target: Target, prompts: Sequence[Sequence[int]], stops: frozenset[int], aux: tuple[int, ...],
-                   max_tokens: int = TOKENS) -> list[Answer]:  # fmt: skip
+def write_greedily(
+    target: Target,
+    prompts: Sequence[Sequence[int]],
+    stops: frozenset[int],
+    *,
+    aux: tuple[int, ...],
+    max_tokens: int = TOKENS,
+) -> list[Rollout]:
+    """The target's greedy answers, with the features that a drafter reads."""
     return write(
         target.model,
         prompts,
@@ -101,32 +106,32 @@ def write_greedily(target: Target, prompts: Sequence[Sequence[int]], stops: froz
     )
 
 
-def replay(drafter: EagleDrafter, target: Target, answers: list[Answer], depth: int = DEPTH) -> Replayed:
+def replay(drafter: EagleDrafter, target: Target, answers: list[Rollout], depth: int = DEPTH) -> Replayed:
     weight = target.source.state["embedding.weight"]
 
     def embed(tokens: Tensor) -> Tensor:
         return torch.nn.functional.embedding(tokens, weight).float()
 
-    wide = [Answer(a.tokens, a.prompt, a.features.float(), a.argmax, a.temperature) for a in answers]
+    wide = [Rollout(a.tokens, a.prompt, a.features.float(), a.argmax, a.temperature) for a in answers]
     with torch.no_grad():
         ranks = token_ranks(drafter.float(), embed, wide, depth)
     return Replayed(answers, ranks, [look_up_lengths(a, depth) for a in answers])
 
 
 def figures(network: EagleDrafter, replayed: Replayed) -> dict[str, Any]:
-    """TPC of the usual shapes, look-up as the floor beside them."""
+    """TPC of the reference shapes, prompt lookup as the baseline beside them."""
     every = range(len(replayed.answers))
-    trees = {"chain 4": Tree.chain(4), "tree 16": SIXTEEN, "hybrid 10 + 6": TEN_AND_SIX}
+    trees = {"chain 4": Tree.chain(4), "tree 16": TREE_16, "hybrid 10 + 6": HYBRID_10_6}
     result: dict[str, Any] = {"answers": len(every), "answers that repeat": len(every) - len(replayed.kept)}
     if network.config.reduced:
         counts = count_tokens(replayed.answers, network.config.vocabulary)
         result["draft vocabulary covers"] = coverage(network.ids, counts)
     result["TPC no drafter (floor)"] = 1.0
-    result["TPC look-up 6 (floor)"] = replayed.look_up_tpc(LOOK_UP.nodes)
+    result["TPC look-up 6 (floor)"] = replayed.look_up_tpc(LOOKUP_6.nodes)
     for name, tree in trees.items():
         result[f"TPC {name}"] = replayed.tpc(tree)
         result[f"TPC {name}, all answers"] = replayed.tpc(tree, every)
-    for depth, share in enumerate(replayed.by_depth(SIXTEEN), 1):
+    for depth, share in enumerate(replayed.by_depth(TREE_16), 1):
         result[f"tree 16 accepts >= {depth}"] = share
     return result
 
@@ -134,16 +139,16 @@ def figures(network: EagleDrafter, replayed: Replayed) -> dict[str, Any]:
 def through_engine(llms: Mapping[str, LLM], prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Decodes for real, with and without the drafter: TPC, and how many answers are the same to the last token."""
     params = SamplingParams(max_tokens=TOKENS)
-    alone = llms["none"].generate(list(prompts), params)
+    plain = llms["none"].generate(list(prompts), params)
     result: dict[str, Any] = {}
     for name in llms:
         if name == "none":
             continue
         drafted = llms[name].generate(list(prompts), params)
-        same = sum(a.token_ids == b.token_ids for a, b in zip(alone, drafted, strict=True))
+        same = sum(a.token_ids == b.token_ids for a, b in zip(plain, drafted, strict=True))
         result["engine TPC tree 16"] = engine_tpc([r for r in drafted if not repeats_itself(r.token_ids)])
         result["engine TPC tree 16, all answers"] = engine_tpc(drafted)
-        result["same text as without a drafter"] = f"{same} of {len(alone)} in {llms[name].format}"
+        result["same text as without a drafter"] = f"{same} of {len(plain)} in {llms[name].format}"
     return result
 
 

@@ -1,11 +1,11 @@
-"""What the parts of a speculative step cost on this machine: the table that `tree_search.search` weighs tokens against.
+"""Costs of a speculative decoding step on this machine: the table that `tree_search.search` weighs tokens per call against.
 
     costs = measure_costs(llm, prompts, batches=(1, 8))
 
 The target's pass is timed at several widths, the drafter's at several numbers of rows, both behind texts of equal length;
-whatever else a step does (choosing, checking, bookkeeping, the drafter's pass over the accepted tokens) is the difference to
-whole steps of the engine, with and without a tree. All are medians of repeats, interleaved. With one thread the processor's
-time is taken, which other processes on the machine disturb less than the clock on the wall.
+whatever else a step does (choosing, verifying, bookkeeping, the drafter's pass over the accepted tokens) is the difference to
+whole steps of the engine, with and without a tree. All are medians of repeats, interleaved. With one thread CPU time is taken,
+which other processes on the machine disturb less than the clock on the wall.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import torch
 
 from tenfold.inference.pages import PageAllocator, PagedCache
 from tenfold.language.decoding.engine import LLM
-from tenfold.language.drafting.ngram import HybridDrafter
-from tenfold.language.drafting.protocol import DraftState
-from tenfold.language.drafting.speculation import NONE, SIXTEEN, Speculation
+from tenfold.language.drafting.protocol import Drafter
+from tenfold.language.drafting.reference_trees import TREE_16
+from tenfold.language.drafting.speculation import NONE, Speculation
 from tenfold.language.drafting.tree import Tree
-from tenfold.language.drafting.tree_drafter import TreeDrafter
 from tenfold.language.sampling.sampling import SamplingParams
 from tenfold.language.tuning.tree_search import CostTable
 
@@ -34,18 +33,17 @@ REPEATS = 7
 
 def measure_costs(llm: LLM, prompts: Sequence[Sequence[int]], batches: Sequence[int]) -> CostTable:
     """Milliseconds on this machine with the model's number format and torch's threads. prompts: at least one."""
-    drafter = llm.drafter.drafter if isinstance(llm.drafter, HybridDrafter) else llm.drafter
-    assert isinstance(drafter, TreeDrafter)
+    assert llm.drafter is not None, "the costs of drafting need a drafter"
     verify = {batch: _verify(llm, batch) for batch in batches}
-    level = {batch: _level(llm, drafter, batch) for batch in batches}
+    level = {batch: _level(llm.drafter, batch) for batch in batches}
     table = CostTable(verify, level, dict.fromkeys(batches, (0.0, 0.0)), llm.format)
     host = {}
     for batch in batches:
         few = [list(prompts[i % len(prompts)]) for i in range(batch)]
-        plain, drafted = _steps(llm, few, NONE), _steps(llm, few, SIXTEEN)
+        plain, drafted = _steps(llm, few, NONE), _steps(llm, few, TREE_16)
         host[batch] = (
             max(0.0, plain - table.ms(batch, NONE)),
-            max(0.0, drafted - table.ms(batch, SIXTEEN)),
+            max(0.0, drafted - table.ms(batch, TREE_16)),
         )
     return CostTable(verify, level, host, llm.format)
 
@@ -70,29 +68,9 @@ def _verify(llm: LLM, batch: int) -> dict[int, float]:
 
 
 @torch.inference_mode()
-def _level(llm: LLM, drafter: TreeDrafter, batch: int) -> dict[int, float]:
-    network = drafter.network
-    pages = PageAllocator(batch * -(-(TEXT + 64) // 16))
-    c = network.config
-    cache = PagedCache(c.layers, c.kv_heads, c.width, pages.count, 16, drafter.dtype, drafter.device)
-    states = [DraftState([], pages.open(TEXT + 64), TEXT) for _ in range(batch)]
-    for state in states:
-        pages.cover(state.table, TEXT + 64)
-
-    def run(rows: int) -> Callable[[], object]:
-        tokens = torch.randint(c.vocabulary, (batch, rows))
-        hidden = torch.randn(batch, rows, c.dim, dtype=drafter.dtype)
-        positions = torch.full((batch, rows), TEXT)
-        mask, every = torch.eye(rows, dtype=torch.bool), torch.arange(batch * rows)
-
-        def one() -> object:
-            step = cache.step([s.table for s in states], [TEXT] * batch, [rows] * batch)
-            logits = drafter.run(drafter.embed(tokens), hidden, positions, step, mask, every)[1]
-            return logits.float().topk(min(8, c.draft_vocabulary), dim=-1)
-
-        return one
-
-    return _medians({rows: run(rows) for rows in ROWS})
+def _level(drafter: Drafter, batch: int) -> dict[int, float]:
+    passes = {rows: drafter.level_pass(batch, rows, TEXT) for rows in ROWS}
+    return _medians({rows: one for rows, one in passes.items() if one is not None}) or dict.fromkeys(ROWS, 0.0)
 
 
 def _steps(llm: LLM, prompts: list[list[int]], tree: Tree, steps: int = 12) -> float:
@@ -129,5 +107,5 @@ def _medians(runs: dict[int, Callable[[], object]]) -> dict[int, float]:
 
 
 def step_clock() -> Callable[[], float]:
-    """Seconds of this thread's processor time where it does all the work, else those on the wall."""
+    """Seconds of this thread's CPU time where it does all the work, else those on the wall."""
     return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter

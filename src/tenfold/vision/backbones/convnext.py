@@ -4,8 +4,8 @@
     out = model(images)                          images (B, 3, H, W), normalised, sides of 32 pixels or more
     out.cls_token, out.patch_tokens              (B, D) and (B, h, w, D); register_tokens is (B, 0, D)
 
-ConvNeXt: arXiv 2201.03545; distilled by DINOv3: arXiv 2508.10104, section 5.2. The global mean of the last map stands
-for CLS, and one LayerNorm goes over [mean; map]. The last map has one cell per 32 pixels; with another `patch_size` it is
+ConvNeXt: arXiv 2201.03545; distilled by DINOv3: arXiv 2508.10104, section 5.2. The global mean of the last map is
+its CLS token, and one LayerNorm goes over [mean; map]. The last map has one cell per 32 pixels; with another `patch_size` it is
 resized (bilinear) to the grid of a transformer with those patches, which distillation compares with.
 
     B batch   H W image sides   h w grid of the last map   D width of the last stage
@@ -13,10 +13,9 @@ resized (bilinear) to the grid of a transformer with those patches, which distil
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +24,24 @@ from torch import Tensor, nn
 
 from tenfold.config import require
 from tenfold.errors import UsageError
-from tenfold.kernels.linear import bf16_refusal
 from tenfold.nn.conv import ConvNextBlock, PatchMerge
-from tenfold.vision.backbones.vit import IMAGENET_MEAN, IMAGENET_STD, VisionOutput, fit_to_patches
+from tenfold.vision.backbones.backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    BackboneConfig,
+    VisionOutput,
+    fit_to_patches,
+)
 
 STRIDE = 32  # pixels per cell of the last map
 
 
 @dataclass(frozen=True)
-class ConvNextConfig:
+class ConvNextConfig(BackboneConfig):
     """Blocks and widths of the four stages. `patch_size` is the grid of the patch tokens, 32 the network's own."""
+
+    kind: ClassVar[str] = "convnext"
 
     depths: tuple[int, int, int, int] = (3, 3, 9, 3)
     dims: tuple[int, int, int, int] = (96, 192, 384, 768)
@@ -67,6 +74,31 @@ class ConvNextConfig:
         """Blocks of all stages."""
         return sum(self.depths)
 
+    def build(self) -> ConvNeXt:
+        """The network, with initial weights."""
+        return ConvNeXt(self)
+
+    def layer_of(self, name: str) -> tuple[int, int] | None:
+        """Blocks count from the input; a patch merge belongs to the blocks before it."""
+        words, layers = name.split("."), self.depth + 1
+        part = next((word for word in ("stages", "downsample") if word in words), None)
+        if part is None:
+            return None
+        place = words.index(part)
+        before = sum(self.depths[: int(words[place + 1])])
+        return (before + int(words[place + 2]) + 1 if part == "stages" else before), layers
+
+    def student_of(self, teacher: BackboneConfig) -> ConvNextConfig:
+        """This size; its last map is resized to the grid of the teacher's patches."""
+        return replace(
+            self,
+            patch_size=teacher.patch_size,
+            mean=teacher.mean,
+            std=teacher.std,
+            feature=teacher.feature,
+            image_size=teacher.image_size,
+        )
+
 
 def _released(depth: int, width: int) -> ConvNextConfig:
     return ConvNextConfig((3, 3, depth, 3), (width, 2 * width, 4 * width, 8 * width))
@@ -80,14 +112,13 @@ CONVNEXT_CONFIGS: dict[str, ConvNextConfig] = {
 }
 
 
-class ConvNeXt(nn.Module):
-    """See the module's docstring. `fit` says what happens to a side that is no multiple of `patch_size`, as in the
-    vision transformer: it is resized to the nearest one, or refused ("strict")."""
+class ConvNeXt(Backbone):
+    """Four stages of depthwise convolutions, each after a patch merge, and one LayerNorm over [mean; map]."""
+
+    config: ConvNextConfig
 
     def __init__(self, config: ConvNextConfig, fit: Literal["resize", "strict"] = "resize") -> None:
-        super().__init__()
-        self.config = config
-        self.fit: Literal["resize", "strict"] = fit
+        super().__init__(config, fit)
         c = config
         widths = zip((c.channels, *c.dims), c.dims)
         self.downsample = nn.ModuleList(
@@ -115,23 +146,6 @@ class ConvNeXt(nn.Module):
         mean, cells = maps[-1].mean((2, 3)), self._resized(maps[-1], grid)
         tokens = self.norm(torch.cat([mean[:, None], cells.flatten(2).transpose(1, 2)], dim=1))
         return VisionOutput(tokens[:, 0], tokens[:, 1:1], tokens[:, 1:].unflatten(1, cells.shape[2:]))
-
-    def forward_crops(
-        self, images: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
-    ) -> list[VisionOutput]:
-        """Crops of several sizes, each (B_i, 3, H_i, W_i): one pass per size, for convolutions do not mix them."""
-        return [self(image, mask) for image, mask in zip(images, masks or [None] * len(images))]
-
-    def for_inference(self, dtype: torch.dtype = torch.float32) -> ConvNeXt:
-        """A copy that only computes features, with weights in float32 or bfloat16; on a CPU without bf16 units they are
-        widened again (`nn.linear.bf16_refusal` says so)."""
-        require(dtype in (torch.float32, torch.bfloat16), "dtype", dtype, "torch.float32 or torch.bfloat16")
-        model = copy.deepcopy(self).eval().requires_grad_(False).to(dtype)
-        return model.float() if self.norm.weight.device.type == "cpu" and bf16_refusal() else model
-
-    def feature(self, output: VisionOutput) -> Float[Tensor, "b d"]:
-        """What stands for the whole image: the normalised mean, or the mean of the normalised patch tokens."""
-        return output.pooled(self.config.feature)
 
     def get_intermediate_layers(
         self,

@@ -132,9 +132,13 @@ def _timm_config(config: VitConfig | ConvNextConfig, names: list[str], size: int
 def timm_files(config: VitConfig) -> dict[str, Any]:
     """config.json of timm, with the architecture's name where timm has this size."""
     plain = {
-        "mean": VitConfig.mean, "std": VitConfig.std, "drop_path": 0.0, "rope_rescale": None, "layer_scale": 1e-5,
+        "mean": VitConfig.mean,
+        "std": VitConfig.std,
+        "drop_path": 0.0,
+        "rope_rescale": None,
+        "layer_scale": 1e-5,
         "rope_periods": VitConfig.rope_periods,
-    }  # fmt: skip
+    }
     same = replace(config, **plain)
     names = [TIMM_NAMES[name] for name, c in VIT_CONFIGS.items() if name in TIMM_NAMES and replace(c, **plain) == same]
     size = config.patch_size * config.grid if config.positions != "rope" else 256

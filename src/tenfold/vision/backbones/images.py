@@ -1,7 +1,8 @@
-"""Photographs to network input: bounded reading, antialiased bicubic resize, the checkpoint's own mean and deviation.
+"""Image preprocessing, photographs to network input: bounded reading, antialiased resize, the checkpoint's own mean and
+standard deviation.
 
-x = load_image("cat.jpg", size=512, config=model.config)      # (3, h, w), sides multiples of the patch
-model(x[None])
+    x = load_image("cat.jpg", size=512, config=model.config)      # (3, h, w), sides multiples of the patch
+    model(x[None])
 """
 
 from __future__ import annotations
@@ -9,30 +10,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from tenfold.config import require
 from tenfold.data.readers import SUFFIXES, read_image
+from tenfold.images.resize import resize
 from tenfold.vision.backbones.backbone import BackboneConfig
 from tenfold.vision.backbones.vit import VitConfig
 
 
 def normalize(images: UInt8[Tensor, "*b h w 3"], config: BackboneConfig) -> Float[Tensor, "*b 3 h w"]:
-    """Grey levels 0..255 to the network's input, with the mean and deviation that the weights were trained with."""
+    """Grey levels 0..255 to the network's input, with the mean and standard deviation that the weights were trained with."""
     mean = torch.tensor(config.mean, device=images.device) * 255
     std = torch.tensor(config.std, device=images.device) * 255
     return ((images.float() - mean) / std).movedim(-1, -3).contiguous()
-
-
-def resize(image: UInt8[Tensor, "h w 3"], height: int, width: int) -> UInt8[Tensor, "height width 3"]:
-    """Bicubic with antialiasing, in grey levels: within one level of Pillow."""
-    if image.shape[:2] == (height, width):
-        return image
-    x = image.permute(2, 0, 1)[None]
-    x = F.interpolate(x, size=(height, width), mode="bicubic", antialias=True)
-    return x[0].permute(1, 2, 0).contiguous()
 
 
 def fit(height: int, width: int, size: int | None, patch: int) -> tuple[int, int]:

@@ -88,7 +88,13 @@ OFFICIAL_V2 = Spelling(
     2,
     "blocks.{}.",
     {
-        **_TOKENS, **_NORMS, **_SCALES, **_PATCH, **_ATTENTION, **_GELU, "register_tokens": ("register_tokens",),
+        **_TOKENS,
+        **_NORMS,
+        **_SCALES,
+        **_PATCH,
+        **_ATTENTION,
+        **_GELU,
+        "register_tokens": ("register_tokens",),
         "ffn.gate_up": ("mlp.w12",),
     },
     down=("mlp.fc2", "mlp.w3"),
@@ -96,14 +102,21 @@ OFFICIAL_V2 = Spelling(
     without=r"^(storage_tokens|rope_embed\.|reg_token)|bias_mask$",
     renames=_CHUNKED,
     ignored=_HEADS,
-)  # fmt: skip
+)
 OFFICIAL_V3 = Spelling(
     "official",
     3,
     "blocks.{}.",
     {
-        **_TOKENS, **_NORMS, **_SCALES, **_PATCH, **_ATTENTION, **_GELU, "register_tokens": ("storage_tokens",),
-        "rope.periods": ("rope_embed.periods",), "local_cls_norm": ("local_cls_norm",),
+        **_TOKENS,
+        **_NORMS,
+        **_SCALES,
+        **_PATCH,
+        **_ATTENTION,
+        **_GELU,
+        "register_tokens": ("storage_tokens",),
+        "rope.periods": ("rope_embed.periods",),
+        "local_cls_norm": ("local_cls_norm",),
         "ffn.gate_up": ("mlp.w1", "mlp.w2"),
     },
     down=("mlp.fc2", "mlp.w3"),
@@ -111,7 +124,7 @@ OFFICIAL_V3 = Spelling(
     without=r"^pos_embed$",
     renames=_CHUNKED,
     ignored=_HEADS,
-)  # fmt: skip
+)
 
 _HF_EMBEDDINGS: Names = {
     "cls_token": ("embeddings.cls_token",),
@@ -125,69 +138,92 @@ HF_V2 = Spelling(
     2,
     "encoder.layer.{}.",
     {
-        **_HF_EMBEDDINGS, **_same("norm1", "norm2"), **_GELU, "norm": ("layernorm",),
-        "pos_embed": ("embeddings.position_embeddings",), "patch_embed": ("embeddings.patch_embeddings.projection",),
+        **_HF_EMBEDDINGS,
+        **_same("norm1", "norm2"),
+        **_GELU,
+        "norm": ("layernorm",),
+        "pos_embed": ("embeddings.position_embeddings",),
+        "patch_embed": ("embeddings.patch_embeddings.projection",),
         "attention.qkv": tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
-        "attention.out": ("attention.output.dense",), "ffn.gate_up": ("mlp.weights_in",),
+        "attention.out": ("attention.output.dense",),
+        "ffn.gate_up": ("mlp.weights_in",),
     },
     down=("mlp.fc2", "mlp.weights_out"),
     signature=r"^encoder\.layer\.\d+\.layer_scale[12]\.lambda1$",
     without=r"^encoder\.layer\.\d+\.attention\.[qkvo]_proj\.",
-)  # fmt: skip
+)
 HF_V2_IN_MEMORY = Spelling(
     "hf",
     2,
     "encoder.layer.{}.",
     {
-        **HF_V2.stems, "attention.qkv": tuple(f"attention.{part}_proj" for part in "qkv"),
-        "attention.out": ("attention.o_proj",), "ffn.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+        **HF_V2.stems,
+        "attention.qkv": tuple(f"attention.{part}_proj" for part in "qkv"),
+        "attention.out": ("attention.o_proj",),
+        "ffn.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     },
     down=("mlp.fc2", "mlp.down_proj"),
     signature=r"^encoder\.layer\.\d+\.attention\.[qkvo]_proj\.",
     in_memory=True,
-)  # fmt: skip
+)
 HF_V3 = Spelling(
     "hf",
     3,
     "layer.{}.",
     {
-        **_HF_EMBEDDINGS, **_NORMS, "patch_embed": ("embeddings.patch_embeddings",),
-        "attention.qkv": tuple(f"attention.{part}_proj" for part in "qkv"), "attention.out": ("attention.o_proj",),
-        "ffn.up": ("mlp.up_proj",), "ffn.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+        **_HF_EMBEDDINGS,
+        **_NORMS,
+        "patch_embed": ("embeddings.patch_embeddings",),
+        "attention.qkv": tuple(f"attention.{part}_proj" for part in "qkv"),
+        "attention.out": ("attention.o_proj",),
+        "ffn.up": ("mlp.up_proj",),
+        "ffn.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     },
     down=("mlp.down_proj", "mlp.down_proj"),
     signature=r"^layer\.\d+\.(layer_scale[12]\.lambda1|attention\.[qkvo]_proj\.weight)$",
     k_bias="unmasked",
     wide_mask_token=True,
     renames=((r"^model\.layer\.", "layer."),),
-)  # fmt: skip
+)
 
 TIMM_V3 = Spelling(
     "timm",
     3,
     "blocks.{}.",
     {
-        **_same("cls_token"), **_NORMS, **_PATCH, **_GELU, "register_tokens": ("reg_token",),
-        "attention.qkv": ("attn.qkv",), "attention.qkv.bias": ("attn.q_bias", "attn.k_bias", "attn.v_bias"),
-        "attention.out": ("attn.proj",), "scale1": ("gamma_1",), "scale2": ("gamma_2",),
+        **_same("cls_token"),
+        **_NORMS,
+        **_PATCH,
+        **_GELU,
+        "register_tokens": ("reg_token",),
+        "attention.qkv": ("attn.qkv",),
+        "attention.qkv.bias": ("attn.q_bias", "attn.k_bias", "attn.v_bias"),
+        "attention.out": ("attn.proj",),
+        "scale1": ("gamma_1",),
+        "scale2": ("gamma_2",),
         "ffn.gate_up": ("mlp.fc1_g", "mlp.fc1_x"),
     },
     down=("mlp.fc2", "mlp.fc2"),
     signature=r"^blocks\.\d+\.gamma_[12]$",
     k_bias="never",
-)  # fmt: skip
+)
 TIMM_V2 = Spelling(
     "timm",
     2,
     "blocks.{}.",
     {
-        **_same("cls_token", "pos_embed"), **_NORMS, **_SCALES, **_PATCH, **_ATTENTION, **_GELU,
+        **_same("cls_token", "pos_embed"),
+        **_NORMS,
+        **_SCALES,
+        **_PATCH,
+        **_ATTENTION,
+        **_GELU,
         "ffn.gate_up": ("mlp.fc1",),
     },
     down=("mlp.fc2", "mlp.fc2"),
     signature=r"^blocks\.\d+\.ls[12]\.gamma$",
     without=r"^(mask_token|register_tokens|storage_tokens|reg_token|rope_embed\.)|bias_mask$|^blocks\.\d+\.\d+\.",
-)  # fmt: skip
+)
 TIMM_V2_REGISTERS = Spelling(
     "timm",
     2,

@@ -15,18 +15,18 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tenfold.config import require
 from tenfold.errors import UsageError
 from tenfold.inference.prepared import HalfBlock, PackedBlock
-from tenfold.kernels.linear import Workspace, bf16_refusal
+from tenfold.kernels.linear import Workspace
+from tenfold.kernels.machine import bf16_refusal
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.embed import ConvStem, PatchEmbed, resize_positions
@@ -34,18 +34,27 @@ from tenfold.nn.ffn import GeluFFN, SquaredReLUFFN, SwiGLUFFN
 from tenfold.nn.memory import MemoryLayer, insert_memory
 from tenfold.nn.rope import AxialRope, Rotation
 from tenfold.nn.sparse24 import Sparsity24
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from tenfold.vision.backbones.backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    BackboneConfig,
+    VisionOutput,
+    fit_to_patches,
+)
 
 
 @dataclass(frozen=True)
-class VitConfig:
+class VitConfig(BackboneConfig):
     """Sizes and switches. `positions`: learned (antialias | offset resize rule, see nn/embed.py) or rope.
 
     `rope_rescale` r draws one factor for both axes, log-uniform in [1/r, r], anew in each block and crop group while
     training. `rope_periods`: those in the file (released ones are rounded to bf16), or computed anew in fp32 ("exact", as
     Hugging Face and timm do). `local_cls_norm` gives local crops their own final norm for CLS and registers while training.
     """
+
+    kind: ClassVar[str] = "vit"
+    takes_masks: ClassVar[bool] = True
 
     dim: int = 384
     depth: int = 12
@@ -100,6 +109,32 @@ class VitConfig:
                 self.dim // self.heads % 4 == 0, "model.dim", self.dim, "4 * heads * a whole number, for axial RoPE"
             )
 
+    def build(self) -> VisionTransformer:
+        """The network, with initial weights."""
+        return VisionTransformer(self)
+
+    def layer_of(self, name: str) -> tuple[int, int] | None:
+        """Blocks count from the input; the embeddings are layer 0, and the final norm and heads take the full rate."""
+        words, layers = name.split("."), self.depth + 1
+        if "blocks" in words:
+            return int(words[words.index("blocks") + 1]) + 1, layers
+        embeds = any(part in name for part in ("patch_embed", "pos_embed", "_token"))
+        return (0, layers) if embeds else None
+
+    def student_of(self, teacher: BackboneConfig) -> VitConfig:
+        """This size with the patches and pixel statistics of `teacher`, without stochastic depth."""
+        if self.stem == "conv" and teacher.patch_size != self.patch_size:
+            raise UsageError(f"it has patches of {self.patch_size} pixels, the teacher of {teacher.patch_size}.")
+        return replace(
+            self,
+            patch_size=teacher.patch_size,
+            drop_path=0.0,
+            mean=teacher.mean,
+            std=teacher.std,
+            feature=teacher.feature,
+            image_size=teacher.image_size,
+        )
+
 
 def _feed_forward(config: VitConfig, hidden: int) -> nn.Module:
     if config.ffn == "relu2":
@@ -109,16 +144,31 @@ def _feed_forward(config: VitConfig, hidden: int) -> nn.Module:
 
 def _v2(dim: int, depth: int, heads: int, registers: int = 0, hidden: int | None = None) -> VitConfig:
     return VitConfig(
-        dim, depth, heads, patch_size=14, registers=registers, ffn="swiglu" if hidden else "gelu", hidden=hidden,
+        dim,
+        depth,
+        heads,
+        patch_size=14,
+        registers=registers,
+        ffn="swiglu" if hidden else "gelu",
+        hidden=hidden,
         positions="antialias" if registers else "offset",
-    )  # fmt: skip
+    )
 
 
 def _v3(dim: int, depth: int, heads: int, hidden: int | None = None, qkv_bias: bool = True) -> VitConfig:
     return VitConfig(
-        dim, depth, heads, registers=4, ffn="swiglu" if hidden else "gelu", hidden=hidden, norm_eps=1e-5,
-        qkv_bias=qkv_bias, mask_k_bias=qkv_bias, rope_rescale=2.0, local_cls_norm=not qkv_bias,
-    )  # fmt: skip
+        dim,
+        depth,
+        heads,
+        registers=4,
+        ffn="swiglu" if hidden else "gelu",
+        hidden=hidden,
+        norm_eps=1e-5,
+        qkv_bias=qkv_bias,
+        mask_k_bias=qkv_bias,
+        rope_rescale=2.0,
+        local_cls_norm=not qkv_bias,
+    )
 
 
 VIT_CONFIGS: dict[str, VitConfig] = {
@@ -154,27 +204,13 @@ VIT_CONFIGS: dict[str, VitConfig] = {
 }
 
 
-@dataclass(frozen=True)
-class VisionOutput:
-    """Features after the final norm: (B, D), (B, R, D), (B, h, w, D)."""
+class VisionTransformer(Backbone):
+    """Patch embedding, transformer blocks and final norm over [CLS, registers, patches], in any released size."""
 
-    cls_token: Float[Tensor, "b d"]
-    register_tokens: Float[Tensor, "b r d"]
-    patch_tokens: Float[Tensor, "b h w d"]
-
-    def pooled(self, feature: Literal["cls", "patch-mean"]) -> Float[Tensor, "b d"]:
-        """One vector for each image: the CLS token, or the mean of the patch tokens."""
-        return self.cls_token if feature == "cls" else self.patch_tokens.flatten(1, 2).mean(1)
-
-
-class VisionTransformer(nn.Module):
-    """See the module's docstring. `fit` says what happens to a side that is no multiple of the patch: it is resized to
-    the nearest one, or refused ("strict")."""
+    config: VitConfig
 
     def __init__(self, config: VitConfig, fit: Literal["resize", "strict"] = "resize") -> None:
-        super().__init__()
-        self.config = config
-        self.fit: Literal["resize", "strict"] = fit
+        super().__init__(config, fit)
         c = config
         if c.stem == "patch":
             self.patch_embed: nn.Module = PatchEmbed(c.channels, c.dim, c.patch_size)
@@ -232,8 +268,8 @@ class VisionTransformer(nn.Module):
         """A copy that only computes features, faster: same values to rounding. One call at a time may use it.
 
         dtype: float32 or bfloat16, of the weights. On a CPU without bf16 units bf16 weights are widened once and
-        multiplied in fp32 (`nn.linear.bf16_refusal` says so), and features come in fp32. Training, packed crops and saving
-        need the model itself.
+        multiplied in fp32 (`kernels.machine.bf16_refusal` says so), and features come in fp32. Training, packed crops and
+        saving need the model itself.
         """
         require(dtype in (torch.float32, torch.bfloat16), "dtype", dtype, "torch.float32 or torch.bfloat16")
         model = copy.deepcopy(self).eval().requires_grad_(False)
@@ -266,9 +302,9 @@ class VisionTransformer(nn.Module):
             xs = block(xs, [self.rotation(grid) for grid in grids])
         return [self.output(x, grid, local=i > 0) for i, (x, grid) in enumerate(zip(xs, grids))]
 
-    def feature(self, output: VisionOutput) -> Float[Tensor, "b d"]:
-        """What stands for the whole image: the CLS token, or the mean of the patch tokens."""
-        return output.pooled(self.config.feature)
+    def train_without_masks(self) -> None:
+        """The mask token takes part in no step then."""
+        self.mask_token.requires_grad_(False)
 
     def get_intermediate_layers(
         self,
@@ -345,19 +381,3 @@ class VisionTransformer(nn.Module):
         if local and self.training and self.local_cls_norm is not None:
             head = self.local_cls_norm(x[:, : self.prefix])
         return VisionOutput(head[:, 0], head[:, 1:], y[:, self.prefix :].unflatten(1, grid))
-
-
-def fit_to_patches(images: Tensor, patch: int, fit: Literal["resize", "strict"]) -> Float[Tensor, "b c height width"]:
-    """Images with sides that are multiples of the patch: resized to the nearest ones, or refused."""
-    sides = images.shape[2:]
-    if all(side % patch == 0 for side in sides):
-        return images
-    if fit == "strict":
-        low = tuple(max(patch, side // patch * patch) for side in sides)
-        high = tuple(-(-side // patch) * patch for side in sides)
-        raise UsageError(
-            f"images of {sides[0]} x {sides[1]} do not divide into patches of {patch}: "
-            f"the nearest sizes are {low[0]} x {low[1]} and {high[0]} x {high[1]}."
-        )
-    nearest = tuple(max(patch, round(side / patch) * patch) for side in sides)
-    return F.interpolate(images, size=nearest, mode="bicubic", antialias=True)

@@ -1,4 +1,4 @@
-"""Which similarity means "a copy" for a descriptor: plants copies, looks what they score, and what other pairs score.
+"""Calibration of near-duplicate thresholds: plants copies, looks what they score for an encoder, and what other pairs score.
 
     $ tenfold vision curate WEIGHTS --pool DIR --target 1000 --out OUT --calibrate
 
@@ -7,7 +7,7 @@ random place). `recall` at a threshold is the share of copies above it. Pairs of
 false: some may be true duplicates of the pool, so their number is an upper bound. What counts is the largest component
 that they form, because one false bridge costs a whole component.
 
-DINOv2's 0.6 and 0.45 (arXiv 2304.07193) belong to SSCD. For any descriptor the choice here is: for duplicates the largest
+DINOv2's 0.6 and 0.45 (arXiv 2304.07193) belong to SSCD. For any encoder the choice here is: for duplicates the largest
 threshold with the wanted recall; against references the smallest one below it whose largest component stays small, since
 a leak costs more than an image.
 """
@@ -28,7 +28,7 @@ from tenfold.data.sample import Sample
 from tenfold.errors import DataError, UsageError
 from tenfold.shards.executor import map_function
 from tenfold.vision.curation.duplicates import hashes, read_edges
-from tenfold.vision.curation.embeddings import Describe, Vectors, _opencv, opened, read_column, read_sample, write_shard
+from tenfold.vision.curation.embeddings import Encoder, Vectors, opencv, opened, read_column, read_sample, write_shard
 from tenfold.vision.curation.neighbors import components
 
 KINDS = ("re-encoded", "resized", "cropped")
@@ -57,7 +57,7 @@ class Plant:
 class Calibration:
     """What was chosen, for whom, and the table that it was chosen from (`floor` is its lowest threshold)."""
 
-    describe: Describe
+    encoder: Encoder
     threshold: float
     reference_threshold: float
     floor: float
@@ -68,18 +68,21 @@ class Calibration:
         write_atomic(path, (json.dumps(asdict(self), indent=2) + "\n").encode())
 
 
-def load_calibration(path: Path, describe: Describe) -> Calibration:
-    """Raises UsageError when another descriptor was calibrated, DataError when the file cannot be used."""
+def load_calibration(path: Path, encoder: Encoder) -> Calibration:
+    """Raises UsageError when another encoder was calibrated, DataError when the file cannot be used."""
     from tenfold.config import from_dict
     from tenfold.data.readers import read_json
 
     values = read_json(path)
     try:
-        found = Calibration(**{**values, "describe": from_dict(Describe, values["describe"])})
+        made_by = from_dict(
+            Encoder, values.pop("describe" if "describe" in values else "encoder")
+        )  # version 0.1: describe
+        found = Calibration(encoder=made_by, **values)
     except (TypeError, KeyError, ValueError) as error:
         raise DataError(f"{path} is not a calibration ({error}). Delete it and run with --calibrate.") from error
-    if (found.describe.by, found.describe.sha256, found.describe.size) != (describe.by, describe.sha256, describe.size):
-        raise UsageError(f"{path} was made with {found.describe.by}, not {describe.by}. Run with --calibrate.")
+    if found.encoder != encoder:
+        raise UsageError(f"{path} was made with {found.encoder.by}, not {encoder.by}. Run with --calibrate.")
     return found
 
 
@@ -90,8 +93,8 @@ def choose_planted(shards: Sequence[Path], seed: int, planted: int = PLANTED) ->
 
 
 @map_function("vision.plant_copies", formerly=("tenfold.vision.calibrate:plant_copies",))
-def plant_copies(describe: Describe, plant: Plant, target: Path) -> None:
-    """Describes three copies of each image; a row's `id` is its original's, its `name` the kind."""
+def plant_copies(encoder: Encoder, plant: Plant, target: Path) -> None:
+    """Embeds three copies of each image; a row's `id` is its original's, its `name` the kind."""
     source = opened(plant.source)
 
     def copies() -> Any:
@@ -104,12 +107,12 @@ def plant_copies(describe: Describe, plant: Plant, target: Path) -> None:
             for kind, image in zip(KINDS, copies_of(sample.image, rng)):
                 yield number, Sample(image, None, kind), ""
 
-    write_shard(target, describe, copies())
+    write_shard(target, encoder, copies())
 
 
 def copies_of(image: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
     """The copies of one image, in the order of KINDS."""
-    cv2 = _opencv()
+    cv2 = opencv()
     height, width = image.shape[:2]
     encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
     half = (max(1, round(width * SHRINK)), max(1, round(height * SHRINK)))
@@ -140,7 +143,7 @@ def wanted_floor(scores: dict[str, np.ndarray]) -> float:
 
 
 def calibrate(
-    describe: Describe, scores: dict[str, np.ndarray], edges: Sequence[Path], shards: Sequence[Path], floor: float
+    encoder: Encoder, scores: dict[str, np.ndarray], edges: Sequence[Path], shards: Sequence[Path], floor: float
 ) -> Calibration:
     """The table from `floor` to 1 and the choice. Raises UsageError when no threshold finds copies without joining
     images that are none; its message has the numbers."""
@@ -162,11 +165,11 @@ def calibrate(
     if not small or min(small) > chosen:
         at = next(row for row in table if row["threshold"] >= chosen)
         raise UsageError(
-            f"{describe.by} cannot tell copies from other images here: the threshold {at['threshold']:.2f}, which finds "
+            f"{encoder.by} cannot tell copies from other images here: the threshold {at['threshold']:.2f}, which finds "
             f"{at['recall']:.1%} of the copies, joins {at['largest component']} images of {len(marks):,} into one "
-            f"component; allowed are {allowed}. Give another descriptor with --copies, or set --threshold yourself."
+            f"component; allowed are {allowed}. Give another encoder with --copies, or set --threshold yourself."
         )
-    return Calibration(describe, chosen, min(small), floor, len(marks), table)
+    return Calibration(encoder, chosen, min(small), floor, len(marks), table)
 
 
 def show_table(calibration: Calibration) -> str:

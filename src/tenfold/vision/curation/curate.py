@@ -1,6 +1,6 @@
 """`tenfold vision curate`: from a pool of images to a training set without copies, without leaks, and in balance.
 
-    curate(CurateConfig(pool=Path("photos"), out=Path("curated"), target=10_000, threshold=0.8))      -> report
+    curate(CurateConfig("pixels", Path("photos"), 10_000, Path("curated"), threshold=0.8))      -> report
 
     pool ─> embed ─> dedup ─> relative-dedup ─> cluster ─┬─> sample ──┬─> manifest.parquet, report.json, contact.png
     references ─> embed ──────────┘   queries ─> embed ──┴─> retrieve ┘
@@ -16,13 +16,12 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from tenfold.config import require
 from tenfold.data.atomic import aside, write_atomic
 from tenfold.data.lock import held
 from tenfold.data.sources import open_source, too_many_unreadable
@@ -31,58 +30,12 @@ from tenfold.shards.executor import map_function, map_shards
 from tenfold.shards.journal import NAME as JOURNAL
 from tenfold.vision.curation import calibrate as calibration
 from tenfold.vision.curation import duplicates, selection
-from tenfold.vision.curation.embeddings import Describe, Rows, Vectors, embed_rows, read_column, unreadable_of
+from tenfold.vision.curation.config import CurateConfig
+from tenfold.vision.curation.embeddings import Encoder, Rows, Vectors, embed_rows, read_column, unreadable_of
 from tenfold.vision.curation.neighbors import BLOCK
 
 CALIBRATION, MANIFEST, REPORT = "calibration.json", "manifest.parquet", "report.json"
 PLANT_ROWS = 128  # images whose copies make one shard
-
-
-@dataclass(frozen=True)
-class CurateConfig:
-    """What is curated and how. `features` cluster and retrieve; `copies` tell duplicates (DINOv2 used two networks)."""
-
-    pool: Path
-    out: Path
-    target: int
-    references: tuple[Path, ...] = ()  # must not leak into the result; also the queries, when none are named
-    queries: tuple[Path, ...] = ()  # images that the result should have more of
-    features: Describe = field(default_factory=Describe)
-    copies: Describe = field(default_factory=Describe)
-    threshold: float | None = None
-    reference_threshold: float | None = None
-    calibrate: bool = False
-    k: int = 64
-    neighbors: Literal["exact", "ivf"] = "exact"
-    levels: tuple[int, ...] = ()
-    iterations: int = 50
-    strategy: Literal["random", "closest"] = "random"
-    multiplier: int = 1
-    retrieve: Literal["nearest", "clusters", "none"] = "nearest"
-    retrieve_k: int = 4
-    retrieve_level: int = 1
-    retrieve_share: float = 0.5
-    retrieve_cap: int = 1_000_000
-    per_cluster: int = 10_000
-    min_queries: int = 3
-    shard_rows: int = 4096
-    spread: int = 1_000_000
-    error_rate: float = 0.01
-    seed: int = 0
-    executor: Literal["local", "ray"] = "local"
-    workers: int = 1
-
-    def __post_init__(self) -> None:
-        whole = ("target", "k", "iterations", "multiplier", "retrieve_k", "retrieve_level", "per_cluster", "shard_rows")
-        for name in (*whole, "workers", "retrieve_cap"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number >= 1")
-        for name in ("threshold", "reference_threshold"):
-            value = getattr(self, name)
-            require(value is None or -1 <= value < 1, name, value, "a cosine in [-1, 1)")
-        for name in ("retrieve_share", "error_rate"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a share in [0, 1]")
-        for name in ("seed", "spread", "min_queries"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "a whole number >= 0")
 
 
 def curate(config: CurateConfig, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -93,12 +46,13 @@ def curate(config: CurateConfig, say: Callable[[str], None] = lambda line: None)
     recorded = config.out / CALIBRATION
     if not config.calibrate and config.threshold is None and not recorded.exists():
         raise UsageError(
-            f"nothing says which similarity of {config.copies.by!r} is a duplicate, so the dedup stage cannot run. Add "
+            f"nothing says which similarity of {config.copies!r} is a duplicate, so the dedup stage cannot run. Add "
             f"--calibrate to measure it on planted copies, or --threshold NUMBER (0.6 is right for SSCD and nothing else)."
         )
-    sizes = {path: len(open_source(path)) for path in (config.pool, *config.references, *config.queries)}
+    sizes = {path: len(open_source(path)) for path in (config.pool, *config.reference, *config.query)}
+    stages = _Curation(config, sizes, say)
     with held(config.out / ".lock", "folder of a curation"):
-        return _Curation(config, sizes, say).run()
+        return stages.run()
 
 
 def default_levels(images: int) -> tuple[int, ...]:
@@ -114,15 +68,15 @@ class _Curation:
 
     def __init__(self, config: CurateConfig, sizes: dict[Path, int], say: Callable[[str], None]) -> None:
         self.config, self.sizes, self.say = config, sizes, say
-        self.digests: dict[str, str] = {}
+        self.copies, self.features = Encoder.of(config.copies, config.size), Encoder.of(config.weights, config.size)
         self.report: dict[str, Any] = {}
 
     def run(self) -> dict[str, Any]:
         config = self.config
-        copies = self._embed("copies", config.copies, config.pool, "pool")
+        copies = self._embed("copies", self.copies, config.pool, "pool")
         self._count_unreadable(copies)
-        same = config.copies == config.features
-        features = copies if same else self._embed("features", config.features, config.pool, "pool")
+        same = self.copies == self.features
+        features = copies if same else self._embed("features", self.features, config.pool, "pool")
         edges, thresholds = self._neighbors(copies)
         survivors = self._dedup(copies, edges, thresholds)
         survivors = self._relative_dedup(copies, edges, thresholds, survivors)
@@ -145,12 +99,8 @@ class _Curation:
     ) -> list[Path]:
         """A stage, or part of one."""
         out = self.config.out / folder
-        return list(
-            map_shards(
-                function, items, out, settings=settings, executor=self.config.executor, workers=self.config.workers,
-                name=name, label=folder,
-            ).paths
-        )  # fmt: skip
+        place: Any = {"executor": self.config.executor, "workers": self.config.workers}
+        return list(map_shards(function, items, out, settings=settings, name=name, label=folder, **place).paths)
 
     def _digest(self, *paths: Path) -> str:
         """Of what made these files: the SHA-256 sums in their journals, which do not name the folder they lie in."""
@@ -161,11 +111,11 @@ class _Curation:
                 total.update(f"{entry['name']}\0{entry.get('sha256')}\n".encode())
         return total.hexdigest()
 
-    def _embed(self, folder: str, describe: Describe, source: Path, name: str) -> list[Path]:
+    def _embed(self, folder: str, encoder: Encoder, source: Path, name: str) -> list[Path]:
         source, total = source.absolute(), self.sizes[source]
         step = self.config.shard_rows
         rows = [Rows(source, start, min(start + step, total)) for start in range(0, total, step)]
-        function = functools.partial(embed_rows, describe)
+        function = functools.partial(embed_rows, encoder)
         return self._map(f"{folder}/{name}", function, rows, {"shard_rows": step}, lambda r: r.name)
 
     def _count_unreadable(self, shards: Sequence[Path]) -> None:
@@ -183,18 +133,18 @@ class _Curation:
             ids = calibration.choose_planted(shards, config.seed).tolist()
             parts = [tuple(ids[start : start + PLANT_ROWS]) for start in range(0, len(ids), PLANT_ROWS)]
             plants = [calibration.Plant(config.pool.absolute(), part, config.seed) for part in parts]
-            function = functools.partial(calibration.plant_copies, config.copies)
+            function = functools.partial(calibration.plant_copies, self.copies)
             planted = self._map("calibrate", function, plants, {"seed": config.seed}, lambda p: p.name)
             scores = calibration.copy_scores(planted, shards)
             floor = calibration.wanted_floor(scores)
         elif path.exists():
-            found = calibration.load_calibration(path, config.copies)
+            found = calibration.load_calibration(path, self.copies)
             floor = found.floor
         given = [value for value in (config.threshold, config.reference_threshold) if value is not None]
         floor = min([floor, *given] if scores or found else given)
         edges = self._edges(shards, floor)
         if scores is not None:
-            found = calibration.calibrate(config.copies, scores, edges, shards, floor)
+            found = calibration.calibrate(self.copies, scores, edges, shards, floor)
             found.save(path)
             self.say(calibration.show_table(found))
         duplicate = config.threshold if config.threshold is not None else found.threshold if found else None
@@ -227,13 +177,11 @@ class _Curation:
             indices = [(i, j) for i in range(count) for j in range(count)]
             pairs = [pair(i, j, full[j]) for i, j in indices]
             files = self._map("dedup/pairs", duplicates.approximate_edges, pairs, settings, lambda p: p.name)
-        merges = [
-            duplicates.Merge(
-                tuple(f for f, (a, b) in zip(files, indices) if i == a or (i == b and config.neighbors == "exact")),
-                int(first[i]), vectors.lengths[i], config.k, self._digest(*files),
-            )
-            for i in range(count)
-        ]  # fmt: skip
+        merges = []
+        for i in range(count):
+            parts = [f for f, (a, b) in zip(files, indices) if i == a or (i == b and config.neighbors == "exact")]
+            rows = vectors.lengths[i]
+            merges.append(duplicates.Merge(tuple(parts), int(first[i]), rows, config.k, self._digest(*files)))
         return self._map("dedup/neighbors", duplicates.merge_edges, merges, settings, lambda m: m.name)
 
     def _dedup(self, shards: list[Path], edges: list[Path], thresholds: tuple[float, float]) -> Path:
@@ -243,7 +191,7 @@ class _Curation:
         labels, kept = read_column(path, "component"), read_column(path, "kept")
         sizes = np.bincount(labels)
         self.report["dedup"] = {
-            "by": self.config.copies.by,
+            "by": self.copies.by,
             "threshold": thresholds[0],
             "components": int((sizes > 1).sum()),
             "largest component": int(sizes.max()),
@@ -259,8 +207,8 @@ class _Curation:
         config = self.config
         touching: list[Path] = []
         first = Vectors(shards).starts
-        for number, reference in enumerate(config.references):
-            others = self._embed("copies", config.copies, reference, f"reference-{number}")
+        for number, reference in enumerate(config.reference):
+            others = self._embed("copies", self.copies, reference, f"reference-{number}")
             starts, inputs = Vectors(others).starts, self._digest(*shards, *others)
             pairs = [
                 duplicates.Pair(a, b, int(first[i]), int(starts[j]), 1, thresholds[1], inputs)
@@ -270,7 +218,7 @@ class _Curation:
             settings = {"threshold": thresholds[1]}
             folder = f"relative-dedup/reference-{number}"
             touching += self._map(folder, duplicates.touch_references, pairs, settings, lambda p: p.name)
-        if not config.references:
+        if not config.reference:
             self.report["relative-dedup"] = {"references": 0, "dropped": 0, "left": self.report["dedup"]["left"]}
             return survivors
         inputs = self._digest(survivors, *edges, *touching)
@@ -280,7 +228,7 @@ class _Curation:
         path = self._map("relative-dedup/groups", function, [group], settings, lambda _: "groups.parquet")[0]
         kept, touched = read_column(path, "kept"), read_column(path, "touched")
         self.report["relative-dedup"] = {
-            "references": sum(self.sizes[r] for r in config.references),
+            "references": sum(self.sizes[r] for r in config.reference),
             "threshold": thresholds[1],
             "touching": int(touched.sum()),
             "dropped": self.report["dedup"]["left"] - int(kept.sum()),
@@ -308,30 +256,37 @@ class _Curation:
             function = functools.partial(copy_tree, tree)
         path = self._map("cluster/tree", function, [left], asdict(clustering), lambda _: "tree")[0]
         found = [len(np.load(file)) for file in sorted(path.glob("centroids-*.npy"))]
-        self.report["cluster"] = {"by": config.features.by, "levels": found}
+        self.report["cluster"] = {"by": self.features.by, "levels": found}
         return path
 
     def _retrieve(self, left: selection.Survivors, tree: Path) -> list[tuple[Path, ...]]:
         config = self.config
-        queries = config.queries or config.references
+        queries = config.query or config.reference
         if config.retrieve == "none" or not queries:
             self.report["retrieve"] = {"by": "none", "images": 0}
             return []
         retrieved, rows = [], set()
         for number, source in enumerate(queries):
-            shards = self._embed("features", config.features, source, f"query-{number}")
+            shards = self._embed("features", self.features, source, f"query-{number}")
             inputs = self._digest(*shards)
             settings = {"k": config.retrieve_k, "level": config.retrieve_level, "per_cluster": config.per_cluster}
             settings |= {"min_queries": config.min_queries, "seed": config.seed, "by": config.retrieve}
             whole = config.retrieve == "clusters"
             parts = [tuple(shards)] if whole else [(shard,) for shard in shards]
+            survivors = selection.Survivors(left.shards, left.kept, left.inputs + inputs)
             asked = [
                 selection.Queries(
-                    selection.Survivors(left.shards, left.kept, left.inputs + inputs), part, config.retrieve_k,
-                    tree if whole else None, config.retrieve_level, config.per_cluster, config.min_queries, config.seed,
+                    survivors=survivors,
+                    queries=part,
+                    k=config.retrieve_k,
+                    tree=tree if whole else None,
+                    level=config.retrieve_level,
+                    per_cluster=config.per_cluster,
+                    min_queries=config.min_queries,
+                    seed=config.seed,
                 )
                 for part in parts
-            ]  # fmt: skip
+            ]
             function = selection.retrieve_clusters if whole else selection.retrieve_nearest
             files = self._map(f"retrieve/query-{number}", function, asked, settings, lambda q: q.name)
             retrieved.append(tuple(files))
@@ -344,9 +299,16 @@ class _Curation:
         inputs = self._digest(tree.parent, left.kept, *(file for files in retrieved for file in files))
         survivors = selection.Survivors(left.shards, left.kept, left.inputs + inputs)
         choice = selection.Choice(
-            survivors, tree, tuple(retrieved), config.target, config.retrieve_share, config.retrieve_cap,
-            config.strategy, config.multiplier, config.seed,
-        )  # fmt: skip
+            survivors=survivors,
+            tree=tree,
+            retrieved=tuple(retrieved),
+            target=config.target,
+            share=config.retrieve_share,
+            cap=config.retrieve_cap,
+            strategy=config.strategy,
+            multiplier=config.multiplier,
+            seed=config.seed,
+        )
         settings = {
             name: getattr(choice, name) for name in ("target", "share", "cap", "strategy", "multiplier", "seed")
         }

@@ -6,7 +6,7 @@
     touch_references, drop_touched     -> (row, component, touched, kept): a component that touches a reference goes whole
 
 DINOv2, arXiv 2304.07193, appendix A.3: k = 64, similarity above 0.6, and above 0.45 against evaluation sets. Both numbers
-belong to the SSCD descriptor (see calibrate.py). Rows are numbered through all shards of the pool.
+belong to SSCD (see calibrate.py). Rows are numbered through all shards of the pool.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Vectors of many images, in shards on disk: who computes them, how a shard looks, and reading one that may be damaged.
+"""Embeddings of many images, in shards on disk: the encoder, how a shard looks, and reading one that may be damaged.
 
-    embed_rows(Describe("pixels"), Rows(pool, 0, 4096), target)          the map function: one parquet shard
+    embed_rows(Encoder("pixels"), Rows(pool, 0, 4096), target)           the map function: one parquet shard
     vectors = Vectors(paths, width=168); vectors[0]                      (M, D) float32, unit length, read when asked for
 
 A shard has a row per image that could be read: `id` (its number in the source), `name`, `sha256` (of the pixels), `pixels`
 (how many), `vector` (fp16, fixed width). Unreadable images stand in the schema's metadata, with the reason.
 
-`pixels` is a descriptor for copies that needs no weights: the 54 lowest cosines of three opponent colours, weighed by
+`pixels` is an embedding for finding copies that needs no weights: the 54 lowest cosines of three opponent colours, weighed by
 frequency (photographs fall off as 1/f, so this whitens them), square-rooted. SSCD (arXiv 2202.10261), which the papers
 use, is stronger; like any other network it comes in as weights.
 """
@@ -35,15 +35,32 @@ COLUMNS = ("id", "name", "sha256", "pixels", "vector")
 
 
 @dataclass(frozen=True)
-class Describe:
-    """Who computes vectors: `pixels`, or the weights of a vision transformer ([CLS ; mean patch] at `size` pixels).
+class Encoder:
+    """What computes embeddings: `pixels`, or the weights of a backbone ([CLS ; mean patch] at `size` pixels).
 
-    `sha256` is that of the weights file: shards of other weights are refused, whatever their path is.
+    `sha256` is that of the weights file: shards of other weights are refused, whatever their path is. Journals hold these
+    fields.
     """
 
     by: str = PIXELS
     size: int = 224
     sha256: str = ""
+
+    @classmethod
+    def of(cls, by: str, size: int) -> Encoder:
+        """`pixels`, or weights with the digest of their files; weights that cannot be used are refused here, before any
+        work."""
+        from tenfold.export.reading import weights_path
+        from tenfold.shards.journal import digest
+        from tenfold.vision.backbones.backbone import model_of
+
+        if by == PIXELS:
+            return cls()
+        model_of(Path(by))
+        path = weights_path(by).absolute()
+        if path.is_dir() and (path / "final.safetensors").exists():
+            path = path / "final.safetensors"  # the rest of a run folder goes on changing
+        return cls(str(path), size, digest(path))
 
     def __call__(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "n d"]:
         """Unit vectors of the images. Raises DataError when the network's output is not finite."""
@@ -67,10 +84,10 @@ class Rows:
 
 
 @map_function("vision.embed_rows", formerly=("tenfold.vision.embeddings:embed_rows",))
-def embed_rows(describe: Describe, rows: Rows, target: Path) -> None:
+def embed_rows(encoder: Encoder, rows: Rows, target: Path) -> None:
     """Writes the shard of some rows of a source."""
     source = opened(rows.source)
-    write_shard(target, describe, ((i, *read_sample(source, i)) for i in range(rows.start, rows.stop)))
+    write_shard(target, encoder, ((i, *read_sample(source, i)) for i in range(rows.start, rows.stop)))
 
 
 def read_sample(source: Any, index: int) -> tuple[Sample | None, str]:
@@ -81,8 +98,8 @@ def read_sample(source: Any, index: int) -> tuple[Sample | None, str]:
         return None, str(error)
 
 
-def write_shard(target: Path, describe: Describe, samples: Any) -> None:
-    """Describes (id, Sample or None, reason) and writes them; memory holds a batch of images at a time."""
+def write_shard(target: Path, encoder: Encoder, samples: Any) -> None:
+    """Embeds (id, Sample or None, reason) and writes them; memory holds a batch of images at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -92,7 +109,7 @@ def write_shard(target: Path, describe: Describe, samples: Any) -> None:
 
     def flush() -> None:
         if waiting:
-            columns["vector"].extend(describe(waiting).astype(np.float16))
+            columns["vector"].extend(encoder(waiting).astype(np.float16))
             waiting.clear()
 
     for number, sample, reason in samples:
@@ -190,8 +207,8 @@ def unit(rows: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
 
 
 def cosines(image: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, " d"]:
-    """The `pixels` descriptor of one image, 3 x 54 numbers of unit length."""
-    cv2 = _opencv()
+    """The `pixels` embedding of one image, 3 x 54 numbers of unit length."""
+    cv2 = opencv()
     small = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     red, green, blue = small[..., 0], small[..., 1], small[..., 2]
     planes = (small.mean(-1), red - blue, 0.7 * (2 * green - red - blue))
@@ -251,11 +268,11 @@ def parquet() -> Any:
     return pq
 
 
-def _opencv() -> Any:
+def opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
         raise MissingExtra(
-            "opencv-python-headless", "vision", "the descriptor `pixels` reads frequencies with it"
+            "opencv-python-headless", "vision", "the encoder `pixels` reads frequencies with it"
         ) from error
     return cv2

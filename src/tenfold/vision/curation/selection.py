@@ -152,9 +152,15 @@ class OverWorkers:
         _save(path, centroids)
         steps = [Step(self.survivors, shard, path) for shard in range(self._shards)]
         files = map_shards(
-            assign_shard, steps, self.folder / f"step-{self._turn:05}", settings={}, executor=self.executor,
-            workers=self.workers, name=lambda step: step.name, label=f"k-means {self._turn}",
-        ).paths  # fmt: skip
+            assign_shard,
+            steps,
+            self.folder / f"step-{self._turn:05}",
+            settings={},
+            executor=self.executor,
+            workers=self.workers,
+            name=lambda step: step.name,
+            label=f"k-means {self._turn}",
+        ).paths
         parts = []
         for file in files:
             with np.load(file) as saved:

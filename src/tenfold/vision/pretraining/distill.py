@@ -1,6 +1,6 @@
 """Distillation of one frozen teacher into several students at once (DINOv3, arXiv 2508.10104, section 5.2).
 
-    tenfold train dinov3-distill --teacher runs/dinov3-vits --students t s convnext-t --data DIR
+    tenfold train dinov3-distill --teacher runs/dinov3 --students t s convnext-t --data DIR
 
     crops ──► teacher (frozen) ──► heads ──► Sinkhorn-Knopp ──► targets, made once
       ├─────► student 1 ──► its own heads ──► DINO + iBOT + KoLeo against those targets
@@ -15,10 +15,9 @@ the paper's groups of ranks per student balance the load of very different sizes
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,55 +28,45 @@ from torch import Tensor, nn
 from tenfold.config import from_dict, require
 from tenfold.engine.checkpoint import read_model
 from tenfold.engine.parallel import Collectives
-from tenfold.engine.recipe import Recipe
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
 from tenfold.errors import CheckpointError, UsageError, unknown_name
-from tenfold.vision.backbones.backbone import BackboneConfig, kind_of, layer_of
+from tenfold.registry import backbones
+from tenfold.vision.backbones.backbone import BackboneConfig
 from tenfold.vision.backbones.convnext import CONVNEXT_CONFIGS
-from tenfold.vision.backbones.vit import VIT_CONFIGS, VitConfig
-from tenfold.vision.pretraining.crops import MultiCropConfig, normalize
+from tenfold.vision.backbones.vit import VIT_CONFIGS
+from tenfold.vision.pretraining.crops import normalize
 from tenfold.vision.pretraining.heads import BatchStatistics
-from tenfold.vision.pretraining.objectives import ObjectiveConfig, sinkhorn_knopp
-from tenfold.vision.pretraining.photographs import Photographs, open_photographs
+from tenfold.vision.pretraining.image_recipe import ImageRecipe
+from tenfold.vision.pretraining.losses import student_losses, teacher_targets
+from tenfold.vision.pretraining.network import Network
+from tenfold.vision.pretraining.objectives import sinkhorn_knopp
+from tenfold.vision.pretraining.photographs import Photographs
 from tenfold.vision.pretraining.pretrain import PretrainRecipe, draw_masks
-from tenfold.vision.pretraining.self_distillation import Network, freeze_mask_token, student_losses, teacher_targets
 
-SIZES = {
-    "t": "tiny",
-    **{size: f"dinov3-{size}" for size in ("s", "s+", "b", "l", "l+", "h+")},
-    "mini": "mini",
-    **{name.removeprefix("dinov3-"): name for name in CONVNEXT_CONFIGS},
+SIZES: dict[str, BackboneConfig] = {
+    "t": VIT_CONFIGS["tiny"],
+    **{size: VIT_CONFIGS[f"dinov3-{size}"] for size in ("s", "s+", "b", "l", "l+", "h+")},
+    "mini": VIT_CONFIGS["mini"],
+    **{name.removeprefix("dinov3-"): config for name, config in CONVNEXT_CONFIGS.items()},
 }
 
 
 @dataclass(frozen=True)
-class DistillRecipe(Recipe):
+class DistillRecipe(ImageRecipe):
     """Several small networks learn from one large one that has been trained with `tenfold train`."""
 
-    teacher: Path = Path("runs/dinov3-vits")  # a pretraining run: its teacher and heads are used, and never change
+    teacher: Path = Path("runs/dinov3")  # a pretraining run: its teacher and heads are used, and never change
     students: tuple[str, ...] = ("t",)  # trained together: t, s, s+, b, l, l+, h+, mini, convnext-t to -l
-    data: Path | None = None  # images to train on; without it, the photographs of the scikit-image sample
-    val: Path | None = None  # labelled images for the k-NN curve; without it, held-back tiles of the photographs
-    batch: int = 64  # images per step, over all ranks
-    source_side: int | None = 64  # images are decoded once and kept in memory at this side; None decodes each anew
-    crops: MultiCropConfig = field(default_factory=MultiCropConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    val_k: int = 20  # neighbours of the k-NN curve
-    val_rows: int | None = None  # use at most so many images of each set for the curve
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # `--students t,s` is what people type; `t s` is how the command line takes several values.
         object.__setattr__(self, "students", tuple(name for word in self.students for name in word.split(",")))
         require(len(self.students) >= 1, "students", self.students, f"one or more of {', '.join(SIZES)}")
         require(len(set(self.students)) == len(self.students), "students", self.students, "each size once")
         for name in self.students:
-            if name not in SIZES:
-                raise unknown_name("student size", name, SIZES)
-        require(self.batch >= 2, "batch", self.batch, "a whole number >= 2 (Sinkhorn and KoLeo compare images)")
-        require(self.val_k >= 1, "val_k", self.val_k, "a whole number >= 1")
-        require(self.val_rows is None or self.val_rows >= 1, "val_rows", self.val_rows, "None or a whole number >= 1")
-        side = self.source_side
-        require(side is None or side >= 8, "source_side", side, "None or a side in pixels >= 8")
+            if name not in SIZES and name not in backbones:
+                raise unknown_name("student size", name, [*SIZES, *(entry.name for entry in backbones)])
 
     def make_task(self) -> DistillTask:
         return DistillTask(self)
@@ -93,30 +82,25 @@ def teacher_recipe(run: Path) -> PretrainRecipe:
         raise CheckpointError(f"teacher = {run} is no pretraining run: {error}") from None
 
 
-def student_config(name: str, t: VitConfig) -> BackboneConfig:
-    """A student has the patches and pixel statistics of the teacher `t`, and a size of its own."""
-    if SIZES[name] in CONVNEXT_CONFIGS:
-        return dataclasses.replace(
-            CONVNEXT_CONFIGS[SIZES[name]],
-            patch_size=t.patch_size, mean=t.mean, std=t.std, feature=t.feature, image_size=t.image_size,
-        )  # fmt: skip
-    size = VIT_CONFIGS[SIZES[name]]
-    if size.stem == "conv" and t.patch_size != size.patch_size:
-        raise UsageError(
-            f"students = {name}: it has patches of {size.patch_size} pixels, the teacher of {t.patch_size}."
-        )
-    return dataclasses.replace(
-        size, patch_size=t.patch_size, drop_path=0.0, mean=t.mean, std=t.std, feature=t.feature, image_size=t.image_size
-    )
+def student_config(name: str, teacher: BackboneConfig) -> BackboneConfig:
+    """A student has the patches and pixel statistics of the teacher, and a size of its own: one of SIZES, or that of a
+    registered backbone's configuration as it is."""
+    size = SIZES[name] if name in SIZES else backbones.load(name)()
+    try:
+        return size.student_of(teacher)
+    except UsageError as error:
+        raise UsageError(f"students = {name}: {error}") from None
 
 
 class Distillation(nn.Module):
     """`forward(batch)` gives every student's losses, `NAME/dino_global` and so on; `forward({"images": x, "of": NAME})`
     features of a student's average, or of the teacher."""
 
-    def __init__(self, recipe: DistillRecipe, ranks: Collectives, hparams: Mapping[str, float]) -> None:
+    def __init__(
+        self, recipe: DistillRecipe, source: PretrainRecipe, ranks: Collectives, hparams: Mapping[str, float]
+    ) -> None:
+        """`source`: the recipe of the teacher's run."""
         super().__init__()
-        source = teacher_recipe(recipe.teacher)
         saved = {
             n.removeprefix("teacher."): v for n, v in read_model(recipe.teacher).items() if n.startswith("teacher.")
         }
@@ -125,7 +109,7 @@ class Distillation(nn.Module):
         self.teacher.load_state_dict(saved)
         students = {name: Network(student_config(name, source.model), *heads) for name in recipe.students}
         for student in students.values():
-            freeze_mask_token(student)
+            student.backbone.train_without_masks()
         self.names = recipe.students
         self.students = nn.ModuleList(students.values())
         self.averages = nn.ModuleList(copy.deepcopy(s).requires_grad_(False) for s in students.values())
@@ -161,8 +145,16 @@ class Distillation(nn.Module):
         totals = []
         for name, student in zip(self.names, self.students):
             assert isinstance(student, Network)
-            parts, total, _ = student_losses(
-                student, views, crops[0].shape[:2], None, positions, targets, self.objective, self.hparams, self.ranks
+            parts, total = student_losses(
+                student,
+                views,
+                n_global=len(crops[0]),
+                masks=None,
+                positions=positions,
+                targets=targets,
+                objective=self.objective,
+                hparams=self.hparams,
+                ranks=self.ranks,
             )
             losses |= {f"{name}/{part}": value for part, value in parts.items()}
             totals.append(total)
@@ -178,30 +170,34 @@ class DistillTask(Task):
     def __init__(self, recipe: DistillRecipe) -> None:
         super().__init__()
         self.recipe = recipe
-        o = recipe.objective
-        self.schedules = {
-            "teacher_temperature": o.teacher_temperature,
-            "momentum": o.momentum,
-            "local_weight": o.local,
-        }
+        self.schedules = recipe.loss_schedules()
         self._floors: dict[str, float] | None = None
 
     @cached_property
     def photographs(self) -> Photographs:
         """The images, decoded once."""
-        r = self.recipe
-        return open_photographs(r.data, r.val, r.source_side, r.crops.global_size, r.val_rows, r.trainer.data_errors)
+        return self.recipe.open_photographs()
+
+    @cached_property
+    def source(self) -> PretrainRecipe:
+        """The recipe of the teacher's run, read once."""
+        return teacher_recipe(self.recipe.teacher)
+
+    @cached_property
+    def configs(self) -> tuple[BackboneConfig, ...]:
+        """Of the students."""
+        return tuple(student_config(name, self.source.model) for name in self.recipe.students)
 
     def build(self) -> nn.Module:
-        return Distillation(self.recipe, self.ranks, self.hparams)
+        return Distillation(self.recipe, self.source, self.ranks, self.hparams)
 
     def batches(self, shard: Shard) -> Batches:
         r, t = self.recipe, self.recipe.trainer
         return self.photographs.batches(r.crops, r.batch, t.seed, shard, t.data_errors, t.workers)
 
     def training_step(self, model: nn.Module, batch: Any, phase: Phase) -> dict[str, Tensor]:
-        patch = teacher_recipe(self.recipe.teacher).model.patch_size
         if self.recipe.objective.ibot > 0:
+            patch = self.source.model.patch_size
             batch = {**batch, "masks": draw_masks(batch["global_crops"], patch, self.recipe.objective, self.ranks)}
         return model(batch)
 
@@ -220,14 +216,14 @@ class DistillTask(Task):
 
     def parameter_depth(self, name: str) -> tuple[int, int] | None:
         words = name.split(".")
-        return layer_of(name, self._config(int(words[1]))) if words[0] == "students" else None
+        return self.configs[int(words[1])].layer_of(name) if words[0] == "students" else None
 
     def clip_group(self, name: str) -> str:
         """Backbone and each head of every student (`students.0.backbone...` -> `0.backbone`)."""
         return ".".join(name.split(".")[1:3])
 
     def card(self) -> tuple[str, Any]:
-        return kind_of(self._config(0)), self._config(0)
+        return self.configs[0].kind, self.configs[0]
 
     def deliver(self, model: nn.Module) -> dict[str, Tensor]:
         module = unwrap(model)
@@ -239,8 +235,8 @@ class DistillTask(Task):
         module = unwrap(model)
         assert isinstance(module, Distillation)
         return {
-            name: (dict(module.network(name).backbone.state_dict()), (kind_of(config), config))
-            for name, config in ((name, self._config(i)) for i, name in enumerate(self.recipe.students))
+            name: (dict(module.network(name).backbone.state_dict()), (config.kind, config))
+            for name, config in zip(self.recipe.students, self.configs)
         }
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -253,7 +249,7 @@ class DistillTask(Task):
             assert pixels is not None
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.recipe.trainer.seed)
-                untrained = Distillation(self.recipe, Collectives(), self.hparams).eval()
+                untrained = Distillation(self.recipe, self.source, Collectives(), self.hparams).eval()
             fresh = {
                 f"{name}_untrained": score for name, score in self._scores(untrained, self.recipe.students).items()
             }
@@ -261,7 +257,7 @@ class DistillTask(Task):
         return {**scores, **self._floors}
 
     def _scores(self, model: nn.Module, names: tuple[str, ...]) -> dict[str, float]:
-        r, config = self.recipe, self._config(0)
+        r, config = self.recipe, self.configs[0]
         found = {}
         for name in names:
 
@@ -272,6 +268,3 @@ class DistillTask(Task):
             if score is not None:
                 found[f"knn_{name}"] = score
         return found
-
-    def _config(self, index: int) -> BackboneConfig:
-        return student_config(self.recipe.students[index], teacher_recipe(self.recipe.teacher).model)

@@ -53,9 +53,7 @@ class ObjectiveConfig:
             0 <= self.mask_probability <= 1, "objective.mask_probability", self.mask_probability, "a share in [0, 1]"
         )
         frozen = self.freeze_prototypes
-        steps = "a number of steps (int >= 0) or a share of the run (float from 0.0 to 1.0)"
-        allowed = frozen >= 0 and (isinstance(frozen, int) or frozen <= 1)
-        require(allowed, "objective.freeze_prototypes", frozen, steps)
+        require(is_length(frozen), "objective.freeze_prototypes", frozen, ALLOWED_LENGTHS)
         low, high = self.mask_ratio
         require(0 < low <= high < 1, "objective.mask_ratio", self.mask_ratio, "two rising shares in (0, 1)")
 

@@ -1,6 +1,6 @@
 """Self-supervised pretraining of DINOv2 and DINOv3, all stages: one Task, configured by its recipes.
 
-The model and its losses are in self_distillation.py. Stage 1 starts from nothing; the Gram stage (`gram` set) and the
+The model is in self_distillation.py, its losses in losses.py. Stage 1 starts from nothing; the Gram stage (`gram` set) and the
 high-resolution stage (`resolutions` set) start from an earlier run (`start`), whose teacher becomes the Gram teacher.
 
     tenfold train dinov3-gram --start runs/stage1 --data DIR
@@ -24,51 +24,40 @@ from torch import Tensor, nn
 from tenfold.config import require
 from tenfold.engine.checkpoint import read_model
 from tenfold.engine.parallel import Collectives
-from tenfold.engine.recipe import Recipe
-from tenfold.engine.schedule import length
 from tenfold.engine.task import Batches, Phase, Shard, Task, unwrap
 from tenfold.nn.sparse24 import Sparsity24
-from tenfold.nn.sparse_training import SparsityController
-from tenfold.vision.backbones.backbone import layer_of
+from tenfold.nn.sparse_training import SparsityController, sparse_layers
+from tenfold.steps import steps_of
+from tenfold.vision.backbones.backbone import ANY_BACKBONE, BackboneConfig
 from tenfold.vision.backbones.vit import VitConfig
-from tenfold.vision.pretraining.crops import MultiCropConfig
 from tenfold.vision.pretraining.gram import GramConfig
 from tenfold.vision.pretraining.heads import HeadConfig
+from tenfold.vision.pretraining.image_recipe import ImageRecipe
 from tenfold.vision.pretraining.masking import block_masks
 from tenfold.vision.pretraining.objectives import ObjectiveConfig
-from tenfold.vision.pretraining.photographs import Mixed, Photographs, open_photographs
+from tenfold.vision.pretraining.photographs import Mixed, Photographs
 from tenfold.vision.pretraining.self_distillation import SelfDistillation
 
 
 @dataclass(frozen=True)
-class PretrainRecipe(Recipe):
+class PretrainRecipe(ImageRecipe):
     """Self-supervised pretraining on a folder, tar or parquet of images; labels are never used to train."""
 
-    data: Path | None = None  # images to train on; without it, the photographs of the scikit-image sample
-    val: Path | None = None  # labelled images for the k-NN curve; without it, held-back tiles of the photographs
-    batch: int = 64  # images per step, over all ranks
-    source_side: int | None = 64  # images are decoded once and kept in memory at this side; None decodes each anew
     start: Path | None = None  # a run whose student, teacher and heads this one begins with
-    model: VitConfig = field(default_factory=VitConfig)
-    crops: MultiCropConfig = field(default_factory=MultiCropConfig)
+    model: BackboneConfig = field(default_factory=VitConfig, metadata=ANY_BACKBONE)  # `--model.kind` takes another kind
     dino: HeadConfig = field(default_factory=HeadConfig)
     ibot: HeadConfig = field(default_factory=HeadConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     sparsity: Sparsity24 = field(default_factory=lambda: Sparsity24(warmup_steps=0.1))  # with model.sparsity 2:4
     gram: GramConfig = field(default_factory=GramConfig)  # Gram anchoring, the second stage of DINOv3
     # The last stage of DINOv3 draws crop sizes by batch: (global, local, Gram side, how often), the Gram side 0 for none.
     resolutions: tuple[tuple[int, int, int, float], ...] = ()
     patch_embed_rate: float = 1.0  # learning rate of the patch embedding over that of the rest (0.2 in the papers)
-    val_k: int = 20  # neighbours of the k-NN curve
-    val_rows: int | None = None  # use only the first rows of train and val for the curve
 
     def __post_init__(self) -> None:
-        require(self.batch >= 2, "batch", self.batch, "a whole number >= 2 (Sinkhorn and KoLeo compare images)")
-        require(self.val_k >= 1, "val_k", self.val_k, "a whole number >= 1")
-        require(self.val_rows is None or self.val_rows >= 1, "val_rows", self.val_rows, "None or a whole number >= 1")
-        side, rate = self.source_side, self.patch_embed_rate
-        require(side is None or side >= 8, "source_side", side, "None or a side in pixels >= 8")
-        require(rate > 0, "patch_embed_rate", rate, "a factor above 0")
+        super().__post_init__()
+        require(self.patch_embed_rate > 0, "patch_embed_rate", self.patch_embed_rate, "a factor above 0")
+        masked = self.model.takes_masks or self.objective.ibot == 0
+        require(masked, "objective.ibot", self.objective.ibot, f"0 with a {self.model.kind}, which has no mask token")
         for mix in self.resolutions:
             ok = mix[0] >= 1 and mix[1] >= 1 and mix[2] >= 0 and mix[3] > 0
             require(ok, "resolutions", mix, "sides in pixels (the third may be 0) and a share above 0")
@@ -96,11 +85,7 @@ class PretrainTask(Task):
     def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
         self.recipe = recipe
-        self.schedules = {
-            "teacher_temperature": recipe.objective.teacher_temperature,
-            "momentum": recipe.objective.momentum,
-            "local_weight": recipe.objective.local,
-        }
+        self.schedules = recipe.loss_schedules()
         if recipe.gram.active:
             self.schedules["gram_weight"] = recipe.gram.weight
         self._controller: SparsityController | None = None
@@ -109,15 +94,15 @@ class PretrainTask(Task):
     @cached_property
     def photographs(self) -> Photographs:
         """The images, decoded once."""
-        r = self.recipe
-        return open_photographs(r.data, r.val, r.source_side, r.crops.global_size, r.val_rows, r.trainer.data_errors)
+        return self.recipe.open_photographs()
 
     def build(self) -> nn.Module:
         model = self._model(self.ranks)
         if self.recipe.start is not None:
             model.start_from(read_model(self.recipe.start), str(self.recipe.start))
-        if self.recipe.model.sparsity == "2:4":  # the student alone: teachers are dense
+        if sparse_layers(model.student):
             total = self.recipe.trainer.steps
+            # The student only: teachers are dense.
             self._controller = SparsityController(model.student, self.recipe.sparsity, total, self._mean_over_ranks)
             self._controller.step(0)
         return model
@@ -154,7 +139,7 @@ class PretrainTask(Task):
 
     def after_backward(self, model: nn.Module, phase: Phase, step: int) -> None:
         """The prototypes stand still at the start: without a gradient and without decay AdamW does not move them."""
-        if step < length(self.recipe.objective.freeze_prototypes, self.recipe.trainer.steps):
+        if step < steps_of(self.recipe.objective.freeze_prototypes, self.recipe.trainer.steps):
             for name, parameter in unwrap(model).named_parameters():
                 if "prototypes" in name and parameter.grad is not None:
                     parameter.grad.zero_()
@@ -188,14 +173,14 @@ class PretrainTask(Task):
         return self.recipe.patch_embed_rate if "patch_embed" in name else 1.0, 0.0 if free else 1.0
 
     def parameter_depth(self, name: str) -> tuple[int, int] | None:
-        return layer_of(name, self.recipe.model)
+        return self.recipe.model.layer_of(name)
 
     def clip_group(self, name: str) -> str:
         """Backbone and each head (`student.backbone.blocks...` -> `backbone`)."""
         return name.split(".")[1]
 
     def card(self) -> tuple[str, Any]:
-        return "vit", self.recipe.model
+        return self.recipe.model.kind, self.recipe.model
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Teacher k-NN, per cent, beside raw pixels and the same network before training; nothing without labels."""

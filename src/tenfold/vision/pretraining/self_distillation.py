@@ -5,8 +5,8 @@
       ├─────► teacher (EMA) ──┴──► heads ──► Sinkhorn-Knopp over the global batch ┘   + KoLeo on the features
       └─────► Gram teacher (an earlier EMA teacher) ──► patch similarities that the student's are held to
 
-Papers: DINOv2 (arXiv 2304.07193, section 4), DINOv3 (arXiv 2508.10104, sections 3 and 4). With two global and eight
-local crops the DINO term is 2/18 of the global pairs and 16/18 of the local ones, as in the released code.
+Papers: DINOv2 (arXiv 2304.07193, section 4), DINOv3 (arXiv 2508.10104, sections 3 and 4). The terms of the loss are in
+losses.py.
 
     B batch of this rank   G global crops   L local crops   P patches   D feature width
 """
@@ -14,7 +14,7 @@ local crops the DINO term is 2/18 of the global pairs and 16/18 of the local one
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,35 +22,13 @@ from torch import Tensor, nn
 
 from tenfold.engine.parallel import Collectives
 from tenfold.errors import CheckpointError
-from tenfold.vision.backbones.backbone import BackboneConfig, build_backbone
-from tenfold.vision.backbones.vit import VisionOutput, VisionTransformer
+from tenfold.vision.backbones.backbone import BackboneConfig
 from tenfold.vision.pretraining.crops import normalize
-from tenfold.vision.pretraining.gram import GramConfig, gram_loss, pool_to
-from tenfold.vision.pretraining.heads import BatchStatistics, HeadConfig, PrototypeHead
-from tenfold.vision.pretraining.objectives import (
-    ObjectiveConfig,
-    dino_loss,
-    ibot_loss,
-    koleo_loss,
-    sinkhorn_knopp,
-    softmax_center,
-)
-
-
-class Network(nn.Module):
-    """Backbone and heads of one side (student or teacher)."""
-
-    def __init__(self, model: BackboneConfig, dino: HeadConfig, ibot: HeadConfig | None) -> None:
-        super().__init__()
-        self.backbone = build_backbone(model)
-        self.dino_head = PrototypeHead(model.dim, dino)
-        self.ibot_head = PrototypeHead(model.dim, ibot) if ibot is not None else None
-
-
-def freeze_mask_token(network: Network) -> None:
-    """A vision transformer's mask token takes no part in training without masks; a ConvNeXt has none."""
-    if isinstance(network.backbone, VisionTransformer):
-        network.backbone.mask_token.requires_grad_(False)
+from tenfold.vision.pretraining.gram import GramConfig
+from tenfold.vision.pretraining.heads import BatchStatistics, HeadConfig
+from tenfold.vision.pretraining.losses import Targets, student_losses, teacher_targets
+from tenfold.vision.pretraining.network import Network
+from tenfold.vision.pretraining.objectives import ObjectiveConfig, sinkhorn_knopp, softmax_center
 
 
 class Center(nn.Module):
@@ -87,7 +65,7 @@ class SelfDistillation(nn.Module):
         super().__init__()
         self.student = Network(model, dino, ibot if objective.ibot > 0 else None)
         if objective.ibot == 0:
-            freeze_mask_token(self.student)  # nothing is masked: it takes part in no step
+            self.student.backbone.train_without_masks()
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.gram_teacher = copy.deepcopy(self.teacher.backbone) if gram.active else None
         self.objective, self.hparams, self.ranks = objective, hparams, ranks
@@ -135,7 +113,7 @@ class SelfDistillation(nn.Module):
         return normalize(crops.flatten(0, 1), config.mean, config.std)
 
     @torch.no_grad()
-    def targets(self, global_crops: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def targets(self, global_crops: Tensor, masks: Tensor | None) -> Targets:
         """Teacher probabilities (G*B, K) of the crops and (M, K) of the masked patches, from *unmasked* images."""
         return teacher_targets(self.teacher, global_crops, masks, self._balanced)
 
@@ -152,80 +130,27 @@ class SelfDistillation(nn.Module):
         """uint8 global_crops (G, B, 3, H, W); if any, local_crops (L, B, 3, h, w), gram_crops (G, B, 3, H', W') and
         masks (G*B, P) bool."""
         views, masks = self.views(batch), batch.get("masks")
-        targets = self.targets(views[0], masks)
-        losses, total, output = student_losses(
-            self.student, views, batch["global_crops"].shape[:2], masks, masks, targets, self.objective, self.hparams,
-            self.ranks,
-        )  # fmt: skip
-        if self.gram_teacher is not None:
-            losses["gram"] = self._gram(output, views[0], batch.get("gram_crops"))
-            total = total + self.hparams["gram_weight"] * losses["gram"]
+        losses, total = student_losses(
+            self.student,
+            views,
+            n_global=len(batch["global_crops"]),
+            masks=masks,
+            positions=masks,
+            targets=self.targets(views[0], masks),
+            objective=self.objective,
+            hparams=self.hparams,
+            ranks=self.ranks,
+            gram_anchors=self._gram_anchors(views[0], batch.get("gram_crops")),
+        )
         return {**losses, "loss": total}
 
     def views(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
         """Network input of the global crops and, if any, of the local ones."""
         return [self.normalized(batch[name]) for name in ("global_crops", "local_crops") if name in batch]
 
-    def _gram(self, output: VisionOutput, global_view: Tensor, gram_crops: Tensor | None) -> Tensor:
+    @torch.no_grad()
+    def _gram_anchors(self, global_view: Tensor, gram_crops: Tensor | None) -> Tensor | None:
         """The Gram teacher sees the student's crop, or a larger one of the same part without colour distortion."""
-        assert self.gram_teacher is not None
-        with torch.no_grad():
-            view = global_view if gram_crops is None else self.normalized(gram_crops)
-            anchors = self.gram_teacher(view).patch_tokens
-        height, width = output.patch_tokens.shape[1:3]
-        return gram_loss(output.patch_tokens.flatten(1, 2), pool_to(anchors, height, width))
-
-
-def teacher_targets(
-    teacher: Network, global_crops: Tensor, masks: Tensor | None, balanced: Callable[[Tensor, bool], Tensor]
-) -> tuple[Tensor, Tensor | None]:
-    """What a teacher says of whole images (n, 3, H, W): (n, K), and (M, K) of the patches in `masks` (n, P), if any.
-    `balanced(logits, patches)` makes probabilities of its logits."""
-    output = teacher.backbone(global_crops)
-    crops = balanced(teacher.dino_head(teacher.backbone.feature(output)), False)
-    if masks is None or teacher.ibot_head is None:
-        return crops, None
-    return crops, balanced(teacher.ibot_head(output.patch_tokens.flatten(1, 2)[masks]), True)
-
-
-def student_losses(
-    student: Network,
-    views: Sequence[Tensor],
-    shape: Sequence[int],
-    masks: Tensor | None,
-    positions: Tensor | None,
-    targets: tuple[Tensor, Tensor | None],
-    objective: ObjectiveConfig,
-    hparams: Mapping[str, float],
-    ranks: Collectives,
-) -> tuple[dict[str, Tensor], Tensor, VisionOutput]:
-    """Losses by name, their weighted sum, and the output for the global crops.
-
-    views: global crops (G*B, 3, H, W) and, if any, local ones; shape: (G, B); masks: patches hidden from the student;
-    positions: patches that iBOT compares; targets: of `teacher_targets`.
-    """
-    n_global, size = shape
-    n_local = len(views[1]) // size if len(views) > 1 else 0
-    crop_target, patch_target = targets[0].unflatten(0, (n_global, size)), targets[1]
-    outputs = student.backbone.forward_crops(views, [masks, None][: len(views)])
-    features = student.backbone.feature(outputs[0])
-    tau = objective.student_temperature
-    logits = student.dino_head(features).unflatten(0, (n_global, size))
-    losses = {"dino_global": dino_loss(logits, crop_target, tau, skip_same=True)}
-    pairs_global, pairs_local = n_global * (n_global - 1), n_global * n_local
-    pairs = pairs_global + pairs_local
-    total = losses["dino_global"] * (pairs_global / pairs)
-    if n_local:
-        logits = student.dino_head(student.backbone.feature(outputs[1])).unflatten(0, (n_local, size))
-        losses["dino_local"] = dino_loss(logits, crop_target, tau)
-        total = total + losses["dino_local"] * (pairs_local / pairs) * hparams["local_weight"]
-    if objective.koleo > 0:
-        crops = features.unflatten(0, (n_global, size))[: 1 if objective.koleo_crops == "first" else n_global]
-        losses["koleo"] = torch.stack([koleo_loss(crop, ranks) for crop in crops]).sum()
-        total = total + objective.koleo * losses["koleo"]
-    if patch_target is not None and positions is not None and student.ibot_head is not None:
-        patches = student.ibot_head(outputs[0].patch_tokens.flatten(1, 2)[positions])
-        weights = (1.0 / positions.sum(1).clamp_min(1))[:, None].expand_as(positions)[positions]
-        losses["ibot"] = ibot_loss(patches, patch_target, weights, samples=len(positions), temperature=tau)
-        total = total + objective.ibot * losses["ibot"]
-    return losses, total, outputs[0]
+        if self.gram_teacher is None:
+            return None
+        return self.gram_teacher(global_view if gram_crops is None else self.normalized(gram_crops)).patch_tokens

@@ -22,8 +22,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from tenfold.config import require
+from tenfold.images.resize import resize
 from tenfold.vision.backbones.backbone import Backbone
-from tenfold.vision.backbones.images import normalize, resize
+from tenfold.vision.backbones.images import normalize
 
 CHUNK = 1024  # rows of the similarity matrix at once
 
@@ -56,7 +57,7 @@ def dense_features(
     require(crop is None or crop >= patch, "crop", crop, f"at least one patch ({patch} pixels)")
     rows, columns = (max(1, side // stride) for side in image.shape[:2])
     used = image[: rows * stride, : columns * stride] if min(image.shape[:2]) >= stride else image
-    device = model.norm.weight.device
+    device = next(model.parameters()).device
     x = normalize(resize(used, rows * patch, columns * patch).to(device), model.config)[None]
     span = max(rows, columns) if crop is None else crop // patch
     total = torch.zeros(rows, columns, model.config.dim, device=device)

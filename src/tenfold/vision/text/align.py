@@ -45,7 +45,7 @@ from tenfold.vision.text.zeroshot import class_vectors, image_vectors
 class TextAlignRecipe(Recipe):
     """A small head over a frozen vision transformer, and a text tower, learn one space from images with captions."""
 
-    backbone: Path = Path("runs/dinov3-vits")  # weights or run of the vision transformer; it never changes
+    backbone: Path = Path("runs/dinov3")  # weights or run of the vision transformer; it never changes
     captions: Path | None = None  # parquet (image, caption), or labelled images; without it, the sample photographs
     val: Path | None = None  # labelled images for the zero-shot curve
     leave_out: tuple[str, ...] = ()  # classes of labelled images that are not trained on
@@ -220,9 +220,16 @@ class TextAlignTask(Task):
         rows = tokens.rows([text for texts in data.texts for text in texts])
         limit = self.config().text.positions
         crop = MultiCropConfig(
-            global_crops=1, local_crops=0, global_size=self.side, global_scale=r.scale, flip=r.flip,
-            jitter_probability=0.0, gray=0.0, solarize=0.0, blur=(0.0, 0.0, 0.0),
-        )  # fmt: skip
+            global_crops=1,
+            local_crops=0,
+            global_size=self.side,
+            global_scale=r.scale,
+            flip=r.flip,
+            jitter_probability=0.0,
+            gray=0.0,
+            solarize=0.0,
+            blur=(0.0, 0.0, 0.0),
+        )
         kept: Source = data if r.source_side is None else InMemory(data, r.source_side, t.data_errors)
         return Loader(
             kept,

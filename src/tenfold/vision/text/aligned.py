@@ -27,7 +27,8 @@ from tenfold.errors import UsageError
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
 from tenfold.nn.ffn import SwiGLUFFN
-from tenfold.vision.backbones.vit import VisionOutput, VisionTransformer, VitConfig
+from tenfold.vision.backbones.backbone import VisionOutput
+from tenfold.vision.backbones.vit import VisionTransformer, VitConfig
 from tenfold.vision.text.tokens import tokenizer
 from tenfold.vision.text.towers import TextConfig, build_text_tower
 

@@ -81,9 +81,10 @@ def dinotxt_links(config: AlignedConfig) -> list[Link]:
             result.append(Link(own, shape, Part(own, ())))
             continue
         side, table = (VISION, VISION_BLOCK) if own.startswith("vision_head.") else (TEXT, TEXT_BLOCK)
-        result.append(_block_link(own, shape, r"(?:vision_head|text_tower)\.blocks\.", side + "blocks.", table) or Link(
-            own, shape, Part(_other(own), shape)
-        ))  # fmt: skip
+        result.append(
+            _block_link(own, shape, r"(?:vision_head|text_tower)\.blocks\.", side + "blocks.", table)
+            or Link(own, shape, Part(_other(own), shape))
+        )
     return result
 
 
