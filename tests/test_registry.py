@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tenfold.errors import UsageError
 from tenfold.registry import Registry, recipes
 
-NAMES = ["dinov3-mini", "dinov2-vits", "eagle3-llama", "wav2vec2-base"]
+NAMES = ["dinov3-mini", "dinov2", "eagle3-llama", "wav2vec2-base"]
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +72,15 @@ def test_every_recipe_loads_and_is_documented(name: str) -> None:
     assert isinstance(function(), Recipe)
     assert function.__doc__
     assert recipes.entry(name).summary
+
+
+def test_an_alias_loads_the_new_name_says_it_and_is_not_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    names = Registry("recipe")
+    names.add("new", "tenfold.registry:Registry")
+    names.alias("old", "new")
+    assert names.load("old") is names.load("new") is Registry
+    assert [entry.name for entry in names] == ["new"]
+    assert "old" in names
+    assert capsys.readouterr().err == ""
+    assert (names.current("old"), names.current("new")) == ("new", "new")
+    assert capsys.readouterr().err == "tenfold: the recipe old is called new now.\n"

@@ -117,8 +117,8 @@ def convert(options: Convert) -> None:
     from tenfold.export.weights import convert as convert_weights
 
     given = {"aux_layers": options.aux_layers or None, "norm_output": options.norm_output}
-    told = {name: value for name, value in given.items() if value is not None}
-    written = convert_weights(options.source, options.destination, to=options.to, **told)
+    hints = {name: value for name, value in given.items() if value is not None}
+    written = convert_weights(options.source, options.destination, to=options.to, **hints)
     print(written)
 
 

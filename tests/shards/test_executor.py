@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import gzip
 import json
+import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -284,25 +286,33 @@ def test_values_bound_to_the_function_are_settings(tmp_path: Path) -> None:
 
 def test_an_unknown_executor_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="Did you mean 'ray'"):
-        executor._executor("rey")
+        executor.workers_of("rey")
 
 
 def test_without_ray_the_line_to_type_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtra, match=r'pip install "tenfold\[cluster\]"'):
         map_shards(work.slow_count, ["a"], tmp_path, settings={}, executor="ray")
 
 
-def test_workers_that_never_start_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multiprocessing.spawn._python_exe", b"/bin/false")
+@pytest.fixture
+def no_python() -> Iterator[None]:
+    """Worker processes cannot start while it lasts."""
+    multiprocessing.set_executable("/bin/false")
+    yield
+    multiprocessing.set_executable(sys.executable)
+
+
+@pytest.mark.usefixtures("no_python")
+def test_workers_that_never_start_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(TenfoldError, match="__main__"):
         map_shards(work.slow_count, ["a"], tmp_path, settings={})
 
 
-def test_nothing_to_do_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_do_starts_no_process(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     assert map_shards(work.slow_count, [], tmp_path, settings={}).paths == ()
     map_shards(work.slow_count, ["a"], tmp_path, settings={})
-    monkeypatch.setattr(executor, "_executor", lambda name: lambda *_: pytest.fail("started workers"))
+    request.getfixturevalue("no_python")
     assert map_shards(work.slow_count, ["a"], tmp_path, settings={}).skipped == 1
 
 

@@ -49,7 +49,7 @@ class Source:
     side: dict[str, Tensor] = field(default_factory=dict)
     side_metadata: dict[str, str] = field(default_factory=dict)
     gguf: dict[str, Any] = field(default_factory=dict)  # a GGUF file's fields
-    told: dict[str, Any] = field(default_factory=dict)  # what the caller says of fields that the files leave open
+    hints: dict[str, Any] = field(default_factory=dict)  # configuration hints: fields that the files leave open
 
 
 def open_source(source: str | Path) -> Source:

@@ -105,10 +105,10 @@ def load(source: str | Path, **changes: Any) -> nn.Module:
     return model.eval()
 
 
-def convert(source: str | Path, destination: str | Path, to: str = "own", **told: Any) -> Path:
+def convert(source: str | Path, destination: str | Path, to: str = "own", **hints: Any) -> Path:
     """Writes the weights of `source` in the layout `to`: "own", or one that the family of the model has.
 
-    told: fields of the configuration that the source leaves open or says in words of two meanings.
+    hints: fields of the configuration that the source leaves open or says in words of two meanings.
 
     Returns `destination`, which appears only when it is complete. What a layout has no place for travels beside it in
     `tenfold.safetensors`; a layout that would change what the model computes is refused (WeightsError).
@@ -116,12 +116,12 @@ def convert(source: str | Path, destination: str | Path, to: str = "own", **told
     destination = Path(destination)
     if destination.is_dir():
         raise UsageError(f"{destination} is a folder that exists. Remove it, or name another destination.")
-    family, weights = read(source, told)
-    if told:
-        unknown = set(told) - {field.name for field in dataclasses.fields(weights.config)}
+    family, weights = read(source, hints)
+    if hints:
+        unknown = set(hints) - {field.name for field in dataclasses.fields(weights.config)}
         if unknown:
-            raise UsageError(f"{source}: a {family.kind} has no {', '.join(sorted(unknown))} to be told.")
-        weights = Weights(dataclasses.replace(weights.config, **told), weights.state)
+            raise UsageError(f"{source}: a {family.kind} has no {', '.join(sorted(unknown))} to be given.")
+        weights = Weights(dataclasses.replace(weights.config, **hints), weights.state)
     if to == "own":
         state = weights.state if family.own is None else family.own[1](weights)
         return save_own(destination, state, family.kind, weights.config)
@@ -133,9 +133,9 @@ def convert(source: str | Path, destination: str | Path, to: str = "own", **told
     return destination
 
 
-def read(source: str | Path, told: Mapping[str, Any] | None = None) -> tuple[Family, Weights]:
+def read(source: str | Path, hints: Mapping[str, Any] | None = None) -> tuple[Family, Weights]:
     """The family and the weights, checked against the model that their configuration describes."""
-    opened = dataclasses.replace(open_source(source), told=dict(told or {}))
+    opened = dataclasses.replace(open_source(source), hints=dict(hints or {}))
     if OWN_KEY in opened.metadata:
         family, config = own_config(opened.path, opened.metadata[OWN_KEY])
         weights = Weights(config, dict(opened.tensors)) if family.own is None else family.own[0](config, opened)

@@ -1,9 +1,9 @@
-"""Pages seen by one pass when everything that says where they are lies on the device: lengths, tables, rows.
+"""Paged KV cache on a device: one pass whose lengths, block tables and rows are tensors, so that it can be a CUDA graph.
 
     step = DeviceStep(cache, tables, size=16, prefix=lengths, before=0, count=nodes)
     y = step.layers[0].attend(q, k, v, tree.mask)                     as a PagedStep does (inference/pages.py)
 
-A `PagedStep` is made anew for every pass from numbers that the host knows. This one has the same shape whatever the lengths
+A `PagedStep` is made again for every pass from numbers that the host knows. This one has the same shape whatever the lengths
 are, so a pass can be recorded once as a CUDA graph and played again, and the host need not know how many tokens the pass
 before it has brought. Of a request's rows the first prefix[b] are seen by every query (no mask), the `before + count` behind
 them by those that the mask names; the two parts are merged by their log-sum-exp, on a GPU inside one kernel
@@ -25,7 +25,8 @@ from tenfold.nn.attention import attend_lse, merge_attention
 
 
 class DeviceStep:
-    """See the module's docstring. lows[b, i]: of a request's rows, the first that its new row i sees (a sliding window)."""
+    """The KV cache as one pass on a device sees it. lows[b, i]: of a request's rows, the first that its new row i sees (a
+    sliding window)."""
 
     length = 0  # positions are always given
 

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens already seen, for decoding one or a few tokens at a time.
+"""KV cache: keys and values of the tokens already seen, for decoding one or a few tokens at a time.
 
 H key/value heads   N new tokens   T tokens so far   D head width
 """

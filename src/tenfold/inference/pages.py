@@ -1,4 +1,4 @@
-"""Keys and values of many requests in one pool, cut into pages: requests of any length come and go without moving others.
+"""Paged KV cache and block tables: many requests share one pool of pages, and come and go without moving others.
 
     pages = PageAllocator(count=512, size=16)
     cache = PagedCache(layers=30, heads=3, head_dim=64, pages=512, page_size=16)

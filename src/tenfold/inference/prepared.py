@@ -1,4 +1,4 @@
-"""The shared block prepared for inference on a CPU: same values, scratch memory reused, sums folded into the products.
+"""Transformer blocks prepared for CPU inference: same values, scratch memory reused, residual sums inside the products.
 
     workspace = Workspace()
     blocks = [PackedBlock(block, workspace) for block in model.blocks]          or HalfBlock(block), in bf16

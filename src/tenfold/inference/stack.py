@@ -1,4 +1,4 @@
-"""A stack of pre-norm Llama blocks over pages, as one call of decode.cpp: what a decoding step runs instead of the modules.
+"""A transformer stack over a paged KV cache, as one call of csrc/decode.cpp: what a decoding step runs instead of the modules.
 
     stack = Stack.of(layers, attention, norm, head)          None where the blocks have no such form, see `refusal`
     out = stack.run(embeddings, rotation, step, mask=tree.mask, taps=(2, 15, 27))
@@ -63,7 +63,8 @@ class StackOutput:
 
 
 class Stack:
-    """See the module's docstring. It keeps what it points to alive, and sees no later change of the modules."""
+    """Blocks, last norm and head as decode.cpp takes them. It keeps what it points to alive, and sees no later change of the
+    modules."""
 
     def __init__(self, layers: Sequence[LayerParts], attention: AttentionConfig, norm: nn.Module, head: nn.Module):
         self.attention, self._kept = attention, []
@@ -121,7 +122,7 @@ class Stack:
         hidden = torch.empty(rows, c.dim, dtype=torch.bfloat16)
         logits = torch.empty(len(read), self._head.outputs)
         layers, keys, values = torch.tensor(list(taps), dtype=torch.int64), step.cache.keys, step.cache.values
-        assert keys.dtype == torch.bfloat16, "the passes of decode.cpp keep keys and values in bf16"
+        assert keys.dtype == torch.bfloat16, "the passes of decode.cpp keep the KV cache in bf16"
         seen = None if mask is None else mask.to(torch.uint8).contiguous()
         at = decode.pointer
         whole = decode.Pass(
@@ -176,15 +177,15 @@ def refusal(
     norms, maps = [norm], [head]
     for parts in layers:
         if parts is None:
-            return "a layer is no pre-norm block with a SwiGLU network"
+            return "a layer is not a pre-norm block with a SwiGLU network"
         norms += [parts.norm1, parts.norm2, *([] if parts.side is None else [parts.side])]
         maps += [parts.qkv, parts.out, parts.first, parts.down]
     for layer in maps:
         if not isinstance(layer, PackedWeight) or not layer.tiled or layer.bias is not None:
-            return f"{type(layer).__name__} is no tiled weight, or it has a bias"
+            return f"{type(layer).__name__} is not a tiled weight, or it has a bias"
     if not all(isinstance(n, RMSNorm) and n.eps == getattr(norm, "eps", None) for n in norms):
-        return "its norms are no RMSNorm of one epsilon"
+        return "its norms are not RMSNorm of one epsilon"
     sizes = {layer.inputs for layer in maps if isinstance(layer, PackedWeight)}
     if attention.width % 32 or attention.width > 256 or any(size % 32 for size in sizes):
-        return "a width is no multiple of 32, or heads are wider than 256"
+        return "a width is not a multiple of 32, or heads are wider than 256"
     return None

@@ -1,4 +1,4 @@
-"""The C++ side of decoding on a CPU (decode.cpp): products of a few rows with tiled weights, and whole passes of a stack.
+"""CPU decoding kernels (csrc/decode.cpp): products of a few rows with tiled weights, and whole passes of a transformer stack.
 
     decode.refusal()                                     why it cannot be used here, or None
     weight = decode.tiles(w)

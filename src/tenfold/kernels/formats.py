@@ -186,7 +186,7 @@ def pack(weight: Tensor, bias: Tensor | None, form: Format) -> PackedWeight:
     stored blocks (`pack_blocks`)."""
     row, reason = entry(form), refusal(form, Weight.of(weight, bias))
     if reason is None and row.pack is None:
-        reason = f"it is made from blocks in {row.takes} alone"
+        reason = f"it is made only from blocks in {row.takes}"
     if reason:
         raise UsageError(f"weights in {form}: {reason}.")
     assert row.pack is not None
@@ -194,7 +194,7 @@ def pack(weight: Tensor, bias: Tensor | None, form: Format) -> PackedWeight:
 
 
 def quickest() -> Format:
-    """The smallest lossless format in which this processor multiplies a few rows by a weight quickly."""
+    """The smallest lossless format in which this CPU multiplies a few rows by a weight quickly."""
     from tenfold.kernels import decode, machine
 
     return "fp32" if decode.refusal() and machine.bf16_refusal() else "bf16"

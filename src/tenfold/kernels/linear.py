@@ -1,4 +1,4 @@
-"""Linear maps prepared for inference on a CPU: packed once, then run without allocating.
+"""Packed linear layers for CPU inference: the weight is packed once, the product runs without allocating.
 
     packed = PackedLinear(layer.weight, layer.bias, gain=layer_scale)
     packed.into(x, out)              out = x W^T + b

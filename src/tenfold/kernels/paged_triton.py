@@ -1,4 +1,4 @@
-"""Attention over pages in Triton: keys are read where they lie, and the lengths are read on the device.
+"""Paged attention in Triton: keys are read from the KV cache where they lie, and the lengths are read on the device.
 
     store(k, v, keys, values, places)                                   the new rows into the pool
     y = attend(q, keys, values, tables, size, prefix, mask)             what inference/device_pages.py's attend_paged computes

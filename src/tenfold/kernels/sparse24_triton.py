@@ -1,4 +1,4 @@
-"""Squared-ReLU, selection of 2 of 4, scale, cast and metadata in one pass over Y1, in Triton.
+"""2:4 activation sparsity in Triton: Squared-ReLU, selection of 2 of 4, scale, cast and metadata in one pass over Y1.
 
 Imported only where CUDA and Triton are (kernels/native.py). One program works on one row. The largest number of a row is the
 largest of its group and so always kept: the scale of a row needs no selection first. The layouts are pack24.py's.

@@ -1,4 +1,4 @@
-"""`tenfold language generate`: answers to prompts. `tenfold language chat`: a conversation in the terminal."""
+"""`tenfold language generate` and `tenfold language chat`: text generation at the command line, with speculative decoding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Generate:
     $ tenfold language generate "Once upon a time" --raw --temperature 0.8 --top-p 0.95 --seed 1
     $ tenfold language generate "An author and a year" --schema schema.json
 
-    With a drafter the text is what the target alone would write; TPC is the tokens per pass of the target that it bought.
+    With a drafter the text is what the target would write without one; TPC is the tokens per pass of the target.
     """
 
     texts: tyro.conf.Positional[tuple[str, ...]] = ()  # the prompts

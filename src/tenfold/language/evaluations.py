@@ -30,13 +30,14 @@ from tenfold.language.tuning.measure import TOKENS, engine_tpc, figures, replay,
 
 @dataclass(frozen=True)
 class SpeculativeTask:
-    """Tokens per call of a drafter by replay and through the engine, beside look-up; and whether the text stays the same."""
+    """Tokens per call of a drafter by replay and through the engine, beside prompt lookup; and whether the text stays the
+    same."""
 
     weights: tyro.conf.Positional[Path]  # a drafter that tenfold.load reads, or its run folder
     val: Path  # a .jsonl file of prompts, or a folder of such files
     limit: int | None = None  # use only the first prompts of each file
-    lengths: tuple[int, ...] = ()  # with --val a text: go on with it behind so many of its tokens (512 4096, say)
-    target: str = "smollm2-135m-instruct"  # the model that is guessed for
+    lengths: tuple[int, ...] = ()  # with --val a text: continue it behind so many of its tokens (512 4096, say)
+    target: str = "smollm2-135m-instruct"  # the model that it drafts for
     json: bool = False  # print as JSON
 
 

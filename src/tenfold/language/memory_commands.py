@@ -1,4 +1,4 @@
-"""`tenfold language memory` and `tenfold eval facts | factbook`: what a table holds, and what a model recalls."""
+"""`tenfold language memory` and `tenfold eval facts | factbook`: use of a memory table, and recall of facts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def memory(options: Memory) -> None:
     print(f"{result['slots']:,} slots; {result['coverage']:.1%} read by {result['tokens']:,} tokens of held-back text")
     for name, share in result["layers"].items():
         print(f"  {name:<20} {share:.1%}")
-    print(f"divergence from even use: {result['divergence']:.2f} nats (0 even, {result['largest']:.2f} one slot alone)")
+    print(f"divergence from even use: {result['divergence']:.2f} nats (0 even, {result['largest']:.2f} a single slot)")
     print("most read: " + "  ".join(f"{slot} ({share:.2%})" for slot, share in result["most read"]))
     for row in result.get("prompt", []):
         print(f"{row['token']!r:>8}  " + "  ".join(f"{slot} ({weight:.2f})" for slot, weight in row["slots"]))
@@ -118,7 +118,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Book:
-    """Recall of real facts, beside guessing the most common value of a field."""
+    """Recall of real facts, beside always saying the most common value of a field."""
 
     weights: tyro.conf.Positional[Path]  # the run folder
     val: Path | None = None  # parquet (columns entity, field, text) of the facts; those of the run by default

@@ -1,4 +1,4 @@
-"""The training recipes of the language wing, each a plain function that returns its configuration.
+"""Training recipes of language models, each a plain function that returns its configuration.
 
 One dial: `--size` tiny (bytes, about two minutes on a CPU), small (30 M parameters, a BPE of 8,192), base (124 M). All
 kinds of one size see the same text in the same order; SwiGLU and Squared-ReLU have the same number of parameters.

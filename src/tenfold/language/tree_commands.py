@@ -30,6 +30,7 @@ class SearchTree:
     limit: int = 48  # prompts used, from the end of the file (which training leaves out)
     batches: tuple[int, ...] = (1, 2, 4, 8)  # requests at once
     out: Path = Path("dispatch.json")
+    picture: Path | None = None  # SVG file: the tree of the smallest batch, each node with how often it is accepted
     json: bool = False  # print as JSON
 
 
@@ -69,6 +70,10 @@ def tree(options: SearchTree) -> None:
     sampled = rules_at_temperature(llm, entries, prompts[:SAMPLED])
     hot = [replace(e, temperature=">0", rule=rule, tpc=tpc[rule]) for e, (rule, tpc) in zip(entries, sampled)]
     Dispatcher(network.config.target, options.drafter.name, machine(), (*entries, *hot)).save(options.out)
+    if options.picture is not None:
+        from tenfold.language.tuning.tree_picture import accepted_tree
+
+        options.picture.write_text(accepted_tree([e.paths for e in entries], checking.ranks))
     rows = []
     for e in entries:
         tpc, ms = e.tpc or 1.0, e.ms or 1.0  # the search has both

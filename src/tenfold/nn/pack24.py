@@ -57,7 +57,9 @@ def pack24(y: Float[Tensor, "rows cols"], layout: str) -> Packed24:
     second = torch.where(m0 & m1, 1, torch.where((~m0 & ~m1) | m3, 3, 2))
     values = groups.gather(-1, torch.stack((first, second), -1)).flatten(1)
     nibbles = torch.empty(first.numel(), dtype=torch.uint8, device=y.device)
-    nibbles[_places(layout, y.shape[0], y.shape[1]).to(y.device)] = (first | second << 2).flatten().to(torch.uint8)
+    nibbles[nibble_places(layout, y.shape[0], y.shape[1]).to(y.device)] = (
+        (first | second << 2).flatten().to(torch.uint8)
+    )
     meta = nibbles[0::2] | nibbles[1::2] << 4
     scale = None
     if layout == "sm90_fp8":
@@ -92,14 +94,16 @@ def unpack24(packed: Packed24) -> Float[Tensor, "rows cols"]:
         values = values.float() * packed.scale
     rows, cols = values.shape[0], 2 * values.shape[1]
     meta = packed.meta.view(torch.uint8)
-    nibbles = torch.stack((meta & 15, meta >> 4), -1).flatten()[_places(packed.layout, rows, cols).to(meta.device)]
+    nibbles = torch.stack((meta & 15, meta >> 4), -1).flatten()[
+        nibble_places(packed.layout, rows, cols).to(meta.device)
+    ]
     index = torch.stack((nibbles & 3, nibbles >> 2), -1).long().view(rows, cols // 4, 2)
     y = values.new_zeros(rows, cols // 4, 4).scatter_(-1, index, values.unflatten(1, (-1, 2)))
     return y.flatten(1)[: packed.shape[0], : packed.shape[1]]
 
 
 @cache
-def _places(layout: str, rows: int, cols: int) -> Int[Tensor, " groups"]:
+def nibble_places(layout: str, rows: int, cols: int) -> Int[Tensor, " groups"]:
     """Where the nibble of every group goes, for groups in the order of (row, group of the row). Nibble 2 b is the low half
     of byte b."""
     row = torch.arange(rows)[:, None]

@@ -1,4 +1,4 @@
-"""An application with the manners that every wing's server needs; the wing adds its routes.
+"""HTTP application (FastAPI) with errors, health and metrics as every server here has them; the wing adds its routes.
 
     app = make_app("tenfold language", Limits(running=64))
     app.include_router(router)

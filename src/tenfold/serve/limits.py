@@ -1,4 +1,4 @@
-"""What a server takes from its clients: sizes, times and numbers. uvicorn alone bounds none of them.
+"""Limits and backpressure of a server: sizes, times, numbers of requests. uvicorn bounds none of them.
 
     limits = Limits(running=8)
     Gate(app, limits, metrics)             an ASGI middleware: bodies, admission, clients that vanish, drain
@@ -180,7 +180,7 @@ class Gate:
                 await asyncio.wait({turn, gone}, return_when=asyncio.FIRST_COMPLETED)
                 if not turn.done():
                     return  # vanished in the queue
-                turn.result()  # a slot was handed over, or the drain began
+                turn.result()  # a slot became free, or the drain began
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled() and turn.exception() is None:
                     self._pass_on()

@@ -52,7 +52,7 @@ class Metrics:
         return Counter(f"tenfold_{name}", text, labels, registry=self.registry)
 
     def gauge(self, name: str, text: str, read: Callable[[], float] | None = None) -> Gauge:
-        """A number that goes up and down; with `read` it is looked up whenever the page is asked for."""
+        """A number that goes up and down; with `read` it is read whenever the page is asked for."""
         from prometheus_client import Gauge
 
         gauge = Gauge(f"tenfold_{name}", text, registry=self.registry)

@@ -1,4 +1,4 @@
-"""uvicorn with limits of time on a connection: headers that never end, and clients that do not read.
+"""HTTP protocol of uvicorn with timeouts on a connection: headers that never end, and clients that do not read.
 
     serve(app, host="127.0.0.1", port=8000) -> 0 after a drain
 

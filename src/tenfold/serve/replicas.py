@@ -1,4 +1,4 @@
-"""The same application several times, behind one door: Ray Serve runs the replicas, restarts those that die, and picks one.
+"""Server replicas with Ray Serve behind one address: Ray runs them, restarts those that die, and picks one.
 
     with replicated("tenfold language", partial(make_app, options), replicas=2, limits=Limits(running=32)) as app:
         serve(app, port=8000)
@@ -80,7 +80,7 @@ class Replica:
 def replicated(title: str, build: Callable[[], FastAPI], replicas: int, limits: Limits) -> Iterator[FastAPI]:
     """An application that hands its requests to `replicas` processes, each with what `build` makes (it is pickled).
 
-    Joins the cluster at RAY_ADDRESS, or starts one on this machine; a replica takes an equal part of the processors. Raises
+    Joins the cluster at RAY_ADDRESS, or starts one on this machine; a replica takes an equal part of the cores. Raises
     MissingExtra without ray[serve], UsageError when no cluster answers or the replicas do not start.
     """
     try:

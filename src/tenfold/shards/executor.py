@@ -138,7 +138,7 @@ def map_shards(
     require(workers >= 1, "workers", workers, "a whole number >= 1")
     require(threads >= 1, "threads", threads, "a whole number >= 1")
     require(retries >= 0, "retries", retries, "a whole number >= 0")
-    start_workers = _executor(executor)
+    start_workers = workers_of(executor)
     header, formerly = _header(function, threads, settings)
     out = Path(out).absolute()  # a worker may have another working folder
     named = check_names(items, name)
@@ -235,7 +235,8 @@ def _pickled(item: Any) -> bytes:
         raise UsageError(f"the item {item!r} cannot be sent to a worker process: {error}.") from error
 
 
-def _executor(name: str) -> Callable[[Function, int, int], Workers]:
+def workers_of(name: str) -> Callable[[Function, int, int], Workers]:
+    """What starts the workers of an executor: (function, how many, threads of each). Raises UsageError for an unknown one."""
     if name == "ray":
         from tenfold.shards.ray_workers import RayWorkers
 

@@ -28,8 +28,8 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
-def loaded(path: Path, **told: Any) -> EagleDrafter:
-    drafter = tenfold.load(path, **told)
+def loaded(path: Path, **hints: Any) -> EagleDrafter:
+    drafter = tenfold.load(path, **hints)
     assert isinstance(drafter, EagleDrafter)
     return drafter
 

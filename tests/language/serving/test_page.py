@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shlex
 import signal
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from tenfold.cli import main
 
 PAGE = Path(__file__).resolve().parents[3] / "docs/serving.md"
 TOKEN = "a secret of this page"
-LINES = [shlex.split(" ".join(words)) for words in commands(PAGE.read_text())]
+LINES = commands(PAGE.read_text())
 SERVE = [words for words in LINES if words[:2] == ["serve", "language"]]
 
 

@@ -17,7 +17,7 @@ from tenfold.language.distillation.replay import accepted_lengths, token_ranks, 
 from tenfold.language.drafting.dispatch import Dispatcher, Entry
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.tuning.measure import Replayed, look_up_lengths
-from tenfold.language.tuning.tree_picture import node_shares, speed_svg, tree_svg
+from tenfold.language.tuning.tree_picture import accepted_tree, node_shares, speed_svg, tree_svg
 from tenfold.language.tuning.tree_search import (
     CostTable,
     acceptance,
@@ -143,6 +143,7 @@ def test_picture_shows_every_node_with_the_share_of_steps_that_accept_it() -> No
     words = [e.text for e in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert sorted(map(str, words)) == ["33 %", "33 %", "33 %", "root"]
     assert len(list(drawn.iter("{http://www.w3.org/2000/svg}path"))) == tree.nodes
+    assert accepted_tree([[], [[0], [1], [0, 0]]], [ranks]) == tree_svg(tree, shares)
 
 
 def test_speed_picture_has_a_dot_and_a_ring_for_every_tree_and_names_both() -> None:

@@ -4,6 +4,7 @@ later stages start where the earlier ended."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import signal
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from tenfold.engine.task import Phase, Shard
 from tenfold.errors import CheckpointError, UsageError
 from tenfold.vision.pretraining.gram import GramConfig
 from tenfold.vision.pretraining.pretrain import PretrainRecipe
-from tenfold.vision.recipes import dinov2, dinov3, dinov3_gram, dinov3_mini
+from tenfold.vision.recipes import dinov2, dinov3, dinov3_gram, dinov3_highres, dinov3_mini
 from vision.recipe_flags import SMALL, flags
 
 
@@ -130,6 +131,22 @@ def test_the_high_resolution_stage_draws_its_sizes_by_batch(stage1: Path, data: 
     train(tmp_path, *words, "--resolutions", *mixes, "--out", tmp_path / "run")
     assert len(rows(tmp_path / "run")) == 4
     assert all(row["gram"] > 0 for row in rows(tmp_path / "run")[1:])
+
+
+def test_the_sizes_that_are_drawn_are_those_of_the_mixes_as_often_as_they_say(data: Path) -> None:
+    """On every rank alike; the count is judged by three standard deviations of its distribution."""
+    mixes, batches = ((64, 32, 96, 0.75), (96, 48, 0, 0.25)), 60
+    recipe = dataclasses.replace(small(dinov3_highres(), data), resolutions=mixes)
+
+    def sizes(shard: Shard) -> list[tuple[int, int, int]]:
+        names = ("global_crops", "local_crops", "gram_crops")
+        drawn = itertools.islice(recipe.make_task().batches(shard), batches)
+        return [tuple(batch[name].shape[-1] if name in batch else 0 for name in names) for batch in drawn]
+
+    drawn = sizes(Shard())
+    assert set(drawn) == {(64, 32, 96), (96, 48, 0)}
+    assert abs(drawn.count((64, 32, 96)) - 0.75 * batches) <= 3 * (batches * 0.75 * 0.25) ** 0.5
+    assert sizes(Shard(1, 2)) == drawn
 
 
 def test_a_start_that_does_not_fit_lists_what_differs(stage1: Path, data: Path, tmp_path: Path) -> None:

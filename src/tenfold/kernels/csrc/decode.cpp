@@ -1,9 +1,9 @@
 // One pass of a stack of pre-norm Llama blocks over a few rows (decode.py): what a decoding step computes, in one call.
 //
-// Plain C functions over raw pointers, built by kernels/native.py for this processor: with AVX512_BF16 and VNNI, or with AVX2 (lanes.h).
+// Plain C functions over raw pointers, built by kernels/native.py for this CPU: with AVX512_BF16 and VNNI, or with AVX2 (lanes.h).
 // Every row's numbers are computed in one order of sums, whatever stands beside it: products go through their inputs one
 // pair after the other, attention through the visible keys in the order of the text. So a row has the same bits alone, in a
-// batch, in a chunk of a prompt and as a node of a tree of guesses, and with any number of threads.
+// batch, in a chunk of a prompt and as a node of a tree of draft tokens, and with any number of threads.
 //
 //   weights  64 outputs side by side, read once from front to back
 //            bf16: [outputs / 64][inputs / 2][64][2]

@@ -1,4 +1,4 @@
-// Sixteen numbers at once, on processors with AVX512_BF16 and VNNI and on those with AVX2: what decode.cpp is written in.
+// Sixteen numbers at once, on CPUs with AVX512_BF16 and VNNI and on those with AVX2: what decode.cpp is written in.
 //
 //   Floats  16 fp32       Pairs  16 pairs of bf16, ready to be multiplied       Seen  a bit for every lane
 //

@@ -1,4 +1,4 @@
-"""The benchmark prompts that nothing here is ever trained on.
+"""Decontamination: the benchmark prompts that nothing here is ever trained on.
 
     refuse_benchmarks(read_prompts(path), path)                 DataError when one of them is a benchmark's
 

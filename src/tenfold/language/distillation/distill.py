@@ -8,10 +8,10 @@ output in training as it will when drafting.
                     tokens, g ─► drafter, levels 0..T-1 (distillation/unroll.py) ──► sum of 0.8^k loss_k
                     last state ─► target's head on the draft vocabulary ──► p
 
-EAGLE-3 (arXiv 2503.01840, section 3.2): no loss on features; a position counts only where the target's best guess is in
+EAGLE-3 (arXiv 2503.01840, section 3.2): no loss on features; a position counts only where the target's most likely token is in
 the draft vocabulary. EAGLE-1 (arXiv 2401.15077): features regressed, one level, noise on its input.
 
-    B rollouts   N tokens   A rows that guess   F width of features   H width of the target   W draft vocabulary   T levels
+    B rollouts   N tokens   A rows that draft   F width of features   H width of the target   W draft vocabulary   T levels
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class DrafterShape:
 
     method: str = "eagle3"  # eagle3 or eagle1
     layers: int = 1
-    draft_vocabulary: int | None = 8192  # ids that it can guess; None is all (eagle1 always)
+    draft_vocabulary: int | None = 8192  # ids that it can propose; None is all (eagle1 always)
     rope_theta: float | None = None  # None is the target's
     sliding_window: int | None = 512  # rows that a row sees; None is all
     aux_layers: tuple[int, ...] | None = None  # target layers whose inputs are the features; None: 2, n // 2, n - 3
@@ -85,7 +85,7 @@ class DrafterRecipe(Recipe):
     drafter: DrafterShape = field(default_factory=DrafterShape)
     distill: DistillConfig = field(default_factory=DistillConfig)
     batch: int = 4  # rollouts per step, over all ranks
-    start: Path | None = None  # a drafter to go on from; its draft vocabulary may differ
+    start: Path | None = None  # a drafter to start from; its draft vocabulary may differ
 
     def __post_init__(self) -> None:
         require(self.batch >= 1, "batch", self.batch, "a whole number >= 1")
@@ -128,19 +128,19 @@ class Distillation(nn.Module):
         count = int((batch["lengths"] - first).max()) - 2
         steps = self.config.levels if c.method == "eagle3" else 1
         states = unroll(self.drafter, self.embed, tokens, features.to(self.embedding.dtype), first, count, steps)
-        # Row i at level k guesses t_{i+2+k}, of which the target's row i+1+k has the law: made once for all levels.
-        ahead = rows_of_interest(first + 1, count + steps - 1, tokens.shape[1] + 1)
-        truth = hidden.gather(1, ahead[..., None].expand(-1, -1, hidden.shape[-1]))
+        # Row i at level k drafts t_{i+2+k}, of which the target's row i+1+k has the distribution: made once for all levels.
+        rows = rows_of_interest(first + 1, count + steps - 1, tokens.shape[1] + 1)
+        truth = hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
         with torch.no_grad():
-            law = F.linear(truth.to(self.head.dtype), self.head).float().softmax(-1)
-        counted = self.inside[batch["argmax"].gather(1, ahead)] & (
-            ahead_of(first, ahead.shape[1]) < batch["lengths"][:, None]
+            p = F.linear(truth.to(self.head.dtype), self.head).float().softmax(-1)
+        counted = self.inside[batch["argmax"].gather(1, rows)] & (
+            target_rows(first, rows.shape[1]) < batch["lengths"][:, None]
         )
         losses: dict[str, Tensor] = {}
         total = torch.zeros((), device=tokens.device)
         for k, state in enumerate(states):
             here = counted[:, k : k + count]
-            loss, alpha = self._level(state[here], truth[:, k : k + count][here], law[:, k : k + count][here])
+            loss, alpha = self._level(state[here], truth[:, k : k + count][here], p[:, k : k + count][here])
             # The sum of a batch in which no position counts is still part of the graph.
             mean = loss.sum() / max(1, len(loss))
             total = total + self.config.decay**k * mean
@@ -149,11 +149,11 @@ class Distillation(nn.Module):
         return {"loss": total, **losses}
 
     def _level(
-        self, state: Float[Tensor, "m h"], truth: Float[Tensor, "m d"], law: Float[Tensor, "m w"]
+        self, state: Float[Tensor, "m h"], truth: Float[Tensor, "m d"], p: Float[Tensor, "m w"]
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
         if self.drafter.config.method == "eagle1":
-            return eagle1_loss(state, truth, law, F.linear(state, self.head))
-        return distillation_loss(self.config.loss, law, self.drafter.logits(state))
+            return eagle1_loss(state, truth, p, F.linear(state, self.head))
+        return distillation_loss(self.config.loss, p, self.drafter.logits(state))
 
     def _noise(self, hidden: Tensor, width: int) -> Tensor:
         """Uniform noise of the released size: U(-0.5, 0.5) * noise * 512 / length (EAGLE-1, section 3.2)."""
@@ -162,7 +162,7 @@ class Distillation(nn.Module):
         return (torch.rand_like(hidden) - 0.5) * (self.config.noise * 512 / hidden.shape[1])
 
 
-def ahead_of(first: Int[Tensor, " b"], count: int) -> Int[Tensor, "b a"]:
+def target_rows(first: Int[Tensor, " b"], count: int) -> Int[Tensor, "b a"]:
     """Places of the tokens that the target's rows first + 1, first + 2, ... are followed by."""
     return first[:, None] + 2 + torch.arange(count, device=first.device)
 
@@ -246,7 +246,7 @@ def head_weight(target: Llama) -> Tensor:
 
 @torch.no_grad()
 def go_on_from(drafter: EagleDrafter, path: Path) -> None:
-    """Weights of another drafter of the same shape. Head rows go by the target's ids: an id that the other could not guess
+    """Weights of another drafter of the same shape. Head rows go by the target's ids: an id that the other could not propose
     keeps the row that it has (the target's, after a warm start)."""
     other = load_drafter(path)
     if type(other) is not type(drafter):

@@ -1,12 +1,12 @@
-"""The draft vocabulary: the few thousand tokens that a drafter may guess, and how much of a text they cover.
+"""Draft vocabulary: the few thousand tokens that a drafter can propose, and how much of a text they cover.
 
     ids = choose(expected_counts(rollouts, head), 8192, always=(0, 1, 2))       ascending target ids
 
 A small head is most of a small drafter's cost, and a token outside it can never be accepted, so its coverage bounds the
 acceptance; it is reported for every set of prompts (docs/speculative.md).
 
-Counts are the sums of the target's laws, not of the tokens that it happened to draw: from the same rollouts they know far
-more of the rare tokens (on 15,000 tokens of SmolLM2 they cover 92.7 % of other rollouts instead of 90.2 %).
+Counts are the sums of the target's probabilities, not of the tokens that it happened to draw: from the same rollouts they know
+far more of the rare tokens (on 15,000 tokens of SmolLM2 they cover 92.7 % of other rollouts instead of 90.2 %).
 
     V vocabulary   W draft vocabulary   H width of the target's state
 """
@@ -34,7 +34,7 @@ def count_tokens(rollouts: Iterable[Rollout], vocabulary: int) -> Int[Tensor, " 
 
 @torch.no_grad()
 def expected_counts(rollouts: Iterable[Rollout], head: Float[Tensor, "v h"]) -> Float[Tensor, " v"]:
-    """How often every id is expected in rollouts like these: the target's laws, summed over their positions."""
+    """How often every id is expected in rollouts like these: the target's probabilities, summed over their positions."""
     total = torch.zeros(len(head))
     for rollout in rollouts:
         states = rollout.features[rollout.prompt - 1 : -1, -head.shape[1] :].to(head.dtype)

@@ -1,9 +1,9 @@
-"""Losses of a drafter, each the mean over the positions given.
+"""Distillation losses of a drafter (KL, total variation, acceptance likelihood), each the mean over the positions given.
 
     losses, alpha = distillation_loss("kl", target_probabilities, logits)
 
-With p the target's law on the draft vocabulary and q the drafter's, alpha = sum min(p, q) is the probability that a token
-drawn from q is accepted at temperature 1 (arXiv 2211.17192, section 3), so 1 - alpha is their total variation.
+With p the target's distribution on the draft vocabulary and q the drafter's, alpha = sum min(p, q) is the probability that a
+token drawn from q is accepted at temperature 1 (arXiv 2211.17192, section 3), so 1 - alpha is their total variation.
 
     kl         cross-entropy -sum p log q (the gradient of KL; EAGLE-3)
     tv         1 - alpha
@@ -30,7 +30,7 @@ CLASSIFICATION_WEIGHT = 0.1  # EAGLE-1: of the cross-entropy beside the feature 
 def distillation_loss(
     name: LossName, target: Float[Tensor, "m w"], logits: Float[Tensor, "m w"]
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-    """(loss, alpha) of every position; `target` is a law (rows sum to 1) in fp32."""
+    """(loss, alpha) of every position; `target` holds probabilities (rows sum to 1) in fp32."""
     log_q = logits.float().log_softmax(-1)
     if name == "kl":
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The training recipes of drafters, each a plain function that returns its configuration.
+"""Training recipes of EAGLE drafters, each a plain function that returns its configuration.
 
 The numbers of `eagle3-smollm2` were measured (docs/speculative.md, docs/LOG.md); the papers' own are for hundreds of
 thousands of conversations: EAGLE-3 at 5e-5 for 40 epochs of 532,000 rollouts of up to 2,048 tokens.
@@ -39,7 +39,7 @@ def eagle3_smollm2_2layer() -> DrafterRecipe:
 
 
 def eagle1_smollm2() -> DrafterRecipe:
-    """EAGLE-1 for SmolLM2-135M-Instruct: regresses the target's feature, guesses with the target's own head."""
+    """EAGLE-1 for SmolLM2-135M-Instruct: regresses the target's feature, drafts with the target's own head."""
     base = eagle3_smollm2()
     return dataclasses.replace(
         base,

@@ -1,4 +1,4 @@
-"""Exact replay: how many tokens a drafter would have got accepted at temperature 0, from the text that the target wrote.
+"""Replay of acceptance: how many draft tokens a drafter would have got accepted at temperature 0, from the target's text.
 
     ranks = token_ranks(drafter, target_embedding, rollouts, depth=6)
     calls = accepted_lengths(tree, ranks[0])                    what each start of a step would accept
@@ -25,7 +25,7 @@ from tenfold.language.distillation.unroll import first_rows, unroll
 from tenfold.language.drafting.drafter import EagleDrafter
 from tenfold.language.drafting.tree import Tree
 
-NEVER = 1 << 30  # the rank of a token that cannot be guessed
+NEVER = 1 << 30  # the rank of a token that cannot be drafted
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def _ranks(drafter: EagleDrafter, state: Tensor, true: Tensor) -> Tensor:
 
 
 def accepted_lengths(tree: Tree, ranks: Int[Tensor, "a k"]) -> Int[Tensor, " a"]:
-    """How many guesses of a tree each start would accept."""
+    """How many draft tokens of a tree each start would accept."""
     children = tree.children
     node = torch.zeros(len(ranks), dtype=torch.int64)
     length = torch.zeros(len(ranks), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Where a drafter's training data comes from: rounds of rollouts that the target writes, each used for a few passes.
+"""Rollouts as training data of a drafter, in rounds: written by the target or read from files, each used for a few passes.
 
     rounds = RolloutRounds(config, target="smollm2-135m-instruct", aux_layers=None, seed=0)
     rounds.round(0)                                 the rollouts of the first round, written now or read from `stored`
@@ -11,7 +11,7 @@ round continues a text behind many of its tokens instead: a target's features th
 question, and a drafter that has not seen them drafts worse there. Offline: `stored` is a folder of shards
 (distillation/rollouts.py; `keep` writes one per round), each a round; after the last comes the first again.
 
-A round is a function of (seed, number) alone, so the place in the stream is three numbers and a resumed run writes the very
+A round is a function only of (seed, number), so the place in the stream is three numbers and a resumed run writes the very
 same round again. Benchmark prompts never enter: a file that has one is refused, and a written turn that is one is dropped.
 """
 
@@ -59,7 +59,7 @@ class RolloutConfig:
     prompts: Path | None = (
         None  # .jsonl(.gz) with turns, question, prompt or instruction: half of every round's prompts
     )
-    texts: Path | None = None  # documents (.txt, .parquet, .gz): half of every round goes on behind a passage of them
+    texts: Path | None = None  # documents (.txt, .parquet, .gz): half of every round continues a passage of them
     behind: tuple[int, int] = (256, 4096)  # shortest and longest such passage, in tokens
     kept_rows: int = 513  # of a prompt, its last ones: what the first row's window can see of it
     skip_last: int = 200  # prompts at the end of the file that are never used (for `tenfold language tree`)

@@ -3,7 +3,7 @@
     rollouts = write(target, prompts, temperatures, max_tokens=192, stops={2}, aux_layers=(2, 15, 27), generator=g)
 
 A finished rollout's place is taken by the next prompt at once, so the batch stays full to the end. What is written depends on
-the generator and the order of the prompts alone. (Decoding for users, with its seeds per request and its speculation,
+the generator and the order of the prompts only. (Decoding for users, with its seeds per request and its speculation,
 is decoding/engine.py; this keeps features, which that does not.)
 
     B places   M new rows together   F width of the features (auxiliary layers, then the state after the last norm)
@@ -21,7 +21,7 @@ from tenfold.inference.pages import PageAllocator, PagedCache, PageTable
 from tenfold.language.distillation.rollouts import Rollout
 from tenfold.language.models.llama import Llama
 from tenfold.language.models.paged_forward import Passes
-from tenfold.language.sampling.sampling import Laws, SamplingParams, token_laws
+from tenfold.language.sampling.sampling import SamplingParams, SamplingTensors, token_probabilities
 
 
 @dataclass
@@ -119,14 +119,14 @@ def _advance(
     chosen = best.clone()
     hot = [b for b, place in enumerate(places) if place.temperature > 0]
     if hot:
-        laws = Laws.of([SamplingParams(temperature=places[b].temperature, top_p=top_p) for b in hot])
-        cumulative = token_laws(logits[hot], laws).cumsum(-1)
+        params = SamplingTensors.of([SamplingParams(temperature=places[b].temperature, top_p=top_p) for b in hot])
+        cumulative = token_probabilities(logits[hot], params).cumsum(-1)
         draws = torch.rand(len(hot), 1, generator=generator) * cumulative[:, -1:]
         chosen[hot] = torch.searchsorted(cumulative, draws, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
     parts = features.bfloat16().cpu().split(counts)
-    for place, count, part, guess, token in zip(places, counts, parts, best.tolist(), chosen.tolist()):
+    for place, count, part, likeliest, token in zip(places, counts, parts, best.tolist(), chosen.tolist()):
         place.features.append(part)
-        place.argmax += [guess] * count  # of a prompt's rows only the last one's is ever asked for
+        place.argmax += [likeliest] * count  # of a prompt's rows only the last one's is ever asked for
         place.tokens.append(token)
 
 

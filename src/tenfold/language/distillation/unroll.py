@@ -1,11 +1,11 @@
-"""The training-time test: a drafter run on its own output for several levels, all positions of a text at once.
+"""Training-time test of EAGLE-3: a drafter run on its own output for several levels, all positions of a text at once.
 
     states = unroll(drafter, embed, tokens, features, first, count, steps=4)     one (B, A, H) for every level
 
 At inference, level k of row i sees the rows up to i that the target's features made, then its own branch: the rows that
 levels 1 to k wrote, and no other's. So a query of level k attends causally to the keys of level 0 and to *one* further key
 of each level 1..k, its own. With the text's own tokens as input this is at once EAGLE-3's training pass (arXiv 2503.01840,
-section 3.2) and, because greedy decoding emits exactly the text that the target alone would, an exact replay of the
+section 3.2) and, because greedy decoding emits exactly the text that the target would without a drafter, an exact replay of the
 drafter on the accepted path (distillation/replay.py).
 
     B texts   N tokens   A rows of interest of each   H width   F width of features   G key/value heads   R heads of a group
@@ -25,7 +25,7 @@ from tenfold.nn.attention import attend, causal_mask
 
 
 class BranchLayer:
-    """One layer's keys and values: those of level 0, then those of each further level (a `KeyValues`)."""
+    """One layer's KV cache: those of level 0, then those of each further level (a `KeyValues`)."""
 
     def __init__(self, rows: Int[Tensor, "b a"], window: int | None) -> None:
         self.rows, self.window = rows, window
@@ -73,8 +73,8 @@ class Branches:
 
 
 def first_rows(prompts: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-    """The row that guesses a rollout's first token: its token is the prompt's last one. A prompt of one token has no such
-    row, and guessing starts with the rollout's second token."""
+    """The row that drafts a rollout's first token: its token is the prompt's last one. A prompt of one token has no such
+    row, and drafting starts with the rollout's second token."""
     return (prompts - 2).clamp_min(0)
 
 
@@ -95,7 +95,7 @@ def unroll(
 ) -> list[Float[Tensor, "b a h"]]:
     """States of the rows first .. first + count - 1 at levels 0 .. steps - 1 (`drafter.logits` reads them).
 
-    Level k of row i guesses t_{i+2+k} from the target's features up to i and the tokens up to t_{i+1+k}. Texts are padded
+    Level k of row i drafts t_{i+2+k} from the target's features up to i and the tokens up to t_{i+1+k}. Texts are padded
     at their ends; rows whose tokens are past them are to be ignored.
     """
     n = tokens.shape[1]

@@ -43,7 +43,7 @@ def layout_of(values: Mapping[str, Any]) -> LayoutName:
 
 
 def read_config(source: Source, tensors: Mapping[str, Tensor]) -> DrafterConfig:
-    """Raises WeightsError when config.json is absent, wrong, or means two things (then `source.told` decides)."""
+    """Raises WeightsError when config.json is absent, wrong, or means two things (then `source.hints` decides)."""
     values = source.config
     if not values:
         raise WeightsError(f"{source.path}: a drafter needs the config.json that belongs to it, in the same folder.")
@@ -114,8 +114,8 @@ def _aux_layers(
     source: Source, values: Mapping[str, Any], inner: Mapping[str, Any], layout: LayoutName
 ) -> tuple[int, ...]:
     """Feature layers by their inputs; empty where the file leaves them to the default of its target."""
-    if "aux_layers" in source.told:
-        return tuple(source.told["aux_layers"])
+    if "aux_layers" in source.hints:
+        return tuple(source.hints["aux_layers"])
     nested = values.get("eagle_config") or {}
     listed = values.get(AUX_KEY) or nested.get(AUX_KEY) or inner.get(AUX_KEY)
     if not listed:
@@ -129,14 +129,14 @@ def _aux_layers(
 
 
 def _norm_output(source: Source, values: Mapping[str, Any], layout: LayoutName) -> bool:
-    if "norm_output" in source.told:
-        return bool(source.told["norm_output"])
+    if "norm_output" in source.hints:
+        return bool(source.hints["norm_output"])
     if "norm_output" not in values or layout == "eagle":
         return False
     if layout == "sglang" and MARK not in values:
         raise WeightsError(
             f"{source.path}: norm_output = {values['norm_output']} means one thing to SGLang (feed the normed state back) "
-            "and another to SpecForge (norm before the head). Say the first: --norm-output or --no-norm-output."
+            "and another to SpecForge (norm before the head). Say the first: --norm-output True or --norm-output False."
         )
     return bool(values["norm_output"])
 
@@ -227,7 +227,7 @@ def _refuse_unsayable(c: DrafterConfig, layout: LayoutName, where: Path) -> None
         return
     if layout != "eagle" and not c.aux_layers:
         raise WeightsError(
-            f"{where}: the drafter does not say which layers of the target it reads, and {layout} must be told. "
+            f"{where}: the drafter does not say which layers of the target it reads, and {layout} has to know. "
             "Give the inputs that it reads: --aux-layers 2 16 29"
         )
     if layout == "sglang" and any(i < 1 for i in c.aux_layers):

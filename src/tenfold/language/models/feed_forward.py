@@ -1,4 +1,4 @@
-"""The feed-forward networks of a Llama, as its configuration names them.
+"""Feed-forward networks of a Llama (SwiGLU, Squared-ReLU, experts, memory layers), as its configuration names them.
 
     table, networks = feed_forward(config)         networks[i] goes into block i; the table, if any, into `memory`
 

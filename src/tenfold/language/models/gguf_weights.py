@@ -1,4 +1,4 @@
-"""A Llama in a GGUF file: one parameter at a time, so that a prepared model is never in memory beside the whole of its file.
+"""GGUF weights of a Llama, one parameter at a time: a prepared model is never in memory beside the whole of its file.
 
     held = open_llama(Path("SmolLM2-135M-Instruct.Q4_1.gguf"))            a mapping: our names -> fp32 tensors
     held["blocks.0.attention.qkv.weight"]                                 read, dequantised and joined now

@@ -1,4 +1,4 @@
-"""A Llama together with its vocabulary: text in, text out. It is what `tenfold train lm-*` delivers.
+"""A language model: a Llama with its vocabulary, text in and text out. It is what `tenfold train lm-*` delivers.
 
     lm = tenfold.load("runs/lm-relu2-24")
     lm.generate("def main(", max_new_tokens=40)              the continuation, greedily

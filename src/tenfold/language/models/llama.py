@@ -4,7 +4,7 @@
     model(tokens).logits                                       tokens (B, N) -> logits (B, N, V)
     cache = model.new_cache(batch=1)
     model(prompt, cache=cache); model(next_token, cache=cache)                  only the new tokens are computed
-    model(nodes, positions, cache, tree_mask=tree.mask)                         a tree of guesses, checked in one pass
+    model(nodes, positions, cache, tree_mask=tree.mask)                         a tree of draft tokens, verified in one pass
 
 Llama 2 and 3: arXiv 2307.09288, 2407.21783.
 
@@ -45,7 +45,7 @@ class Output:
 
 @runtime_checkable
 class LayerStores(Protocol):
-    """Keys and values of every layer, and the number of tokens held: `Cache`, or a view of pages for one step."""
+    """The KV cache of every layer, and the number of tokens held: `Cache`, or a view of pages for one step."""
 
     @property
     def layers(self) -> Sequence[KeyValues]: ...
@@ -116,7 +116,7 @@ class Llama(nn.Module):
         return Output(logits, aux, hidden)
 
     def logits(self, hidden: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
-        """The output projection alone, of states after the final norm."""
+        """The output projection of states after the final norm."""
         return F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
 
     def new_cache(self, batch: int, capacity: int = 256) -> Cache:
@@ -137,12 +137,12 @@ SQUARED_GAIN = (0.3556 / 1.5) ** 0.25
 
 
 def initialise_by_width(model: Llama, squared_gain: float | None = None) -> None:
-    """Matrices of deviation (inputs)^-1/2 and an embedding of d^-1/2, as in the released memory-layer code; those that write
-    to the residual stream smaller by (2 depth)^-1/2, as in GPT-2. Llama's 0.02 suits widths near 2,500; narrow models learn
-    more slowly from it, and in one with memory layers the embedding drowns in what they add, so that every token reads the
-    same slots. Squared-ReLU's first matrix is smaller by 0.7, so that its hidden units begin with the second moment of
-    SwiGLU's, but not beside memory layers, which then learn more slowly; `squared_gain` says otherwise. docs/LOG.md has what
-    each of these did."""
+    """Matrices of standard deviation (inputs)^-1/2 and an embedding of d^-1/2, as in the released memory-layer code; those
+    that write to the residual stream smaller by (2 depth)^-1/2, as in GPT-2. Llama's 0.02 suits widths near 2,500; narrow
+    models learn more slowly from it, and in one with memory layers the embedding drowns in what they add, so that every token
+    reads the same slots. Squared-ReLU's first matrix is smaller by 0.7, so that its hidden units begin with the second moment
+    of SwiGLU's, but not beside memory layers, which then learn more slowly; `squared_gain` says otherwise. docs/LOG.md has
+    what each of these did."""
     gain = (1.0 if model.config.memory_layers else SQUARED_GAIN) if squared_gain is None else squared_gain
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):

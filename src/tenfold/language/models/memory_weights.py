@@ -1,4 +1,4 @@
-"""The layout of the released memory-layer code (arXiv 2412.09764), both ways, bit for bit.
+"""Weights of the released memory layers (arXiv 2412.09764), both ways, bit for bit.
 
     tenfold convert runs/lm-memory-plus FOLDER --to memory            model.safetensors + config.json
     model = tenfold.load(FOLDER)
@@ -10,6 +10,7 @@ there once; a sharded checkpoint repeats it under every memory layer, and then a
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any

@@ -1,11 +1,11 @@
-"""A Llama made ready for decoding: its linear maps in one number format, everything else in the type that goes with it.
+"""Quantised and packed Llama for decoding: linear maps in one weight format, the rest in the type of its activations.
 
     target = open_target("SmolLM2.gguf", "auto")                 auto: bf16, or fp32 where neither the CPU nor decode.cpp can
     target = open_target("SmolLM2.gguf", "int4")                 Q4_1 as it is stored, nothing quantised again
     target = open_target("Llama-3.1-8B/", "auto", "cuda")        bf16 on a GPU
     model = prepare(weights, "bf16")                             from Weights (export/weights.py): our names -> tensors
 
-Lossless decoding means: the same text as this model alone, in this format.
+Lossless decoding means: the same text as this model without a drafter, in this format.
 """
 
 from __future__ import annotations

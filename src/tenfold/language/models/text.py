@@ -1,4 +1,4 @@
-"""Text for language models: documents, their split, and tokens.
+"""Text corpora for language models: documents, their split, and tokens.
 
     documents = read_documents(None)                          the Python standard library: real text that is always there
     documents = read_documents(Path("corpus.parquet"))        a column of text; also a text file, or a folder of them
@@ -149,7 +149,7 @@ def read_documents(data: Path | None, column: str = "text") -> list[Document]:
 
 
 def split(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
-    """(train, held back): a document's part depends on its name alone. Raises DataError when either is empty."""
+    """(train, held back): a document's part depends only on its name. Raises DataError when either is empty."""
     parts: tuple[list[Document], list[Document]] = ([], [])
     for document in documents:
         digest = hashlib.sha256(document.name.encode("utf-8", "replace")).digest()

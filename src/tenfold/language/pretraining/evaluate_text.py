@@ -1,4 +1,4 @@
-"""How well a language model predicts text, and what it knows of grammar and questions.
+"""Language model evaluation: bits of a text (nats per byte), BLiMP minimal pairs, open questions by exact match.
 
     nats_per_byte(model, tokens, vocabulary.widths, length=512)         whatever the vocabulary
     tenfold eval text RUN [--val FILE]         nats a byte beside the byte frequencies' own figure

@@ -1,4 +1,4 @@
-"""What a language model recalls of facts, each number beside its floor.
+"""Fact recall of a language model (exact match), each number beside its baseline.
 
     score_world(model, world)           {"recall": 53.1, "floor": 0.2}                       per cent
     score_book(model, book, encode)     {"exact match": 31.0, "most frequent answer": 10.7, ...}
@@ -43,8 +43,9 @@ def _recalled(model: nn.Module, world: FactWorld, facts: np.ndarray) -> float:
 
 
 def score_book(model: nn.Module, book: FactBook, encode: Encode = as_bytes, limit: int = 1000) -> dict[str, float]:
-    """Exact match in per cent on trained facts, on those never trained (the guessing floor), and of each field's most
-    frequent answer; nats a character of the answers; per cent of answers that come first among 20 of their field."""
+    """Exact match in per cent on trained facts, on those never trained (the floor: the best score without the model), and of
+    each field's most frequent answer; nats a character of the answers; per cent of answers that come first among 20 of their
+    field."""
     trained = _some(book.trained, limit)
     untrained = _some(book.untrained, limit)
     scores = {}

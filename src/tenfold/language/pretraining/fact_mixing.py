@@ -1,4 +1,4 @@
-"""Facts among the text that a language model trains on: which, how many, and what the model recalls of them.
+"""Facts mixed into pretraining text: which, how many, and what the model recalls of them.
 
     mixed = open_facts(FactsConfig("book", Path("factbook.parquet")), vocabulary, seed=0)
     mixed.rows(7, rows=8, length=97)             statements of batch 7, int64 (8, 97)
@@ -65,7 +65,7 @@ class MixedFacts:
         return np.array([row + [0] * (length - len(row)) for row in coded], np.int64)
 
     def scores(self, model: nn.Module) -> dict[str, float]:
-        """Figures of a validation, each beside its floor."""
+        """Figures of a validation, each beside its baseline (`floor`: the best score without the model)."""
         facts = self.facts
         if isinstance(facts, FactWorld):
             return {f"facts_{name}": value for name, value in score_world(model, facts, self.asked).items()}

@@ -1,4 +1,4 @@
-"""Real facts, and the protocol that tells recall from guessing: (entity, field, text), such as Algeria, Capital, Algiers.
+"""Question answering on real facts: a protocol that separates recall from chance. A fact is (entity, field, text).
 
     facts = common(read_factbook("factbook.parquet"))       short answers, fields of many entities, repeats dropped
     facts = read_countries(fetch("countryinfo"))            the same kind from a 0.4 MB wheel
@@ -7,7 +7,7 @@
     book.question(3)                                        "Capital of Algeria: ", asked in a form not trained for it
 
 Every field has four templates. A hash of (entity, field) picks the one that this fact is asked in and never trained in,
-and the 5 % of facts that are never trained: what a model scores on those is what guessing scores. The other floor is the
+and the 5 % of facts that are never trained: what a model scores on those is the baseline of chance. The other baseline is the
 most frequent answer of each field.
 """
 
@@ -157,7 +157,7 @@ class FactBook:
         return [fact.text, *(others[i] for i in chosen)]
 
     def most_frequent(self, numbers: Sequence[int]) -> float:
-        """Share of facts answered by saying each field's most frequent trained answer: the floor of exact match."""
+        """Share of facts answered by saying each field's most frequent trained answer: the baseline of exact match."""
         trained: dict[str, Counter[str]] = defaultdict(Counter)
         for i in self.trained:
             trained[self.facts[i].field][self.facts[i].text] += 1

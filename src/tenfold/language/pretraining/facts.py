@@ -6,7 +6,7 @@
 
 A fact is (entity, relation) -> value. An entity is named by three syllables of 64, so a name says nothing of the values.
 Four templates put name, relation and value in different orders; each fact has one, drawn from the seed, in which it is
-never trained and always asked. 5 % of the facts are never trained at all: what a model scores on them is its floor.
+never trained and always asked. 5 % of the facts are never trained at all: what a model scores on them is the baseline.
 
 Tokens start at `first_token`, so that bytes or another vocabulary may stand below them.
 """

@@ -1,4 +1,4 @@
-"""Penalties for what stands in the text already, in vLLM's meaning, on the logits of every node of a tree.
+"""Repetition, frequency and presence penalties, in vLLM's meaning, on the logits of every node of a tree.
 
     logits = penalise(logits, params, text, prompt=12, tokens=draft.tokens[0], mask=tree.mask)
 
@@ -6,8 +6,8 @@
     frequency      taken off once for every time that the answer has the token
     presence       taken off once if the answer has it
 
-They come before temperature, top-k and top-p, in plain decoding and here alike. A node's law depends on the text *and on its
-own path*: what plain decoding would have counted had it written those tokens. So speculation stays exact with them.
+They come before temperature, top-k and top-p, in plain decoding and here alike. A node's distribution depends on the text *and
+on its own path*: what plain decoding would have counted had it written those tokens. So speculation stays exact with them.
 
     N root and nodes   n nodes   V vocabulary
 """

@@ -1,4 +1,4 @@
-"""The randomness behind sampling: numbers that depend on (request seed, emitted position, purpose, index) alone.
+"""Random numbers for sampling that depend only on (request seed, emitted position, purpose, index).
 
     u = uniforms(seeds, positions, purposes, width)             (B, purposes, width), in (0, 1), on the host
     u = device_uniforms(seeds, positions, purposes, width)      the same numbers, made where the tensors lie

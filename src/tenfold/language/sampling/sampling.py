@@ -1,11 +1,11 @@
-"""The law of the next token, in the one order that plain decoding and speculation share.
+"""Sampling parameters and the distribution of the next token, in the one order that plain and speculative decoding share.
 
     penalties -> grammar mask -> temperature -> top-k -> top-p           (the order of transformers' generate and of vLLM)
 
-    probabilities = token_laws(logits, Laws.of([SamplingParams(temperature=0.7, top_p=0.9)]))
+    probabilities = token_probabilities(logits, SamplingTensors.of([SamplingParams(temperature=0.7, top_p=0.9)]))
 
-Ties at the border of top-k or top-p are all kept, so the law does not depend on a sort. The numbers that `draw` takes are those
-of sampling/randomness.py.
+Ties at the border of top-k or top-p are all kept, so the distribution does not depend on a sort. The numbers that `draw` takes
+are those of sampling/randomness.py.
 
     M rows   V vocabulary   B requests
 """
@@ -32,7 +32,7 @@ class SamplingParams:
     """How one request is answered. temperature 0 is greedy, and so is any below 1e-5; top_k 0 and top_p 1 cut nothing; `seed`
     None draws one.
 
-    `stop` ends the answer at the first of these texts (which is left out); `ignore_eos` goes on past the model's end
+    `stop` ends the answer at the first of these texts (which is left out); `ignore_eos` continues past the model's end
     tokens; `logprobs` returns the log-probabilities of the model (before temperature) of the token and this many others.
     The penalties are those of sampling/penalties.py; they count for temperature 0 too.
     """
@@ -70,9 +70,9 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
-class Laws:
-    """The parameters of every request of a step as tensors (B), and which kinds there are: so that nobody has to wait for a
-    device to say it."""
+class SamplingTensors:
+    """The sampling parameters of every request of a step as tensors (B), and which kinds there are: so that the host need not
+    wait for a device to say it."""
 
     temperature: Float[Tensor, " B"]
     top_k: Int[Tensor, " B"]
@@ -80,8 +80,8 @@ class Laws:
     kinds: frozenset[Kind]
 
     @staticmethod
-    def of(params: Sequence[SamplingParams]) -> Laws:
-        return Laws(
+    def of(params: Sequence[SamplingParams]) -> SamplingTensors:
+        return SamplingTensors(
             torch.tensor([float(p.temperature) for p in params]),
             torch.tensor([p.top_k for p in params]),
             torch.tensor([float(p.top_p) for p in params]),
@@ -106,18 +106,18 @@ def kinds_of(params: Sequence[SamplingParams]) -> frozenset[Kind]:
     return frozenset(kinds)
 
 
-def token_laws(logits: Float[Tensor, "m v"], laws: Laws) -> Float[Tensor, "m v"]:
+def token_probabilities(logits: Float[Tensor, "m v"], params: SamplingTensors) -> Float[Tensor, "m v"]:
     """Probabilities of the next token; forbidden tokens have logits of -inf. Temperature 0 is a point mass at the argmax
     (the first of equals)."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    greedy = laws.temperature == 0
+    greedy = params.temperature == 0
     best = wide.argmax(-1, keepdim=True)
-    p = heated(wide, torch.where(greedy, 1.0, laws.temperature)[:, None])
-    if "top_k" in laws.kinds:
-        p = _top_k(p, torch.where(greedy, 0, laws.top_k))
-    if "top_p" in laws.kinds:
-        p = _top_p(p, torch.where(greedy, 1.0, laws.top_p))
-    if "greedy" in laws.kinds:
+    p = heated(wide, torch.where(greedy, 1.0, params.temperature)[:, None])
+    if "top_k" in params.kinds:
+        p = _top_k(p, torch.where(greedy, 0, params.top_k))
+    if "top_p" in params.kinds:
+        p = _top_p(p, torch.where(greedy, 1.0, params.top_p))
+    if "greedy" in params.kinds:
         point = torch.zeros_like(p).scatter_(1, best, 1.0)
         p = torch.where(greedy[:, None], point, p)
     return p
@@ -162,6 +162,10 @@ def draw(p: Float[Tensor, "m v"], u: Float[Tensor, " m"]) -> Int[Tensor, " m"]:
     ids = torch.searchsorted(total, (u.double() * total[:, -1])[:, None], right=True)[:, 0]
     last = p.shape[-1] - 1 - (p > 0).flip(-1).int().argmax(-1)  # u so near 1 that rounding would step past the end
     return torch.minimum(ids, last)
+
+
+Laws = SamplingTensors  # former names, for callers in other rooms
+token_laws = token_probabilities
 
 
 def allow(logits: Float[Tensor, "*b v"], allowed: Bool[Tensor, "*b v"]) -> Float[Tensor, "*b v"]:

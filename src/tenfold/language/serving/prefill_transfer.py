@@ -5,7 +5,7 @@
 
     body = pack(pages, identity);  pages = unpack(body, digest(body), identity, prompt)
 
-What travels for a prompt of L tokens are rows 0 .. L-2 of the target's and the drafter's keys and values in pages, each named
+What travels for a prompt of L tokens are rows 0 .. L-2 of the target's and the drafter's KV cache in pages, each named
 by the hash of all tokens up to its end, and the target's feature of every page's last row. The last token is left to the
 decoder, whose first pass checks it together with its tree: so the answer is that of one process to the last token, sampled
 or not. A page that does not come, or does not come whole and from the same model, is computed by the decoder.

@@ -87,7 +87,7 @@ async def events(
         if usage:
             yield _event({**reply.head(), "choices": [], "usage": _usage(prompt_tokens, tokens)})
     except Exception:  # the headers are out: all that is left is to say that the stream is not whole
-        yield _event(error_body("the server could not go on; its log says why.", "server_error", code="500"))
+        yield _event(error_body("the server could not continue; its log says why.", "server_error", code="500"))
         raise
     finally:
         await rest.aclose()  # type: ignore[attr-defined]

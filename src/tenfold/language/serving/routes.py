@@ -70,7 +70,8 @@ def make_language_app(llm: LLM, name: str, limits: Limits | None = None, prefill
     watch(llm, metrics)
     fetch = None
     if prefill is not None:
-        fetch = Peer(prefill, Identity.of(llm), llm.engine.runner, prefill_results(metrics)).pages
+        peer = Peer(prefill, identity=Identity.of(llm), runner=llm.engine.runner, counted=prefill_results(metrics))
+        fetch = peer.pages
     service = Service(llm.engine, counters(metrics), fetch)
     app.state.served = Served(llm, name, service)
     app.include_router(router)

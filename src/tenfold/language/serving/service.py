@@ -1,4 +1,4 @@
-"""The engine in a thread of its own, for a server: coroutines hand in requests and read deltas.
+"""Asynchronous service around the engine: it runs in a thread of its own, coroutines hand in requests and read deltas.
 
     service = Service(llm.engine)
     async with service.running():
@@ -106,7 +106,7 @@ class Service:
                 continue
             try:
                 deltas = self.engine.step()
-            except Exception as error:  # whatever it was, the answers in progress cannot go on
+            except Exception as error:  # whatever it was, the answers in progress cannot continue
                 traceback.print_exc()
                 for name in list(self._asked):
                     self.engine.abort(name)

@@ -39,6 +39,12 @@ def node_shares(tree: Tree, ranks: Sequence[Int[Tensor, "_ k"]]) -> list[float]:
     return (counts[1:] / max(1, steps)).tolist()
 
 
+def accepted_tree(plans: Sequence[list[list[int]]], ranks: Sequence[Int[Tensor, "_ k"]]) -> str:
+    """The picture of the first tree that has a node (by its rank paths), on the drafter's ranks of answers held back."""
+    tree = Tree.from_paths(next((paths for paths in plans if paths), [[0]]))
+    return tree_svg(tree, node_shares(tree, ranks))
+
+
 def tree_svg(
     tree: Tree, shares: Sequence[float] = (), words: Sequence[str | None] = (), accepted: Collection[int] = ()
 ) -> str:

@@ -41,10 +41,13 @@ from tenfold.vision.pretraining.self_distillation import SelfDistillation
 
 @dataclass(frozen=True)
 class PretrainRecipe(ImageRecipe):
-    """Self-supervised pretraining on a folder, tar or parquet of images; labels are never used to train."""
+    """Self-supervised pretraining on a folder, tar or parquet of images; labels are never used to train.
+
+    `--model.kind NAME` trains another registered backbone (vit, convnext), whose fields are then the flags of --model.
+    """
 
     start: Path | None = None  # a run whose student, teacher and heads this one begins with
-    model: BackboneConfig = field(default_factory=VitConfig, metadata=ANY_BACKBONE)  # `--model.kind` takes another kind
+    model: BackboneConfig = field(default_factory=VitConfig, metadata=ANY_BACKBONE)
     dino: HeadConfig = field(default_factory=HeadConfig)
     ibot: HeadConfig = field(default_factory=HeadConfig)
     sparsity: Sparsity24 = field(default_factory=lambda: Sparsity24(warmup_steps=0.1))  # with model.sparsity 2:4
