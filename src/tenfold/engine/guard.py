@@ -93,7 +93,8 @@ def replay(folder: Path, task: Task, place: Place | None = None) -> dict[str, An
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is no capture: it has no {path.name}.") from None
     except Exception as error:  # torch raises several kinds for a damaged or hostile file
-        raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} cannot be read: {reason}") from None
     if content["world"] != place.world:
         raise CheckpointError(
             f"{folder} was captured on {content['world']} ranks and this is {place.world}. "
