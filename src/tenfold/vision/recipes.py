@@ -11,9 +11,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.recipe import TrainerConfig
-from tenfold.engine.schedule import Schedule, constant
+from tenfold.engine.schedule import OptimConfig, Schedule, constant
 from tenfold.vision.backbones.vit import VIT_CONFIGS, VitConfig
 from tenfold.vision.pretraining.crops import MultiCropConfig
 from tenfold.vision.pretraining.distill import DistillRecipe

@@ -15,8 +15,8 @@ import tenfold
 from tenfold.cli import main
 from tenfold.config import from_dict, to_dict
 from tenfold.data.tensors import save_own
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.recipe import TrainerConfig
+from tenfold.engine.schedule import OptimConfig
 from tenfold.errors import UsageError
 from tenfold.registry import backbones
 from tenfold.training import reopen, run_recipe
