@@ -25,9 +25,8 @@ __getattr__, __dir__ = public_names(
     __name__,
     {
         "tenfold.engine.conformance": "check_task",
-        "tenfold.engine.schedule": "OptimConfig",
         "tenfold.engine.recipe": "Recipe TrainerConfig",
-        "tenfold.engine.schedule": "Schedule",
+        "tenfold.engine.schedule": "OptimConfig Schedule",
         "tenfold.engine.task": "Phase Task",
         "tenfold.engine.trainer": "Trainer",
     },

@@ -1,4 +1,4 @@
-"""Values that change with the step: learning rates, weight decay, teacher temperature, EMA momentum, loss weights.
+"""Schedules and the optimizer's configuration: values that change with the step, such as learning rates, weight decay, teacher temperature, EMA momentum, loss weights.
 
 A schedule is a pure function of (step, total steps), so resuming needs no state and a short run keeps the shape of a
 long one: every length is a number of steps (int) or a share of the run (float), see steps.py.
@@ -9,9 +9,10 @@ long one: every length is a number of steps (int) or a share of the run (float),
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from tenfold.config import require
 from tenfold.errors import FieldError
 from tenfold.steps import ALLOWED_LENGTHS, is_length, steps_of
 
