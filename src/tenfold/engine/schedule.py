@@ -1,4 +1,4 @@
-"""Schedules and the optimizer's configuration: values that change with the step, such as learning rates, weight decay, teacher temperature, EMA momentum, loss weights.
+"""Schedules (learning rate, weight decay, temperatures, EMA momentum, loss weights) and the configuration of AdamW.
 
 A schedule is a pure function of (step, total steps), so resuming needs no state and a short run keeps the shape of a
 long one: every length is a number of steps (int) or a share of the run (float), see steps.py.
