@@ -114,13 +114,13 @@ def test_only_the_first_rank_prints_the_numbers(
 
 def test_a_folder_that_holds_a_run_is_not_trained_into(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UsageError, match=rf"holds a run already\. Go on with it: tenfold train --resume {tmp_path}"):
+    with pytest.raises(UsageError, match=rf"holds a run already\. Continue it: tenfold train --resume {tmp_path}"):
         run_recipe(SAMPLE, sample(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_a_folder_that_is_no_run_is_said(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"is no run folder: it has no config\.json"):
+    with pytest.raises(CheckpointError, match=r"is not a run folder: it has no config\.json"):
         reopen(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Moved modules: import paths that earlier pages showed keep working for one version, with a DeprecationWarning.
+"""Deprecated import paths: modules that moved keep working for one version, with a DeprecationWarning.
 
     from tenfold.language.engine import LLM         warns, and gives what `from tenfold.language import LLM` gives
 

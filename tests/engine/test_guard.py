@@ -89,7 +89,7 @@ def test_a_capture_of_other_ranks_or_a_folder_that_is_none_says_what_to_do(tmp_p
     captured(tmp_path)
     with pytest.raises(CheckpointError, match=r"captured on 1 ranks and this is 2\. Type: torchrun --nproc-per-node 1"):
         replay(tmp_path / "nonfinite-step-12", Root(), Place(0, 2, CPU))
-    with pytest.raises(CheckpointError, match=r"is no capture: it has no rank-0\.pt"):
+    with pytest.raises(CheckpointError, match=r"is not a capture: it has no rank-0\.pt"):
         replay(tmp_path, Root(), ALONE)
 
 

@@ -142,7 +142,7 @@ def own_metadata(kind: str, config: Any) -> dict[str, str]:
 def save_own(path: Path, state: Mapping[str, Tensor], kind: str, config: Any) -> Path:
     """Writes weights in tenfold's own layout, aside and then renamed; `tenfold.load` reads them back.
 
-    `state` has the names of the model class that `kind` stands for ("vit", "llama").
+    `state` has the names of the model class that `kind` means ("vit", "llama").
     """
     with aside(path) as temporary:
         write_safetensors(temporary, state, own_metadata(kind, config))

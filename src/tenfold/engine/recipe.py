@@ -19,7 +19,7 @@ class TrainerConfig:
 
     `checkpoint_every` and `validate_every` count steps; 0 means only at the end. `keep` is the number of newest
     checkpoints kept (at least 2). `precision` bf16 keeps fp32 weights and runs the matrix products in bf16; auto does so
-    where the device has units for it (on a processor without them bf16 is many times slower). `data_errors` is the
+    where the device has units for it (on a CPU without them bf16 is many times slower). `data_errors` is the
     share of unreadable samples that a run skips before it stops.
     """
 

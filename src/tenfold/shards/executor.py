@@ -98,7 +98,7 @@ def map_function(map_id: str, *, formerly: tuple[str, ...] = ()) -> Callable[[F]
     @map_function("vision.embed_rows", formerly=("tenfold.vision.curation.embeddings:embed_rows",))
     def embed_rows(...): ...
 
-    formerly: ids under which earlier versions wrote the same bytes; folders of theirs go on.
+    formerly: ids under which earlier versions wrote the same bytes; folders of theirs are continued.
     """
 
     def mark(function: F) -> F:

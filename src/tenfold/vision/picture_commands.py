@@ -201,7 +201,7 @@ def segment(options: Segment) -> int:
         image = open_image(file, options.size, model.config.patch_size)
         cells = dense_features(model, image)
         if head is None:
-            mask = (~object_mask(cells, *image.shape[:2])).long()  # 1 is no class here, and stays untinted
+            mask = (~object_mask(cells, *image.shape[:2])).long()  # 1 is not a class here, and stays untinted
         else:
             mask = segment_cells(head, cells, *image.shape[:2])
         write_png(

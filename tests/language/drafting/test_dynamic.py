@@ -19,7 +19,7 @@ from tenfold.language.drafting.speculation import Speculation
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.drafting.tree_batch import TreeBatch
 from tenfold.language.drafting.tree_drafter import TreeDrafter
-from tenfold.language.sampling.sampling import Laws, SamplingParams
+from tenfold.language.sampling.sampling import SamplingParams, SamplingTensors
 
 SHAPE = DynamicTree(top_k=3, depth=2, total=9)
 TREES = [
@@ -102,13 +102,13 @@ def test_a_batch_of_trees_is_checked_like_each_tree_alone() -> None:
     for _ in range(40):
         logits = torch.randn(2, 7, 5) * 2
         draft = Draft(torch.randint(-1, 5, (2, 6)))
-        laws = Laws.of([SamplingParams(temperature=0.8), SamplingParams(temperature=1.3, top_k=3)])
+        laws = SamplingTensors.of([SamplingParams(temperature=0.8), SamplingParams(temperature=1.3, top_k=3)])
         numbers = torch.rand(2, 4, batch.siblings + 1, dtype=torch.float64)
         together = verify_sampled(logits, laws, draft, batch, numbers, "top_k"), verify_greedy(logits, draft, batch)
         for b, tree in enumerate(TREES):
             one, own = (
                 Draft(draft.tokens[b : b + 1]),
-                Laws.of([[SamplingParams(temperature=0.8)], [SamplingParams(temperature=1.3, top_k=3)]][b]),
+                SamplingTensors.of([[SamplingParams(temperature=0.8)], [SamplingParams(temperature=1.3, top_k=3)]][b]),
             )
             alone = (
                 verify_sampled(logits[b : b + 1], own, one, tree, numbers[b : b + 1], "top_k"),

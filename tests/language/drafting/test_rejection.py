@@ -16,7 +16,7 @@ from tenfold.language.drafting.protocol import Draft, Rule
 from tenfold.language.drafting.rejection import Accepted, verify_greedy, verify_sampled
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.sampling.randomness import device_uniforms, uniforms
-from tenfold.language.sampling.sampling import Laws, SamplingParams, allow, draw, token_laws
+from tenfold.language.sampling.sampling import SamplingParams, SamplingTensors, allow, draw, token_probabilities
 
 V = 5
 TREE = Tree.from_paths([[0], [1], [2], [0, 0], [0, 1], [2, 0]])
@@ -74,7 +74,7 @@ def emitted_law(
         times = len(u) // rows
         point = None if draft.point is None else draft.point.repeat(times, 1)
         many = Draft(draft.tokens.repeat(times, 1), draft.q.expand(rows, -1, -1).repeat(times, 1, 1), draft.ids, point)
-        return verify_sampled(logits.expand(len(u), -1, -1), Laws.of([params] * len(u)), many, TREE, u, rule)
+        return verify_sampled(logits.expand(len(u), -1, -1), SamplingTensors.of([params] * len(u)), many, TREE, u, rule)
 
     reached = (run(start).path == node).any(-1) if node else torch.ones(rows, dtype=torch.bool)
     place = torch.tensor([*range(len(children)), *[3] * V]).repeat_interleave(rows)
@@ -207,7 +207,7 @@ def test_greedy_follows_the_argmax_and_equals_sampling_at_temperature_zero() -> 
         draft = Draft(tokens)
         greedy = verify_greedy(logits, draft, TREE)
         u = torch.rand(4, TREE.height + 1, 4, dtype=torch.float64)
-        sampled = verify_sampled(logits, Laws.of([SamplingParams()] * 4), draft, TREE, u, "top_k")
+        sampled = verify_sampled(logits, SamplingTensors.of([SamplingParams()] * 4), draft, TREE, u, "top_k")
         for b in range(4):
             node, path = 0, [0]
             while True:
@@ -227,9 +227,9 @@ def test_laws_of_a_mixed_batch_are_those_of_each_alone() -> None:
     torch.manual_seed(0)
     logits = torch.randn(len(CUTS) + 1, 40)
     params = [*CUTS.values(), SamplingParams()]
-    together = token_laws(logits, Laws.of(params))
+    together = token_probabilities(logits, SamplingTensors.of(params))
     for row, one, p in zip(logits, params, together):
-        assert torch.allclose(token_laws(row[None], Laws.of([one]))[0], p)
+        assert torch.allclose(token_probabilities(row[None], SamplingTensors.of([one]))[0], p)
         if one.temperature:
             assert torch.allclose(p.double(), reference(row, one), atol=1e-6)
     assert together[-1].tolist() == [float(i == logits[-1].argmax()) for i in range(40)]
@@ -238,7 +238,7 @@ def test_laws_of_a_mixed_batch_are_those_of_each_alone() -> None:
 def test_a_nucleus_wider_than_the_first_look_is_still_exact() -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 3000) * 0.1
-    found = token_laws(logits, Laws.of([SamplingParams(temperature=1.0, top_p=0.9)] * 2))
+    found = token_probabilities(logits, SamplingTensors.of([SamplingParams(temperature=1.0, top_p=0.9)] * 2))
     assert torch.allclose(
         found[0].double(), reference(logits[0], SamplingParams(temperature=1.0, top_p=0.9)), atol=1e-6
     )

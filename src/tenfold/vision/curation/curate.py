@@ -203,7 +203,7 @@ class _Curation:
     def _relative_dedup(
         self, shards: list[Path], edges: list[Path], thresholds: tuple[float, float], survivors: Path
     ) -> Path:
-        """Survivors of both; the first file itself when there is no reference set."""
+        """Survivors of both; the first file itself without a reference set."""
         config = self.config
         touching: list[Path] = []
         first = Vectors(shards).starts

@@ -38,7 +38,7 @@ TRAIN_ROWS = 39  # rows of the training sample per IVF cell, FAISS's own minimum
 
 @dataclass(frozen=True)
 class Neighbors:
-    """`index` -1 and `similarity` -inf where a row has fewer than k neighbours above the floor."""
+    """`index` -1 and `similarity` -inf where a row has fewer than k neighbours above `floor`."""
 
     index: Int64[np.ndarray, "n k"]
     similarity: Float32[np.ndarray, "n k"]
@@ -61,7 +61,9 @@ class TopK:
         self.k = k
         self._keys = np.full((rows, k + SLACK), EMPTY)
         self._filled = np.zeros(rows, np.int64)
-        lowest = np.nextafter(np.float32(floor), np.float32(np.inf)) if np.isfinite(floor) else np.float32(-np.inf)
+        lowest = (
+            np.nextafter(np.float32(baseline), np.float32(np.inf)) if np.isfinite(baseline) else np.float32(-np.inf)
+        )
         self._bar = np.full(rows, lowest, np.float32)  # what a similarity must reach to be among a row's k
         self._mask = np.empty(BLOCK * BLOCK, bool)
 

@@ -54,7 +54,7 @@ class DepthScore:
 def confusion(
     predicted: Int[Tensor, "*s"], truth: Int[Tensor, "*s"], classes: int, ignored: int
 ) -> Int[Tensor, "classes wide"]:
-    """Pixels by (true class, predicted class); the last column collects predictions that are no class. Pixels whose true
+    """Pixels by (true class, predicted class); the last column collects predictions that are not a class. Pixels whose true
     class is `ignored` are left out, whatever was predicted there."""
     kept = truth != ignored
     found = torch.where(predicted < classes, predicted, classes)[kept]

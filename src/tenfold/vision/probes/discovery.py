@@ -3,7 +3,7 @@
     score = discovery_score(found, frames)                    masks found, (H, W) bool; true masks: 0 is background
 
 CorLoc: the share of images in which the box of what was found overlaps the box of a true object by half or more (LOST, arXiv
-2109.14279, section 4.1). An object is a connected part of one class; parts below a thousandth of the image are no object.
+2109.14279, section 4.1). An object is a connected part of one class; parts below a thousandth of the image are not an object.
 
     H W image sides   n objects
 """

@@ -41,7 +41,7 @@ class Tokenizer:
     def __call__(
         self, texts: Sequence[str], length: int | None = None
     ) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
-        """Ids and where they are no padding, `length` tokens wide (None: as the longest)."""
+        """Ids and where they are not padding, `length` tokens wide (None: as the longest)."""
         return self.padded(self.rows(texts), length)
 
     def padded(self, rows: Sequence[list[int]], length: int | None = None) -> tuple[Tensor, Tensor]:
