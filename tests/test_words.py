@@ -71,7 +71,7 @@ ALLOWED = [
 NOUNS = """
 2:4 acceptance activation adamw aggregation alignment annotation api archive atomic attention augmentation autograd
 backbone backend backpropagation backward baseline batch batching benchmark bpe cache calibration caption checkpoint
-cli clip clipping cluster clustering collective compiler configuration conformance container contract convnext
+cli clip clipping cluster clustering collective compiler configuration conformance container contract convnext ctypes
 convolution correspondence cpu crop cross-entropy csv cuda curation dataclass dataset decoder decoding deduplication
 depth dino dinov2 dinov3 disparity distillation distribution draft drafter drafting duplicate eagle ema embedding
 encoder engine epoch evaluation executor expert export feature feed-forward fine-tuning forward fp8 fsdp fused gelu

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from tenfold.cli import main
 
-SMALL = (
-    "--model.dim", "32", "--model.hidden", "96", "--model.depth", "2", "--model.heads", "2", "--model.kv-heads", "2",
-    "--model.context", "32", "--length", "32", "--batch", "8", "--val-tokens", "2048",
-)  # fmt: skip
+SMALL = shlex.split(
+    "--model.dim 32 --model.hidden 96 --model.depth 2 --model.heads 2 --model.kv-heads 2 --model.context 32 "
+    "--length 32 --batch 8 --val-tokens 2048"
+)
 
 
 def train(recipe: str, out: Path, text: Path, *more: object) -> int:

@@ -27,7 +27,7 @@ from tenfold.nn.memory import (
     centred_layers,
     insert_memory,
     winning_pairs,
-)  # fmt: skip
+)
 
 
 class Holder(nn.Module):

@@ -23,7 +23,7 @@ from tenfold.nn.sparse24 import (
     sparse24_ffn,
     token_mask,
     token_order,
-)  # fmt: skip
+)
 
 VALUES = [0.0, -0.0, 1.0, 1.0, 2.0, -1.0, -3.0, 0.5, math.inf, -math.inf, math.nan]
 groups = st.lists(st.sampled_from(VALUES) | st.floats(width=32, allow_subnormal=False), min_size=4, max_size=4)

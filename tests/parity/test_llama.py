@@ -14,9 +14,13 @@ from tenfold.language.models.llama import Llama
 
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64, "rope_theta": 500000.0,
-}  # fmt: skip
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 500000.0,
+}
 CASES: dict[str, dict[str, Any]] = {
     "grouped queries": {"num_key_value_heads": 2},
     "one key head, tied": {"num_key_value_heads": 1, "tie_word_embeddings": True},

@@ -57,11 +57,9 @@ def test_peer() -> None:
     torch.manual_seed(0)
     theirs = PEER(
         DIM, heads=HEADS, num_experts=SIDE**2, num_experts_per_head=TOP_K, dim_key=HALF, non_competing_scores=False
-    )  # fmt: skip
+    )
     table = ExpertTable(SIDE, DIM)
-    ours = MemoryLayer(
-        DIM, table, heads=HEADS, top_k=TOP_K, key_dim=2 * HALF, variant="peer", qk_norm="none"
-    )  # fmt: skip
+    ours = MemoryLayer(DIM, table, heads=HEADS, top_k=TOP_K, key_dim=2 * HALF, variant="peer", qk_norm="none")
     copied(ours, theirs.to_queries[0].weight, theirs.keys)
     with torch.no_grad():
         table.down.copy_(theirs.weight_down_embed.weight)

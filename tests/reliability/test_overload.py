@@ -25,8 +25,13 @@ async def client(url: str, number: int, end: float, seen: Counter[str]) -> None:
     draw = random.Random(number)
     async with httpx.AsyncClient(timeout=60) as session:
         while time.monotonic() < end:
-            body = {"prompt": "the " * draw.randint(1, 12), "max_tokens": draw.randint(4, 60), "stream": True,
-                    "ignore_eos": True, "temperature": draw.choice([0.0, 1.0])}  # fmt: skip
+            body = {
+                "prompt": "the " * draw.randint(1, 12),
+                "max_tokens": draw.randint(4, 60),
+                "stream": True,
+                "ignore_eos": True,
+                "temperature": draw.choice([0.0, 1.0]),
+            }
             vanish = draw.random() < 0.3
             async with session.stream("POST", f"{url}/v1/completions", json=body) as answer:
                 if answer.status_code != 200:

@@ -20,10 +20,29 @@ from tenfold.language.pretraining.pretrain import PretrainRecipe, PretrainTask
 from .conftest import Job, steps, wait_for
 
 SIZES = (
-    "--model.dim", "32", "--model.hidden", "96", "--model.depth", "2", "--model.heads", "2", "--model.kv-heads", "2",
-    "--length", "32", "--batch", "8", "--val-tokens", "1024", "--trainer.steps", "60", "--trainer.log-every", "1",
-    "--trainer.checkpoint-every", "10",
-)  # fmt: skip
+    "--model.dim",
+    "32",
+    "--model.hidden",
+    "96",
+    "--model.depth",
+    "2",
+    "--model.heads",
+    "2",
+    "--model.kv-heads",
+    "2",
+    "--length",
+    "32",
+    "--batch",
+    "8",
+    "--val-tokens",
+    "1024",
+    "--trainer.steps",
+    "60",
+    "--trainer.log-every",
+    "1",
+    "--trainer.checkpoint-every",
+    "10",
+)
 
 
 @pytest.mark.parametrize(

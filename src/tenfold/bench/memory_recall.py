@@ -31,9 +31,8 @@ from torch import Tensor, nn
 
 from tenfold.bench.table import on_threads
 from tenfold.data.atomic import write_atomic
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.recipe import Recipe, TrainerConfig
-from tenfold.engine.schedule import Schedule
+from tenfold.engine.schedule import OptimConfig, Schedule
 from tenfold.engine.task import Phase, Shard, Task, unwrap
 from tenfold.engine.trainer import Trainer
 from tenfold.language.models.config import LlamaConfig

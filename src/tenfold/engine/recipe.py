@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tenfold.config import require
-from tenfold.engine.optim_config import OptimConfig
+from tenfold.engine.schedule import OptimConfig
 from tenfold.engine.task import Task
 
 

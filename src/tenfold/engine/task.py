@@ -28,9 +28,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Collectives, Place
-from tenfold.engine.schedule import Schedule
+from tenfold.engine.schedule import OptimConfig, Schedule
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pictures of what features found: images side by side, match lines, masks over photographs; written whole or not at all.
+"""Drawing of what features found: images side by side, match lines, masks over photographs; written whole or not at all.
 
     write_png(Path("matches.png"), match_lines(left, right, source, target))
 

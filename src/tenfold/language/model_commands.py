@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -37,6 +37,7 @@ class Sparsity:
     tokens: int = 4096  # how many
     pack: Path | None = None  # file for the 2:4 packed activations of these tokens (.safetensors)
     layout: str = "sm80"  # of --pack: sm80 (16 bits), sm90_16bit, sm90_fp8
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # of --pack: a GPU packs in one Triton kernel
     json: bool = False  # print as JSON
 
 
@@ -86,13 +87,15 @@ def sparsity(options: Sparsity) -> None:
 
 def _pack(options: Sparsity, model: LanguageModel, tokens: Tensor, table: list[dict[str, Any]]) -> None:
     """Writes the file, and adds what it holds to the rows of the table."""
+    from tenfold.kernels.machine import choose_device
     from tenfold.language.models.packed_activations import figures, pack_layers, save
 
     assert options.pack is not None
     kept = [row["layer"] for row in table if row["2:4 safe"] == "yes" and row.get("in training", "sparse") == "sparse"]
     if not kept:
         raise UsageError(f"{options.run}: 2:4 is safe in none of its layers, so there is nothing to pack.")
-    packed = pack_layers(model, tokens, options.layout, kept)
+    device = choose_device(options.device)
+    packed = pack_layers(model.to(device), tokens.to(device), options.layout, kept)
     for row in table:
         held = packed.get(row["layer"])
         row |= figures(*held) if held else {"bytes": 0, "dense bf16 bytes": 0, "largest error": 0.0}

@@ -26,7 +26,8 @@ from tenfold.language.distillation.distill import Distillation, DistillConfig, D
 from tenfold.language.distillation.draft_vocabulary import choose, coverage, expected_counts
 from tenfold.language.distillation.losses import distillation_loss
 from tenfold.language.distillation.recipes import eagle3_smoke
-from tenfold.language.distillation.rollout_rounds import RolloutConfig, RolloutRounds, RolloutStream
+from tenfold.language.distillation.rollout_rounds import RolloutConfig, RolloutRounds
+from tenfold.language.distillation.rollout_stream import RolloutStream
 from tenfold.language.distillation.rollout_writing import write
 from tenfold.language.distillation.rollouts import Rollout, collate, read_rollouts, repeats_itself, write_rollouts
 from tenfold.language.drafting.drafter import Eagle3Drafter, membership
@@ -136,9 +137,7 @@ def test_positions_that_the_loss_counts() -> None:
         beyond["argmax"][b, len(rollout.tokens) - 1 :] = 0
     assert torch.equal(model(beyond)["loss"], whole["loss"])
     inside = membership(drafter.ids, 96)
-    counted = [
-        sum(bool(inside[int(a.argmax[i])]) for i in range(a.prompt - 1, len(a.tokens) - 1)) for a in rollouts
-    ]  # fmt: skip
+    counted = [sum(bool(inside[int(a.argmax[i])]) for i in range(a.prompt - 1, len(a.tokens) - 1)) for a in rollouts]
     by_hand = []
     with torch.no_grad():
         for rollout in rollouts:
@@ -219,8 +218,16 @@ def test_draft_vocabulary_takes_the_most_expected_ids_and_those_it_must() -> Non
 def test_writing_answers_what_the_target_says_and_features_are_its_own() -> None:
     target = tiny_target()
     prompts = [[1, 2, 3], [4, 5], [6, 7, 8, 9, 10], [11]]
-    rollouts = write(target, prompts, [0.0, 1.0, 0.0, 1.0], max_tokens=9, stops={0}, aux_layers=(1, 3, 5),
-                    generator=torch.Generator().manual_seed(0), batch=2)  # fmt: skip
+    rollouts = write(
+        target,
+        prompts,
+        [0.0, 1.0, 0.0, 1.0],
+        max_tokens=9,
+        stops={0},
+        aux_layers=(1, 3, 5),
+        generator=torch.Generator().manual_seed(0),
+        batch=2,
+    )
     assert [a.tokens[: a.prompt].tolist() for a in rollouts] == prompts
     for rollout in rollouts:
         out = target(rollout.tokens[None].long(), aux_layers=(1, 3, 5))
@@ -233,8 +240,16 @@ def test_writing_answers_what_the_target_says_and_features_are_its_own() -> None
         assert rollout.argmax[rollout.prompt - 1 : n].tolist() == best[rollout.prompt - 1 : n].tolist()
         if rollout.temperature == 0:
             assert rollout.tokens[rollout.prompt :].tolist() == best[rollout.prompt - 1 : n].tolist()
-    hot = write(target, [[1, 2, 3]] * 64, [1.0] * 64, max_tokens=1, stops={0}, aux_layers=(),
-                generator=torch.Generator().manual_seed(1), batch=64)  # fmt: skip
+    hot = write(
+        target,
+        [[1, 2, 3]] * 64,
+        [1.0] * 64,
+        max_tokens=1,
+        stops={0},
+        aux_layers=(),
+        generator=torch.Generator().manual_seed(1),
+        batch=64,
+    )
     assert len({int(a.tokens[-1]) for a in hot}) > 3
 
 

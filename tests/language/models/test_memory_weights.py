@@ -19,9 +19,19 @@ from tenfold.language.models.config import LlamaConfig
 from tenfold.language.models.llama import Llama
 
 CONFIG = LlamaConfig(
-    vocabulary=20, dim=8, hidden=12, depth=4, heads=2, kv_heads=1, memory_layers=(1, 3), memory_side=5, memory_heads=3,
-    memory_top_k=2, memory_key_dim=4, qk_norm="none",
-)  # fmt: skip
+    vocabulary=20,
+    dim=8,
+    hidden=12,
+    depth=4,
+    heads=2,
+    kv_heads=1,
+    memory_layers=(1, 3),
+    memory_side=5,
+    memory_heads=3,
+    memory_top_k=2,
+    memory_key_dim=4,
+    qk_norm="none",
+)
 
 
 def own(path: Path, **changes: Any) -> tuple[Llama, Path]:

@@ -42,9 +42,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(recipe: PretrainRecipe, text: Path) -> PretrainRecipe:
-    model = dataclasses.replace(
-        recipe.model, dim=16, hidden=32, memory_side=16, memory_top_k=4, memory_key_dim=8
-    )  # fmt: skip
+    model = dataclasses.replace(recipe.model, dim=16, hidden=32, memory_side=16, memory_top_k=4, memory_key_dim=8)
     return dataclasses.replace(
         recipe,
         trainer=TrainerConfig(steps=3, device="cpu"),

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from tenfold.config import require
@@ -32,8 +32,9 @@ from tenfold.errors import UsageError
 from tenfold.language.distillation.draft_vocabulary import choose, coverage, expected_counts
 from tenfold.language.distillation.losses import LossName, distillation_loss, eagle1_loss
 from tenfold.language.distillation.replay import accepted_lengths, token_ranks, tokens_per_call
-from tenfold.language.distillation.rollout_rounds import RolloutConfig, RolloutRounds, RolloutStream
-from tenfold.language.distillation.unroll import first_rows, rows_of_interest, unroll
+from tenfold.language.distillation.rollout_rounds import RolloutConfig, RolloutRounds
+from tenfold.language.distillation.rollout_stream import RolloutStream
+from tenfold.language.distillation.unroll import first_rows, rows_of_interest, target_rows, unroll
 from tenfold.language.drafting.drafter import EagleDrafter, config_for, make_drafter, membership
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.drafting.weights import load_drafter, own_tensors, state_of
@@ -160,11 +161,6 @@ class Distillation(nn.Module):
         if not self.training or self.config.noise == 0:
             return torch.zeros_like(hidden)
         return (torch.rand_like(hidden) - 0.5) * (self.config.noise * 512 / hidden.shape[1])
-
-
-def target_rows(first: Int[Tensor, " b"], count: int) -> Int[Tensor, "b a"]:
-    """Places of the tokens that the target's rows first + 1, first + 2, ... are followed by."""
-    return first[:, None] + 2 + torch.arange(count, device=first.device)
 
 
 class DrafterTask(Task):

@@ -2,7 +2,7 @@
 
     rounds = RolloutRounds(config, target="smollm2-135m-instruct", aux_layers=None, seed=0)
     rounds.round(0)                                 the rollouts of the first round, written now or read from `stored`
-    stream = RolloutStream(rounds, batch=4, shard=Shard(), seed=0)
+    stream = RolloutStream(rounds, batch=4, shard=Shard(), seed=0)                (rollout_stream.py)
 
 Online (the default): in every round the target first writes user turns (from the bare beginning of a conversation, at
 temperature 1 with top-p 0.95), then answers them and the prompts of a file, half greedily and half at temperature 1. Rollouts
@@ -17,23 +17,21 @@ same round again. Benchmark prompts never enter: a file that has one is refused,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from tenfold.config import require
 from tenfold.data.atomic import aside
-from tenfold.engine.task import Shard
 from tenfold.errors import DataError, UsageError
 from tenfold.export.weights import load
 from tenfold.language.decoding.engine import locate
 from tenfold.language.distillation.benchmark_prompts import is_benchmark, refuse_benchmarks
 from tenfold.language.distillation.rollout_writing import write
-from tenfold.language.distillation.rollouts import Rollout, collate, read_rollouts, repeats_itself, write_rollouts
+from tenfold.language.distillation.rollouts import Rollout, read_rollouts, repeats_itself, write_rollouts
 from tenfold.language.drafting.drafter import default_aux_layers
 from tenfold.language.drafting.weights import fingerprint
 from tenfold.language.models.config import LlamaConfig
@@ -45,7 +43,6 @@ from tenfold.language.models.tokenizer import Tokenizer, load_tokenizer, read_pr
 RANDOM = "random-tiny"  # a target without weights or words, for tests of the machinery
 SHORTEST = 8  # tokens of a rollout that is worth a place in a batch
 TURN_CHARACTERS = (8, 400)  # of a user turn that is kept
-WINDOW = 16  # batches whose rollouts are put side by side by length, so that little of a batch is padding
 
 
 @dataclass(frozen=True)
@@ -278,47 +275,3 @@ class RolloutRounds:
 
 def _worth_learning(rollouts: list[Rollout]) -> list[Rollout]:
     return [a for a in rollouts if a.length >= SHORTEST and not repeats_itself(a.tokens[a.prompt :].tolist())]
-
-
-class RolloutStream:
-    """An endless stream of batches (`rollouts.collate`), the same for any number of ranks; see engine/task.py, Batches."""
-
-    def __init__(self, rounds: RolloutRounds, batch: int, shard: Shard, seed: int) -> None:
-        if batch % shard.world:
-            raise UsageError(f"batch = {batch} does not divide by {shard.world} ranks.")
-        self.rounds, self.batch, self.shard, self.seed = rounds, batch, shard, seed
-        self.at = (0, 0, 0)  # round, pass, batch
-
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            number, turn, start = self.at
-            rollouts = self.rounds.round(number)
-            order = batches_of(rollouts, self.batch, (self.seed, number, turn))
-            for i in range(start, len(order)):
-                last = i + 1 == len(order)
-                following = (number, turn + 1, 0) if turn + 1 < self.rounds.config.reuse else (number + 1, 0, 0)
-                self.at = following if last else (number, turn, i + 1)
-                each = self.batch // self.shard.world
-                mine = order[i][self.shard.rank * each : (self.shard.rank + 1) * each]
-                yield collate([rollouts[j] for j in mine])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"at": list(self.at), "batch": self.batch, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        number, turn, start = state["at"]
-        self.at = (number, turn, start)
-
-
-def batches_of(rollouts: list[Rollout], batch: int, key: tuple[int, int, int]) -> list[list[int]]:
-    """One pass: whole batches of indices, shuffled, with rollouts of like length in a batch. The rollouts left over when the
-    last batch is not full are other ones in every pass."""
-    generator = torch.Generator().manual_seed((key[0] * 1_000_003 + key[1] * 1_009 + key[2]) % 2**63)
-    order = torch.randperm(len(rollouts), generator=generator).tolist()
-    if len(order) < batch:
-        raise UsageError(f"batch = {batch}, but a round has {len(order)} rollouts.")
-    batches = []
-    for start in range(0, len(order), batch * WINDOW):
-        part = sorted(order[start : start + batch * WINDOW], key=lambda i: len(rollouts[i].tokens))
-        batches += [part[i : i + batch] for i in range(0, len(part) - batch + 1, batch)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

@@ -84,6 +84,11 @@ def rows_of_interest(first: Int[Tensor, " b"], count: int, tokens: int) -> Int[T
     return (first[:, None] + steps).clamp_max(tokens - 2)
 
 
+def target_rows(first: Int[Tensor, " b"], count: int) -> Int[Tensor, "b a"]:
+    """Places of the tokens that the target's rows first + 1, first + 2, ... are followed by."""
+    return first[:, None] + 2 + torch.arange(count, device=first.device)
+
+
 def unroll(
     drafter: EagleDrafter,
     embed: Callable[[Tensor], Tensor],

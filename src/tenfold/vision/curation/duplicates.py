@@ -1,4 +1,4 @@
-"""Duplicates within a pool and against reference sets: the map and reduce functions of `tenfold vision curate`.
+"""Near-duplicates within a pool and against reference sets: the map and reduce functions of `tenfold vision curate`.
 
     exact_edges | approximate_edges    a pair of shards -> edges (query, neighbor, similarity) above a floor
     merge_edges                        all edges of a shard's rows -> the k best of each

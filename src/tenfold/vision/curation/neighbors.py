@@ -8,7 +8,7 @@ rows of i and, turned, for the rows of j. That is half of the arithmetic of a pl
 go to the lower index, so the answer does not depend on the order of the work. `train_index` and `approximate_pair` are
 the way past what exact search can pay: FAISS IVF-PQ proposes, the stored vectors decide.
 
-DINOv2, arXiv 2304.07193, appendix A: k = 64, components by a disjoint set. numpy alone, because worker processes import
+DINOv2, arXiv 2304.07193, appendix A: k = 64, components by a disjoint set. numpy only, because worker processes import
 this file; vectors have unit length (see embeddings.py).
 
     N M rows   D width   k neighbours kept
@@ -298,7 +298,7 @@ def approximate_pair(
     itself: bool,
     probes: int = 32,
 ) -> None:
-    """Offers `best` what the index of one shard proposes for each query, scored anew by that shard's stored vectors.
+    """Offers `best` what the index of one shard proposes for each query, scored again by that shard's stored vectors.
 
     `first` is the number of the shard's first vector; with `itself`, queries and shard are the same rows.
     """

@@ -1,8 +1,8 @@
-"""Images with sentences, from what users have: a parquet file with captions, or labelled images and templates.
+"""Image-caption pairs, from what users have: a parquet file with captions, or labelled images and templates.
 
     data = open_captions(Path("pairs.parquet"))            columns image and caption (text, or a list of texts)
     data = open_captions(Path("imagenette.parquet"))       class names in templates, where there is no such column
-    data[3].image, data.texts[data[3].label]               an image and the sentences that may stand for it
+    data[3].image, data.texts[data[3].label]               an image and the sentences that describe it
 
 Class names as captions make zero-shot classification of those classes a labelled task; `by_class` says that it is one.
 """
