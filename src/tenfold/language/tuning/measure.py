@@ -127,7 +127,7 @@ def figures(network: EagleDrafter, replayed: Replayed) -> dict[str, Any]:
         counts = count_tokens(replayed.answers, network.config.vocabulary)
         result["draft vocabulary covers"] = coverage(network.ids, counts)
     result["TPC no drafter (floor)"] = 1.0
-    result["TPC look-up 6 (floor)"] = replayed.look_up_tpc(LOOKUP_6.nodes)
+    result["TPC lookup 6 (floor)"] = replayed.look_up_tpc(LOOKUP_6.nodes)
     for name, tree in trees.items():
         result[f"TPC {name}"] = replayed.tpc(tree)
         result[f"TPC {name}, all answers"] = replayed.tpc(tree, every)
