@@ -29,6 +29,8 @@ WITHOUT_FIELD = {
     "replay": "tenfold train --replay CAPTURE",
     "size": "a parameter of the recipe's function",
     "out": "the run folder of tenfold train",
+    "report": "of all tasks of tenfold eval",
+    "model.kind": "tenfold train reads which backbone before the flags, which depend on it",
 }
 OTHERS = {
     **dict.fromkeys(("only-binary", "implementation", "python-version", "platform", "abi", "no-deps"), "pip download"),
@@ -46,6 +48,7 @@ OTHERS = {
     "speculative-eagle-topk": "SGLang",
     "speculative-num-draft-tokens": "SGLang",
     "speculative-config": "vLLM",
+    **dict.fromkeys(("ink", "page", "soft", "rule", "fill"), "CSS variables of the report's page"),
 }
 TODAY = {"docs/LOG.md", "docs/benchmarks"}  # journals: what a flag was named on the day stays
 
@@ -68,6 +71,8 @@ def existing() -> set[str]:
     for kind in kinds:
         flags = flags_of(kind)
         names |= flags.keys() | former_flags(kind).keys()
+        for name in former_flags(kind):
+            names |= {".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1)}
         for name, hint in flags.items():
             if hint is bool:
                 group, dot, last = name.rpartition(".")

@@ -71,6 +71,7 @@ ALLOWED = [
         r"\bahead\b",
         "the former name of async_scheduling, for one version",
     ),
+    Allowed("handover", "docs/serving.md", "TENFOLD_HANDOVER_TOKEN", "the former names, for one version"),
     Allowed(
         "handover", "src/tenfold/language/serving/prefill_transfer.py", "FORMER", "the former route, for one version"
     ),
@@ -85,7 +86,7 @@ ALLOWED = [
 NOUNS = """
 2:4 acceptance activation adamw aggregation alignment annotation api archive atomic attention augmentation autograd
 backbone backend backpropagation backward baseline batch batching benchmark bpe cache calibration caption checkpoint
-cli clip clipping command command-line cpu deprecated exception html meta progress terminal write writes cluster clustering collective compiler configuration conformance container contract convnext ctypes
+cli clip clipping cluster clustering collective compiler configuration conformance container contract convnext ctypes
 convolution correspondence cpu crop cross-entropy csv cuda curation dataclass dataset decoder decoding deduplication
 depth dino dinov2 dinov3 disparity distillation distribution draft drafter drafting duplicate eagle ema embedding
 encoder engine epoch evaluation executor expert export feature feed-forward fine-tuning forward fp8 fsdp fused gelu
@@ -101,6 +102,7 @@ serving sha-256 shard similarity sinkhorn-knopp softmax sparse sparsity speculat
 stereo streaming stride student swiglu tar task teacher template tensor tensorboard throughput token tokenizer torch
 torchrun torchvision tracking trainer training transformer tree triton tuning tyro validation vector verification
 vision vit vocabulary weight wheel worker zero-shot
+command command-line deprecated exception html meta progress terminal writes
 """
 
 

@@ -28,6 +28,7 @@ from tenfold.data.tensors import save_own
 from tenfold.language.decoding.engine import LLMEngine
 from tenfold.language.decoding.request import Page
 from tenfold.language.drafting.ngram import HybridDrafter, NgramDrafter
+from tenfold.language.drafting.protocol import Shape
 from tenfold.language.drafting.speculation import Speculation
 from tenfold.language.drafting.tree_drafter import TreeDrafter
 from tenfold.language.drafting.weights import own_tensors, state_of
@@ -51,10 +52,10 @@ def eagle_engine(kind: str) -> LLMEngine:
     target = tiny_target()
     options = {"eagle1": {"method": "eagle1"}, "window": {"sliding_window": 6}}.get(kind, {})
     drafter: Any = TreeDrafter(tiny_drafter(target, **options), target)
-    shape = TREE
+    shape: Shape = TREE
     if kind == "eagle and prompt lookup":
         drafter = HybridDrafter(drafter, NgramDrafter())
-        shape = drafter.add(HYBRID)
+        shape = HYBRID
     plan = Speculation(planner=lambda n, s: (shape, "without_replacement"))
     return LLMEngine(target, None, drafter, speculation=plan, page_size=4, chunk=5)
 

@@ -152,7 +152,7 @@ def test_layers_of_a_convnext_count_from_the_input() -> None:
 
 
 def test_what_is_no_teacher_and_what_is_no_student_is_said(tmp_path: Path, teacher: Path, data: Path) -> None:
-    with pytest.raises(CheckpointError, match="no run folder"):
+    with pytest.raises(CheckpointError, match="not a run folder"):
         teacher_recipe(tmp_path)
     with pytest.raises(UsageError, match="Did you mean 'mini'"):
         DistillRecipe(students=("mimi",))
