@@ -75,7 +75,9 @@ def test_a_run_goes_on_from_its_checkpoint_and_ends_as_if_never_stopped(place: P
     assert type(model).__name__ == KINDS[run]
     final = load_file(place / f"expected/{run}-final.safetensors")
     state = model.state_dict()
-    assert all(torch.allclose(state[name].float(), value.float(), rtol=1e-2, atol=1e-3) for name, value in final.items())
+    assert all(
+        torch.allclose(state[name].float(), value.float(), rtol=1e-2, atol=1e-3) for name, value in final.items()
+    )
 
 
 @pytest.mark.parametrize("run", sorted(KINDS))
