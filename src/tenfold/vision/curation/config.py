@@ -15,9 +15,7 @@ from tenfold.config import require
 class CurateConfig:
     """What is curated and how; the flags of `tenfold vision curate`."""
 
-    weights: tyro.conf.Positional[
-        str
-    ]  # weights or run folder for clusters and retrieval (dinov3-mini ships), or `pixels`, which needs none
+    weights: tyro.conf.Positional[str]  # weights or run folder for clusters and retrieval, or `pixels`
     pool: Path  # images to choose from
     target: int  # rows of the manifest
     out: Path  # folder of results and of all stages
