@@ -1,7 +1,7 @@
-"""Verification gives exactly the target's law: not by sampling, but by measuring every decision's share of its uniform.
+"""Verification gives exactly the target's distribution, by measuring every decision's share of its uniform, not by sampling.
 
 Each decision is a threshold on one uniform, so its probability is found by bisection through `verify_sampled` itself; summed
-over all drafts that the drafter could have made, weighted by their probability, the law of the emitted token must be p.
+over all drafts that the drafter could have made, weighted by their probability, the emitted distribution must be p.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tenfold.language.drafting.protocol import Draft, Rule
 from tenfold.language.drafting.rejection import Accepted, verify_greedy, verify_sampled
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.sampling.randomness import device_uniforms, uniforms
-from tenfold.language.sampling.sampling import Laws, SamplingParams, allow, draw, token_laws
+from tenfold.language.sampling.sampling import SamplingParams, SamplingTensors, allow, draw, token_probabilities
 
 V = 5
 TREE = Tree.from_paths([[0], [1], [2], [0, 0], [0, 1], [2, 0]])
@@ -24,7 +24,7 @@ PLAIN = SamplingParams(temperature=1.0)
 
 
 def reference(logits: Tensor, params: SamplingParams, allowed: Tensor | None = None) -> Tensor:
-    """The law of one row, step by step as plain decoding takes them."""
+    """The distribution of one row, step by step as plain decoding takes them."""
     x = [float(v) if allowed is None or bool(allowed[i]) else -float("inf") for i, v in enumerate(logits)]
     weights = [2.718281828459045 ** (v / params.temperature) for v in x]
     order = sorted(range(len(x)), key=lambda i: -weights[i])
@@ -59,7 +59,7 @@ def draws(rule: Rule, q: Tensor, count: int) -> list[tuple[tuple[int, ...], floa
     return ways
 
 
-def emitted_law(
+def emitted_distribution(
     node: int, logits: Tensor, params: SamplingParams, draft: Draft, rule: Rule, weights: Tensor
 ) -> tuple[Tensor, float]:
     """Law of the token after `node`, given that it was reached, over all rows of `draft`; and the weight that reached it."""
@@ -74,7 +74,7 @@ def emitted_law(
         times = len(u) // rows
         point = None if draft.point is None else draft.point.repeat(times, 1)
         many = Draft(draft.tokens.repeat(times, 1), draft.q.expand(rows, -1, -1).repeat(times, 1, 1), draft.ids, point)
-        return verify_sampled(logits.expand(len(u), -1, -1), Laws.of([params] * len(u)), many, TREE, u, rule)
+        return verify_sampled(logits.expand(len(u), -1, -1), SamplingTensors.of([params] * len(u)), many, TREE, u, rule)
 
     reached = (run(start).path == node).any(-1) if node else torch.ones(rows, dtype=torch.bool)
     place = torch.tensor([*range(len(children)), *[3] * V]).repeat_interleave(rows)
@@ -87,16 +87,18 @@ def emitted_law(
         yes = torch.where(place < 3, (found.path == wanted[:, None]).any(-1), found.bonus <= wanted)
         low, high = torch.where(yes, middle, low), torch.where(yes, high, middle)
     thresholds = ((low + high) / 2).view(cases, rows)
-    law = torch.zeros(rows, V, dtype=torch.float64)
+    distribution = torch.zeros(rows, V, dtype=torch.float64)
     left = torch.ones(rows, dtype=torch.float64)
     for child, threshold in zip(children, thresholds):
         guess = draft.tokens[:, child - 1]
-        law.scatter_add_(1, guess.clamp_min(0)[:, None], torch.where(guess >= 0, left * threshold, 0.0)[:, None])
+        distribution.scatter_add_(
+            1, guess.clamp_min(0)[:, None], torch.where(guess >= 0, left * threshold, 0.0)[:, None]
+        )
         left = torch.where(guess >= 0, left * (1 - threshold), left)
     # Where every sibling is accepted whatever u is, nothing is left and the draw has no say.
-    law += left[:, None] * thresholds[len(children) :].diff(dim=0, prepend=torch.zeros(1, rows)).t()
+    distribution += left[:, None] * thresholds[len(children) :].diff(dim=0, prepend=torch.zeros(1, rows)).t()
     weights = weights * reached
-    return (law * weights[:, None]).sum(0) / weights.sum(), float(weights.sum())
+    return (distribution * weights[:, None]).sum(0) / weights.sum(), float(weights.sum())
 
 
 def total_variation(
@@ -107,7 +109,7 @@ def total_variation(
     looked_up: bool = False,
     drop_duplicates: bool = False,
 ) -> float:
-    """The largest distance to the target's law over the root and the two inner nodes."""
+    """The largest distance to the target's distribution over the root and the two inner nodes."""
     torch.manual_seed(3)
     logits = torch.randn(1, TREE.nodes + 1, V, dtype=torch.float64) * 1.5
     q = torch.randn(len(TREE.inner), V, dtype=torch.float64).softmax(-1)
@@ -140,10 +142,10 @@ def total_variation(
             point[:, children[0] - 1] = True
         draft = Draft(table, q.expand(len(rows), -1, -1), None, point)
         weight = torch.tensor(weights, dtype=torch.float64)
-        law, reached = emitted_law(node, logits, params, draft, verified_as or rule, weight)
+        distribution, reached = emitted_distribution(node, logits, params, draft, verified_as or rule, weight)
         expected = reference(logits[0, node], params, None if allowed is None else allowed[0, node])
         assert reached > 0.05
-        worst = max(worst, float((law - expected).abs().sum() / 2))
+        worst = max(worst, float((distribution - expected).abs().sum() / 2))
     return worst
 
 
@@ -196,8 +198,9 @@ def test_a_draft_vocabulary_smaller_than_the_targets_keeps_the_law() -> None:
         rows.append(tokens)
         weights.append(float(q[0, 0, a] * q[0, 0, b] / (1 - q[0, 0, a])))
     draft = Draft(torch.stack(rows), q.expand(6, -1, -1), ids)
-    law, _ = emitted_law(0, logits, PLAIN, draft, "without_replacement", torch.tensor(weights, dtype=torch.float64))
-    assert (law - reference(logits[0, 0], PLAIN)).abs().sum() / 2 < 1e-6
+    mass = torch.tensor(weights, dtype=torch.float64)
+    distribution, _ = emitted_distribution(0, logits, PLAIN, draft, "without_replacement", mass)
+    assert (distribution - reference(logits[0, 0], PLAIN)).abs().sum() / 2 < 1e-6
 
 
 def test_greedy_follows_the_argmax_and_equals_sampling_at_temperature_zero() -> None:
@@ -207,7 +210,7 @@ def test_greedy_follows_the_argmax_and_equals_sampling_at_temperature_zero() -> 
         draft = Draft(tokens)
         greedy = verify_greedy(logits, draft, TREE)
         u = torch.rand(4, TREE.height + 1, 4, dtype=torch.float64)
-        sampled = verify_sampled(logits, Laws.of([SamplingParams()] * 4), draft, TREE, u, "top_k")
+        sampled = verify_sampled(logits, SamplingTensors.of([SamplingParams()] * 4), draft, TREE, u, "top_k")
         for b in range(4):
             node, path = 0, [0]
             while True:
@@ -227,9 +230,9 @@ def test_laws_of_a_mixed_batch_are_those_of_each_alone() -> None:
     torch.manual_seed(0)
     logits = torch.randn(len(CUTS) + 1, 40)
     params = [*CUTS.values(), SamplingParams()]
-    together = token_laws(logits, Laws.of(params))
+    together = token_probabilities(logits, SamplingTensors.of(params))
     for row, one, p in zip(logits, params, together):
-        assert torch.allclose(token_laws(row[None], Laws.of([one]))[0], p)
+        assert torch.allclose(token_probabilities(row[None], SamplingTensors.of([one]))[0], p)
         if one.temperature:
             assert torch.allclose(p.double(), reference(row, one), atol=1e-6)
     assert together[-1].tolist() == [float(i == logits[-1].argmax()) for i in range(40)]
@@ -238,7 +241,7 @@ def test_laws_of_a_mixed_batch_are_those_of_each_alone() -> None:
 def test_a_nucleus_wider_than_the_first_look_is_still_exact() -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 3000) * 0.1
-    found = token_laws(logits, Laws.of([SamplingParams(temperature=1.0, top_p=0.9)] * 2))
+    found = token_probabilities(logits, SamplingTensors.of([SamplingParams(temperature=1.0, top_p=0.9)] * 2))
     assert torch.allclose(
         found[0].double(), reference(logits[0], SamplingParams(temperature=1.0, top_p=0.9)), atol=1e-6
     )

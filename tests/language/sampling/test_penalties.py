@@ -13,7 +13,7 @@ from language.engine_models import finish, make_engine, tiny_llama
 from tenfold.config import FieldError
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.sampling.penalties import penalise
-from tenfold.language.sampling.sampling import Laws, SamplingParams, allow, token_laws
+from tenfold.language.sampling.sampling import SamplingParams, SamplingTensors, allow, token_probabilities
 
 CHOICES = [
     {"repetition_penalty": 1.6},
@@ -97,13 +97,13 @@ def test_a_penalty_out_of_range_says_what_is_allowed() -> None:
     ],
 )
 def test_extreme_numbers_leave_a_law_that_a_grammar_can_rely_on(extreme: dict) -> None:
-    """No infinity becomes NaN: what is forbidden stays at 0, and the rest is a law."""
+    """No infinity becomes NaN: what is forbidden stays at 0, and the rest is a distribution."""
     params = SamplingParams(**{"temperature": 0.8, "top_p": 0.7, "presence_penalty": 0.5, **extreme})
     logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)) * 20
     alone = torch.ones(1, 1, dtype=torch.bool)
     none = torch.empty(0, dtype=torch.int64)
     rows = torch.cat([penalise(row[None], params, [1, 2, 3, 3], 1, none, alone) for row in logits])
     allowed = torch.arange(9)[None] > 4
-    p = token_laws(allow(rows, allowed.expand(4, -1)), Laws.of([params] * 4))
+    p = token_probabilities(allow(rows, allowed.expand(4, -1)), SamplingTensors.of([params] * 4))
     assert torch.allclose(p.sum(-1), torch.ones(4))
     assert bool((p[:, :5] == 0).all())

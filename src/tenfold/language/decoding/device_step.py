@@ -31,7 +31,7 @@ from tenfold.language.decoding.step import DeviceNumbers, decoding_step
 from tenfold.language.drafting.protocol import DeviceRows, Draft, DraftTrees, Rule
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.models.llama import Output
-from tenfold.language.sampling.sampling import Kind, Laws
+from tenfold.language.sampling.sampling import Kind, SamplingTensors
 
 WARM = 3  # steps before a graph is recorded, in which libraries and Triton get ready
 
@@ -79,7 +79,7 @@ class Resident:
         """Puts requests, whose drafter's rows are complete, in the places of those before."""
         count, rest = len(requests), plan.batch - len(requests)
         params = [r.params for r in requests]
-        laws = Laws.of(params)
+        sampling = SamplingTensors.of(params)
         for buffer, values in (
             (self.starts, [r.rows for r in requests]),
             (self.roots, [r.tokens[-1] for r in requests]),
@@ -88,9 +88,9 @@ class Resident:
         ):
             self._put(buffer[: plan.batch], torch.tensor([*values, *[0] * rest], dtype=buffer.dtype))
         for buffer, values in (
-            (self.temperature, laws.temperature),
-            (self.top_k, laws.top_k),
-            (self.top_p, laws.top_p),
+            (self.temperature, sampling.temperature),
+            (self.top_k, sampling.top_k),
+            (self.top_p, sampling.top_p),
         ):
             self._put(buffer[:count], values)
         self._shown = []
@@ -181,7 +181,7 @@ class Resident:
             self.roots[:batch],
             lambda: self._draft(plan, numbers),
             forward,
-            laws=Laws(self.temperature[:batch], self.top_k[:batch], self.top_p[:batch], plan.kinds),
+            sampling=SamplingTensors(self.temperature[:batch], self.top_k[:batch], self.top_p[:batch], plan.kinds),
             rule=plan.rule,
             numbers=numbers,
             simulated=plan.simulated,

@@ -26,7 +26,7 @@ from tenfold.language.drafting.protocol import Draft, Drafter, DraftState, Draft
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.models.llama import Llama, Output
 from tenfold.language.models.paged_forward import Passes
-from tenfold.language.sampling.sampling import Laws
+from tenfold.language.sampling.sampling import SamplingTensors
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ class Runner:
         """One pass of the target over the root and the tree of every request; their pages must be there. simulated: see
         Speculation.simulated_accept."""
         starts = [r.rows for r in requests]
-        laws = Laws.of([r.params for r in requests])
+        sampling = SamplingTensors.of([r.params for r in requests])
 
         def propose() -> tuple[Draft, DraftTrees]:
-            draft, trees = self._draft(requests, shape, rule, laws)
+            draft, trees = self._draft(requests, shape, rule, sampling)
             return (lead([r.grammar for r in requests], draft, trees.one(0)) if trees.shared else draft), trees
 
         def forward(nodes: Tensor, trees: DraftTrees) -> tuple[Output, Tensor]:
@@ -121,7 +121,7 @@ class Runner:
             torch.tensor([r.tokens[-1] for r in requests]),
             propose,
             forward,
-            laws=laws,
+            sampling=sampling,
             rule=rule,
             numbers=HostNumbers([r.seed for r in requests], [len(r.tokens) for r in requests]),
             hooks=hooks_of(requests, self.model.config.vocabulary),
@@ -171,7 +171,9 @@ class Runner:
         for state in states:
             state.waiting.clear()
 
-    def _draft(self, requests: list[Request], shape: Shape, rule: Rule, laws: Laws) -> tuple[Draft, DraftTrees]:
+    def _draft(
+        self, requests: list[Request], shape: Shape, rule: Rule, sampling: SamplingTensors
+    ) -> tuple[Draft, DraftTrees]:
         # A text of one token has no row yet from which anything could be drafted.
         able = [b for b, r in enumerate(requests) if len(r.tokens) > 1]
         if self.drafter is None or shape.nodes == 0 or not able:
@@ -181,7 +183,7 @@ class Runner:
         self.catch_up(some)
         numbers = HostNumbers([r.seed for r in some], [len(r.tokens) for r in some])
         states = [_state(r) for r in some]
-        draft, trees = shape.propose(self.drafter, states, rule, laws.temperature[able], numbers.draft)
+        draft, trees = shape.propose(self.drafter, states, rule, sampling.temperature[able], numbers.draft)
         draft = draft.cpu()
         if len(able) == len(requests):
             return draft, trees

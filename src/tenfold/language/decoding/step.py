@@ -1,6 +1,6 @@
 """The decoding step of speculative decoding, once for all paths: draft, verify by rejection sampling, accept, count.
 
-    outcome = decoding_step(propose, forward, laws=laws, rule=rule, numbers=HostNumbers(seeds, lengths), hooks=[...])
+    outcome = decoding_step(propose, forward, sampling=sampling, rule=rule, numbers=HostNumbers(seeds, lengths), hooks=[...])
     outcome.tokens[b, : length + 1]                             what a request emits: accepted tokens and the bonus token
 
 The runner (decoding/runner.py) calls it with tensors of the host, and the steps that stay on a device (decoding/device_step.py)
@@ -31,7 +31,7 @@ from tenfold.language.drafting.rejection import Accepted, simulate, verify_greed
 from tenfold.language.models.llama import Output
 from tenfold.language.sampling.penalties import penalise
 from tenfold.language.sampling.randomness import ACCEPT, BONUS, DRAFT, device_uniforms, uniforms
-from tenfold.language.sampling.sampling import Laws, allow
+from tenfold.language.sampling.sampling import SamplingTensors, allow
 
 Propose = Callable[[], tuple[Draft, DraftTrees]]
 Forward = Callable[[Tensor, DraftTrees], tuple[Output, Tensor]]
@@ -115,7 +115,7 @@ def decoding_step(
     propose: Propose,
     forward: Forward,
     *,
-    laws: Laws,
+    sampling: SamplingTensors,
     rule: Rule,
     numbers: Numbers,
     hooks: Sequence[Hook] = (),
@@ -129,7 +129,7 @@ def decoding_step(
     logits = found
     for hook in hooks:
         logits = hook(logits, draft, trees)
-    accepted = verify(logits, draft, trees, laws=laws, rule=rule, numbers=numbers, simulated=simulated)
+    accepted = verify(logits, draft, trees, sampling=sampling, rule=rule, numbers=numbers, simulated=simulated)
     path, tokens = emitted(nodes, accepted)
     return Outcome(trees, out, found, path, tokens, accepted, (draft.tokens >= 0).sum(-1))
 
@@ -139,7 +139,7 @@ def verify(
     draft: Draft,
     trees: DraftTrees,
     *,
-    laws: Laws,
+    sampling: SamplingTensors,
     rule: Rule,
     numbers: Numbers,
     simulated: float | None,
@@ -147,9 +147,9 @@ def verify(
     """Which draft tokens are accepted: by the argmax, by rejection sampling, or by a coin."""
     if simulated is not None:
         return simulate(logits, draft, trees, numbers.coins(max(1, trees.height)), simulated)
-    if laws.greedy:
+    if sampling.greedy:
         return verify_greedy(logits, draft, trees)
-    return verify_sampled(logits, laws, draft, trees, numbers.accept(trees.siblings, trees.height + 1), rule)
+    return verify_sampled(logits, sampling, draft, trees, numbers.accept(trees.siblings, trees.height + 1), rule)
 
 
 def emitted(nodes: Int[Tensor, "B N"], accepted: Accepted) -> tuple[Int[Tensor, "B K"], Int[Tensor, "B K"]]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tenfold.language.drafting.protocol import Draft, DraftTrees, Rule
 from tenfold.language.models.paged_forward import first_largest
-from tenfold.language.sampling.sampling import Laws, draw, token_laws
+from tenfold.language.sampling.sampling import SamplingTensors, draw, token_probabilities
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def verify_greedy(logits: Float[Tensor, "B N V"], draft: Draft, tree: DraftTrees
 
 def verify_sampled(
     logits: Float[Tensor, "B N V"],
-    laws: Laws,
+    sampling: SamplingTensors,
     draft: Draft,
     tree: DraftTrees,
     uniforms: Float[Tensor, "B K R1"],
@@ -65,7 +65,7 @@ def verify_sampled(
     length, node = torch.zeros_like(batch), torch.zeros_like(batch)
     bonus, live = torch.full_like(batch, -1), torch.ones_like(batch, dtype=torch.bool)
     for depth in range(tree.height + 1):
-        p = token_laws(logits[batch, node], laws)
+        p = token_probabilities(logits[batch, node], sampling)
         r, q = p, _proposal(draft, tree, node, p)
         children, accepted = tree.children_of(node), torch.full_like(node, -1)
         for rank in range(children.shape[1]):

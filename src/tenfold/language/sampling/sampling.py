@@ -164,10 +164,6 @@ def draw(p: Float[Tensor, "m v"], u: Float[Tensor, " m"]) -> Int[Tensor, " m"]:
     return torch.minimum(ids, last)
 
 
-Laws = SamplingTensors  # former names, for callers in other rooms
-token_laws = token_probabilities
-
-
 def allow(logits: Float[Tensor, "*b v"], allowed: Bool[Tensor, "*b v"]) -> Float[Tensor, "*b v"]:
     """Logits with what a grammar forbids at -inf. A row that allows nothing belongs to no reachable node: it stays."""
     reachable = allowed.any(-1, keepdim=True)
