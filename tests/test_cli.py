@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -10,7 +9,6 @@ import pytest
 
 from tenfold.cli import VERBS, main
 from tenfold.registry import Entry
-from tenfold.systems import SYSTEMS
 
 
 def tenfold(*args: str) -> subprocess.CompletedProcess[str]:
@@ -66,20 +64,6 @@ def test_a_wrong_word_leaves_with_2_and_names_the_right_one(args: list[str], sai
     assert said in result.stderr.replace("│", "").replace("\n", " ") or said in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
-
-
-def test_systems_tells_ten_rows_whose_commands_exist() -> None:
-    rows = json.loads(tenfold("systems", "--json").stdout)
-    assert [row["number"] for row in rows] == list(range(1, 11))
-    from tenfold.registry import recipes
-
-    for system in SYSTEMS:
-        assert (system.state == "planned") == (system.commands == ())
-        for command in system.commands:
-            words = command.split()[1:]
-            assert words[0] in VERBS or " ".join(words[:2]) in VERBS
-            if words[0] == "train":
-                assert words[1] in recipes
 
 
 def test_a_reader_that_closes_early_is_no_error() -> None:

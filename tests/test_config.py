@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from sample_recipe import Part, Sample, sample
 from tenfold.config import config_hash, from_dict, require, spell, to_dict
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.recipe import TrainerConfig
-from tenfold.engine.schedule import Schedule
+from tenfold.engine.schedule import OptimConfig, Schedule
 from tenfold.errors import FieldError, UsageError
 from tenfold.flags import former_flags, parse
 

@@ -75,7 +75,7 @@ def test_help_explains_the_tasks_own_flags_and_the_report(capsys: pytest.Capture
 
 
 def test_every_figure_of_a_result_is_in_the_report() -> None:
-    result = {"accuracy, %": 61.0, "accuracy, %, floor (chance)": 50.0, "pairs": "670", "  anaphora": 80.0}
+    result = {"accuracy, %": 61.0, "accuracy, %, baseline (chance)": 50.0, "pairs": "670", "  anaphora": 80.0}
     report = evaluation_report("blimp", result)
     values = [value for part in report.parts for row in part["rows"] for value in row.values()]
     assert {61.0, 50.0, "670", 80.0} <= set(values)

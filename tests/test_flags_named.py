@@ -67,11 +67,13 @@ def existing() -> set[str]:
     names = set(WITHOUT_FIELD)
     for kind in kinds:
         flags = flags_of(kind)
-        names |= flags.keys() | former_flags(kind).keys()
+        former = former_flags(kind)
+        names |= flags.keys() | former.keys()
         for name, hint in flags.items():
             if hint is bool:
                 group, dot, last = name.rpartition(".")
                 names.add(f"{group}{dot}no-{last}")
+        for name in (*flags, *former):
             parts = name.split(".")
             names |= {".".join(parts[:i]) for i in range(1, len(parts))}  # `--optim.*` names a group
     return names

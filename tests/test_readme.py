@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import re
 import typing
 from pathlib import Path
 
@@ -47,6 +48,9 @@ def check_command(words: list[str], folder: Path) -> None:
         check_training(rest, folder)
     elif verb == "eval" and rest:
         kind = typing.get_type_hints(TASKS.load(rest[0]))["options"]
+        if "--report" in rest[:-1]:  # the flag of all tasks, with its folder; `eval` adds it to each
+            at = rest.index("--report")
+            del rest[at : at + 2]
         parse(kind, rest[1:], f"tenfold eval {rest[0]}", config=SWITCHES)
     elif "options" in typing.get_type_hints(function):
         options = parse(typing.get_type_hints(function)["options"], rest, f"tenfold {verb}", config=SWITCHES)
@@ -82,7 +86,7 @@ def all_flags() -> set[str]:
     """Every flag of every verb, evaluation and recipe."""
     kinds = [typing.get_type_hints(VERBS.load(verb.name)).get("options") for verb in VERBS]
     kinds += [typing.get_type_hints(TASKS.load(task.name))["options"] for task in TASKS]
-    flags = {"out", "resume", "replay", "help", "version"}
+    flags = {"out", "resume", "replay", "report", "help", "version"}
     for kind in filter(None, kinds):
         flags |= set(flags_of(kind))
     for recipe in recipes:
@@ -107,7 +111,7 @@ def problem_of(words: list[str], folder: Path, complete: bool) -> str:
     try:
         check_command(list(words), folder)
     except UsageError as error:
-        if complete or " lacks " not in str(error):
+        if complete or not re.search(" lacks | without a value: ", str(error)):
             return f"tenfold {' '.join(words)}: {error}"
     return ""
 

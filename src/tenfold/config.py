@@ -77,8 +77,8 @@ def to_dict(config: Any, former: bool = False) -> Any:
 def from_dict(kind: type[T], values: Any, where: str = "") -> T:
     """Rebuilds the dataclass `kind` from `to_dict`'s output; `where` is the dotted place that errors name.
 
-    Raises UsageError for an unknown field (naming the nearest), an absent one, a wrong type (True is no number, 2.0 no
-    whole number, NaN no number at all), and whatever the dataclass itself refuses.
+    Raises UsageError for an unknown field (naming the nearest), an absent one, a wrong type (True is not a number, 2.0 not a
+    whole number, NaN not a number at all), and whatever the dataclass itself refuses.
     """
     if not isinstance(values, dict):
         raise FieldError(where or kind.__name__, values, f"the fields of {kind.__name__}")
@@ -145,8 +145,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert_union(args, value, where)
     if origin is Literal:
         if not any(value == allowed and type(value) is type(allowed) for allowed in args):
-            guess = nearest(str(value), map(str, args))
-            raise FieldError(where, value, spell(hint) + (f" (did you mean {guess!r}?)" if guess else ""))
+            close = nearest(str(value), map(str, args))
+            raise FieldError(where, value, spell(hint) + (f" (did you mean {close!r}?)" if close else ""))
         return value
     if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):
@@ -176,8 +176,8 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     names = [
         str(name) for option in options if typing.get_origin(option) is Literal for name in typing.get_args(option)
     ]
-    guess = nearest(value, names) if isinstance(value, str) else None
-    raise FieldError(where, value, " or ".join(map(spell, options)) + (f" (did you mean {guess!r}?)" if guess else ""))
+    close = nearest(value, names) if isinstance(value, str) else None
+    raise FieldError(where, value, " or ".join(map(spell, options)) + (f" (did you mean {close!r}?)" if close else ""))
 
 
 def _convert_plain(hint: Any, value: Any, where: str) -> Any:

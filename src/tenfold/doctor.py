@@ -1,4 +1,4 @@
-"""`tenfold doctor`: what this machine and this install can do, what is faster with it, and what to type for what is missing.
+"""`tenfold doctor`: what this CPU, GPU and install can do, what is faster with it, and what to type for what is missing.
 
 Extras and their requirements are read from the package's own metadata; the machine is asked through kernels/machine.py.
 """

@@ -1,4 +1,4 @@
-"""The error family: every mistake a user can make is one of these, with its exit code.
+"""Exceptions with exit codes: every mistake a user can make is one of this family.
 
 A message says what was given, what is allowed, the nearest match and what to do next, so it never needs a traceback.
 The command line prints `str(error)` and leaves with `error.exit_code`; a library user catches the class.
@@ -94,7 +94,7 @@ class LostRank(TenfoldError):
 
 
 class Preempted(TenfoldError):
-    """A signal asked to stop; the state is saved and `--resume` goes on from it."""
+    """A signal asked to stop; the state is saved and `--resume` continues from it."""
 
     exit_code = 75
 
@@ -108,10 +108,10 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
 def unknown_name(what: str, name: str, allowed: Iterable[str], todo: str = "") -> UsageError:
     """A UsageError for a name that is not in `allowed`, naming the nearest one."""
     names = sorted(allowed)
-    guess = nearest(name, names)
+    close = nearest(name, names)
     parts = [f"unknown {what} {name!r}."]
-    if guess:
-        parts.append(f"Did you mean {guess!r}?")
+    if close:
+        parts.append(f"Did you mean {close!r}?")
     parts.append(f"Allowed: {', '.join(names) if names else '(none)'}.")
     if todo:
         parts.append(todo)

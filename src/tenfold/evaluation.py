@@ -38,8 +38,10 @@ TASKS.add("text", "tenfold.language.pretraining.evaluate_text:text", "loss of a 
 TASKS.add("blimp", "tenfold.language.pretraining.evaluate_text:blimp", "grammatical minimal pairs")
 TASKS.add("nq", "tenfold.language.pretraining.evaluate_text:nq", "exact match on open questions")
 TASKS.add("facts", "tenfold.language.memory_commands:facts", "recall of the generated facts of a run")
-TASKS.add("factbook", "tenfold.language.memory_commands:factbook", "recall of real facts, beside guessing")
-TASKS.add("speculative", "tenfold.language.evaluations:speculative", "tokens per call of a drafter, beside look-up")
+TASKS.add("factbook", "tenfold.language.memory_commands:factbook", "recall of real facts, beside chance")
+TASKS.add(
+    "speculative", "tenfold.language.evaluations:speculative", "tokens per call of a drafter, beside prompt lookup"
+)
 
 
 def evaluate(args: list[str]) -> int:
@@ -117,7 +119,7 @@ def _listing() -> str:
     return "\n".join(
         [
             "tenfold eval TASK WEIGHTS [--flag value ...]     (tenfold eval TASK --help lists the flags)",
-            "WEIGHTS is any file or folder of weights that tenfold reads, or a run folder. Floors stand beside every score.",
+            "WEIGHTS is any file or folder of weights that tenfold reads, or a run folder. Baselines are beside every score.",
             *lines,
         ]
     )

@@ -207,8 +207,8 @@ def _off(name: str) -> str:
 
 def _unknown(flag: str, names: list[str], prog: str) -> str:
     wanted = flag.lstrip("-")
-    guess = nearest(wanted, names) or next((name for name in names if name.rpartition(".")[2] == wanted), None)
-    parts = [f"unknown flag {flag}."] + ([f"Did you mean --{guess}?"] if guess else [])
+    close = nearest(wanted, names) or next((name for name in names if name.rpartition(".")[2] == wanted), None)
+    parts = [f"unknown flag {flag}."] + ([f"Did you mean --{close}?"] if close else [])
     few = len(names) <= 12
     parts.append(f"Allowed: {', '.join('--' + n for n in names)}." if few else f"{prog} --help lists all {len(names)}.")
     return " ".join(parts)
@@ -218,8 +218,8 @@ def _unreadable(flag: str, words: list[str], hint: Any) -> str:
     given = " ".join([flag, *words]) if words else f"{flag} without a value"
     if hint is bool:
         return f"{given}: {flag} is a switch and takes no value."
-    guess = nearest(words[0], map(str, _choices(hint))) if words else None
-    return f"{given}: allowed is {spell(hint)}." + (f" Did you mean {guess}?" if guess else "")
+    close = nearest(words[0], map(str, _choices(hint))) if words else None
+    return f"{given}: allowed is {spell(hint)}." + (f" Did you mean {close}?" if close else "")
 
 
 def _choices(hint: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Moved modules: import paths that earlier pages showed keep working for one version, with a DeprecationWarning.
+"""Deprecated import paths: modules that moved keep working for one version, with a DeprecationWarning.
 
     from tenfold.language.engine import LLM         warns, and gives what `from tenfold.language import LLM` gives
 
@@ -12,7 +12,7 @@ import importlib.abc
 import importlib.machinery
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from types import ModuleType
 
 MOVED = {
@@ -25,7 +25,7 @@ MOVED = {
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self, fullname: str, path: Iterable[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         return importlib.machinery.ModuleSpec(fullname, self) if fullname in MOVED else None
 

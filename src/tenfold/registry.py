@@ -1,4 +1,4 @@
-"""Names to code: `"module:attribute"` references that are imported only when used.
+"""Registries of recipes, weights, backbones and commands: `"module:attribute"` references, imported only when used.
 
 The command line lists verbs, recipes and systems from here without importing torch.
 

@@ -35,6 +35,7 @@ SYSTEMS: tuple[System, ...] = (
         (
             "tenfold train dinov3",
             "tenfold train dinov3-mini",
+            "tenfold train dinov3",
             "tenfold train dinov3-gram",
             "tenfold train dinov3-distill",
             "tenfold train dinov3-text",

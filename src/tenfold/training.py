@@ -2,7 +2,7 @@
 
 tenfold train                                          lists the recipes
 tenfold train dinov3-mini --out runs/a --optim.lr 1e-3
-tenfold train --resume runs/a                          goes on with the run's own configuration
+tenfold train --resume runs/a                          continues with the run's own configuration
 tenfold train --replay runs/a/nonfinite-step-812       runs a step again that was not finite, and says what was
 torchrun --nproc-per-node 2 -m tenfold train dinov3-mini --out runs/a
 """
@@ -53,7 +53,7 @@ def train(args: list[str]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Resume:
-    """Goes on with a run from its newest complete checkpoint, with the configuration in its folder."""
+    """Continues with a run from its newest complete checkpoint, with the configuration in its folder."""
 
     resume: Path  # the run folder
 
@@ -161,7 +161,7 @@ def _listing() -> str:
     return "\n".join(
         [
             "tenfold train RECIPE [--field value ...]     (tenfold train RECIPE --help lists the fields; some take --size)",
-            "tenfold train --resume RUN                   goes on with a stopped run",
+            "tenfold train --resume RUN                   continues with a stopped run",
             "tenfold train --replay RUN/nonfinite-step-N  runs a step again that was not finite",
             *lines,
         ]
@@ -175,7 +175,7 @@ def run_recipe(name: str, recipe: Recipe, out: Path, resume: bool = False) -> di
 
     if not resume and (out / "config.json").exists():
         raise UsageError(
-            f"{out} holds a run already. Go on with it: tenfold train --resume {out}; or choose another --out."
+            f"{out} holds a run already. Continue it: tenfold train --resume {out}; or choose another --out."
         )
     trainer = Trainer(recipe.make_task(), recipe, out, name=name, resume=resume)
     return trainer.fit()
@@ -190,7 +190,7 @@ def reopen(folder: Path) -> tuple[str, Recipe]:
         saved = json.loads(path.read_text())
         name, values = saved["recipe"], saved["config"]
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} is no run folder: it has no config.json.") from None
+        raise CheckpointError(f"{folder} is not a run folder: it has no config.json.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
     except (KeyError, TypeError):

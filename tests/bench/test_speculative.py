@@ -21,16 +21,22 @@ def sides(**ms: float) -> dict[str, Measured]:
 
 
 def test_ratios_are_taken_against_the_peer_that_is_named() -> None:
-    names = {"alone": 16.0, "look-up": 12.0, "drafter and look-up": 8.0, "alone, int4": 7.0, "transformers": 48.0}
-    found = sides(**names, **{"drafter and look-up, int4": 5.0, "OpenVINO GenAI": 10.0})
-    found["look-up"].answers[0].ids[3] = 99
+    names = {
+        "alone": 16.0,
+        "prompt lookup": 12.0,
+        "drafter and prompt lookup": 8.0,
+        "alone, int4": 7.0,
+        "transformers": 48.0,
+    }
+    found = sides(**names, **{"drafter and prompt lookup, int4": 5.0, "OpenVINO GenAI": 10.0})
+    found["prompt lookup"].answers[0].ids[3] = 99
     said = "\n".join(marks("sums", found))
     assert "alone is 3.00 (3.00 to 3.00) times transformers" in said
-    assert "drafter and look-up is 2.00 (2.00 to 2.00) times alone, 2.00 over all tokens." in said
-    assert "drafter and look-up, int4 is 1.40 (1.40 to 1.40) times alone, int4, 1.40 over" in said
-    assert "drafter and look-up, int4 is 2.00 (2.00 to 2.00) times OpenVINO GenAI, 2.00 over" in said
-    assert "look-up wrote 1 of 2 answers like the target alone" in said
-    assert "drafter and look-up wrote 2 of 2" in said
+    assert "drafter and prompt lookup is 2.00 (2.00 to 2.00) times alone, 2.00 over all tokens." in said
+    assert "drafter and prompt lookup, int4 is 1.40 (1.40 to 1.40) times alone, int4, 1.40 over" in said
+    assert "drafter and prompt lookup, int4 is 2.00 (2.00 to 2.00) times OpenVINO GenAI, 2.00 over" in said
+    assert "prompt lookup wrote 1 of 2 answers like the target alone" in said
+    assert "drafter and prompt lookup wrote 2 of 2" in said
 
 
 def test_long_answers_weigh_more_over_all_tokens() -> None:

@@ -1,14 +1,20 @@
-"""Reading from paths and from memory; what is made to harm is in tests/reliability."""
+"""Bounded readers give the same values from paths and from memory; arrays and JSON made to harm are refused in under 2 s,
+in little memory. Images made to harm are in tests/reliability/test_images.py."""
 
 from __future__ import annotations
 
 import io
+import os
+import pickle
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from refusals import refused
 from tenfold.data.archives import read_zip
 from tenfold.data.readers import read_bytes, read_image, read_json, read_npy
 from tenfold.errors import DataError
@@ -56,3 +62,57 @@ def test_arrays_come_out_of_files_and_out_of_zips(tmp_path: Path) -> None:
     assert np.array_equal(read_npy(members["disparity.npy"]), values)
     with pytest.raises(DataError, match=r"no member absent\.npy"):
         read_zip(tmp_path / "a.npz", ["absent.npy"])
+
+
+class _Runs:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_a_pickle_in_an_array_does_not_run(tmp_path: Path) -> None:
+    objects = np.empty(1, object)
+    objects[0] = _Runs(tmp_path / "ran")
+    np.save(tmp_path / "a.npy", objects, allow_pickle=True)
+    (tmp_path / "b.npy").write_bytes(pickle.dumps(_Runs(tmp_path / "ran")))
+    for name in ("a.npy", "b.npy"):
+        with refused(DataError, name):
+            read_npy(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (2**62, 4), (3,)])
+def test_an_array_header_that_promises_other_bytes_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    (tmp_path / "a.npy").write_bytes(buffer.getvalue() + b"\0" * 64)
+    with refused(DataError, r"a\.npy is torn"):
+        read_npy(tmp_path / "a.npy")
+    np.save(tmp_path / "good.npy", np.arange(6).reshape(2, 3))
+    assert read_npy(tmp_path / "good.npy").tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"[" * 200_000, "nested too deeply"),
+        (b"[" * 500 + b"]" * 500, "nested too deeply"),
+        (b"[" + b"[]," * 2_000_000 + b"1]", "allowed are"),
+        (b"1" * 100_000, "not JSON"),
+        (b'{"a": ', "not JSON"),
+        (b"\xff\xfe\xfa", "not JSON"),
+    ],
+    ids=["open brackets", "deep", "wide", "digits", "cut", "bytes"],
+)
+def test_a_json_bomb_is_refused(tmp_path: Path, data: bytes, why: str) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    with refused(DataError, rf"a\.json.*{why}"):
+        read_json(tmp_path / "a.json")
+
+
+def test_the_largest_json_allowed_stays_within_the_memory_allowed() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert len(read_json(b"[" + b"[]," * 690_000 + b"1]")) == 690_001
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 200

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from tenfold.engine.optim import PhaseOptimizer, WeightAverage
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Place
-from tenfold.engine.schedule import Schedule
+from tenfold.engine.schedule import OptimConfig, Schedule
 from tenfold.engine.task import Phase, Task
 from tenfold.errors import UsageError
 

@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tenfold.engine.run_report import run_report
 
 from tenfold.engine.metrics import read_rows
 from tenfold.engine.report import Report, plot_svg, spread
 from tenfold.engine.report_page import COLORS, is_numeric, standalone_svg, table_html, table_markdown
+from tenfold.engine.run_folder import run_report
 
 SVG = "{http://www.w3.org/2000/svg}"
 CURVES = {"dino": [(float(i), 5.5 - i / 40) for i in range(0, 101, 10)], "k & <n>": [(0.0, 5.0), (100.0, 2.9)]}

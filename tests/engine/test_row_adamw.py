@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from tenfold.engine.optim import PhaseOptimizer
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Place
 from tenfold.engine.row_adamw import RowAdamW
+from tenfold.engine.schedule import OptimConfig
 from tenfold.engine.task import Phase, Task
 from tenfold.nn.memory import MemoryLayer, MemoryTable
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import tenfold.engine
 from tenfold.engine.optim import PhaseOptimizer
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Place
 from tenfold.engine.recipe import Recipe, TrainerConfig
 from tenfold.engine.row_gradients import row_tables, stored_values
+from tenfold.engine.schedule import OptimConfig
 from tenfold.engine.task import Phase, Shard, Task
 from tenfold.engine.trainer import Trainer
 from tenfold.nn.attention import AttentionConfig

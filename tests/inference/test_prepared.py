@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tenfold.errors import UsageError
 from tenfold.inference.prepared import HalfBlock, PackedBlock
-from tenfold.kernels.linear import PackedLinear, Workspace
+from tenfold.kernels.linear import Workspace
 from tenfold.kernels.machine import bf16_refusal
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig
@@ -111,14 +111,6 @@ def test_bf16_weights_are_rounded_once() -> None:
     with torch.inference_mode():
         expected, found = rounded(images).cls_token, model.for_inference(torch.bfloat16)(images).cls_token
     assert (found.float() - expected).abs().max() <= (1e-5 if found.dtype == torch.float32 else 0.1)
-
-
-def test_a_packed_linear_adds_inside_the_product() -> None:
-    layer, gain = nn.Linear(6, 4), torch.randn(4)
-    x, residual = torch.randn(5, 6), torch.randn(5, 4)
-    expected = residual + gain * layer(x)
-    PackedLinear(layer.weight, layer.bias, gain).add_to(residual, x)
-    assert torch.allclose(residual, expected, atol=1e-6)
 
 
 def test_a_block_without_a_packed_form_says_why() -> None:

@@ -119,20 +119,3 @@ def test_two_threads_give_the_bits_of_one(pure: pytest.MonkeyPatch) -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(one.equal(two) for one, two in zip(*found))
-
-
-@pytest.mark.gpu
-def test_triton_agrees_with_torch_on_the_processor() -> None:
-    table, index, weight, grad = (
-        torch.randn(500, 300),
-        torch.randint(500, (64, 20)),
-        torch.randn(64, 20),
-        torch.randn(64, 300),
-    )
-    rows, dots = bag_backward(table, index, weight, grad)
-    on_gpu, gpu_dots = bag_backward(table.cuda(), index.cuda(), weight.cuda(), grad.cuda())
-    torch.testing.assert_close(on_gpu.rows.cpu(), rows.rows, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(gpu_dots.cpu(), dots, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(
-        bag(table.cuda(), index.cuda(), weight.cuda()).cpu(), bag(table, index, weight), rtol=1e-4, atol=1e-4
-    )

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tenfold.errors import UsageError
+from tenfold.kernels import decode, native
 from tenfold.kernels.bag_calls import STRUCTURES, BagCall
 from tenfold.kernels.structures import CStructure, check_sizes
-from tenfold.nn import decode, native
 
 ALL = [(native.SOURCE, STRUCTURES), (decode.SOURCE, decode.STRUCTURES)]
 

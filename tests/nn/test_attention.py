@@ -1,4 +1,4 @@
-"""One answer, however attention is computed: cached, grouped, in two parts, by the plain or the fused kernel."""
+"""One answer, however attention is computed: grouped, in two parts, by the plain or the fused kernel."""
 
 from __future__ import annotations
 
@@ -8,44 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.errors import UsageError
-from tenfold.inference.kv_cache import Cache, LayerCache
 from tenfold.nn import attention
 from tenfold.nn.attention import Attention, AttentionConfig, attend, attend_lse, causal_mask, merge_attention
-from tenfold.nn.rope import TextRope
 
 
 def heads(h: int, n: int, d: int = 8, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, h, n, d, dtype=torch.float64)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.sampled_from([1, 2, 4]))
-def test_cached_attention_equals_the_whole_text_at_once(pieces: list[int], groups: int) -> None:
-    torch.manual_seed(0)
-    layer = Attention(AttentionConfig(32, 4, kv_heads=groups, causal=True)).double()
-    rope = TextRope(8)
-    x = torch.randn(2, sum(pieces), 32, dtype=torch.float64)
-    whole = layer(x, rope(torch.arange(x.shape[1])))
-    cache = LayerCache(2, groups, 3, 8, torch.float64, torch.device("cpu"))
-    parts = []
-    with torch.no_grad():
-        for part in x.split(pieces, dim=1):
-            positions = torch.arange(cache.length, cache.length + part.shape[1])
-            parts.append(layer(part, rope(positions), cache=cache))
-    assert torch.allclose(torch.cat(parts, dim=1), whole, atol=1e-6)
-
-
-def test_a_truncated_cache_forgets_the_rejected_tokens() -> None:
-    cache = Cache(2, batch=1, heads=2, head_dim=4, capacity=2)
-    first, second = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 5, 4)
-    for layer in cache.layers:
-        layer.append(first, first)
-        layer.append(second, second)
-    assert cache.length == 8
-    cache.truncate(3)
-    keys, values = cache.layers[1].append(second[:, :, :1], first[:, :, :1])
-    assert torch.equal(keys, torch.cat([first, second[:, :, :1]], 2))
-    assert torch.equal(values, torch.cat([first, first[:, :, :1]], 2))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

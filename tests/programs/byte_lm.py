@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from tenfold.cli import main
 from tenfold.engine.checkpoint import CheckpointStore
 from tenfold.engine.memory_parallel import SplitTables
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Place
 from tenfold.engine.recipe import Recipe, TrainerConfig
+from tenfold.engine.schedule import OptimConfig
 from tenfold.engine.task import Phase, Shard
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from tenfold.engine.memory_parallel import own_columns, split_tables
 from tenfold.engine.optim import PhaseOptimizer
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Place, join, wrap
 from tenfold.engine.row_gradients import average_rows, row_tables
-from tenfold.engine.schedule import Schedule
+from tenfold.engine.schedule import OptimConfig, Schedule
 from tenfold.engine.task import Phase, Task, unwrap
 from tenfold.nn.attention import AttentionConfig
 from tenfold.nn.block import Block, BlockConfig

@@ -4,10 +4,8 @@ nearest name, and shows no traceback."""
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
-import json
 import math
 import os
 import subprocess
@@ -26,7 +24,6 @@ from tenfold.config import from_dict, to_dict
 from tenfold.errors import UsageError
 from tenfold.flags import flags_of
 from tenfold.registry import Entry, recipes
-from tenfold.training import reopen
 
 SAMPLE = "sample-recipe"
 # Recipes of one wing share their configuration's type, so one of each type is fuzzed by default and the rest at leisure.
@@ -214,44 +211,3 @@ def test_a_real_process_leaves_with_2_and_one_line(tmp_path: Path) -> None:
     result = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ})
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "tenfold: --optim.lr fast: allowed is a number.\n"
-
-
-def saved(**changes: Any) -> dict[str, Any]:
-    return {"recipe": SAMPLE, "version": "9.9", "config": to_dict(sample()), **changes}
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "cannot be read"),
-        (b"\xff\xfe", "cannot be read"),
-        (b"[" * 100_000, "cannot be read"),
-        (b"[1, 2]", "needs `recipe` and `config`"),
-        (b'{"recipe": "x"}', "needs `recipe` and `config`"),
-        (saved(recipe=["x"]), "unknown recipe"),
-        (saved(recipe="sample-recip"), f"Did you mean '{SAMPLE}'"),
-        (saved(config=3), "allowed the fields of"),
-        (saved(config={**to_dict(sample()), "batches": 3}), "Did you mean 'batch'"),
-        (saved(config={**to_dict(sample()), "batch": True}), "batch = True: allowed a whole number"),
-        (saved(config={**to_dict(sample()), "trainer": {"stepz": 3}}), "unknown field of trainer 'stepz'"),
-        (saved(config={**to_dict(sample()), "optim": {"lr": -1}}), "optim.lr = -1.0: allowed a number above 0"),
-    ],
-)
-def test_a_run_folder_of_another_version_or_damaged_leaves_with_4(
-    content: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "config.json"
-    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    assert main(["train", "--resume", str(tmp_path)]) == 4
-    message = capsys.readouterr().err
-    assert said in message
-    assert str(path) in message
-    assert "Traceback" not in message
-    if isinstance(content, dict):
-        assert "written by 9.9" in message
-
-
-def test_a_folder_reopens_to_the_configuration_that_was_saved(tmp_path: Path) -> None:
-    config = dataclasses.replace(sample(), path=Path("a/b"), sides=(1, 2, 3))
-    (tmp_path / "config.json").write_text(json.dumps(saved(config=to_dict(config))))
-    assert reopen(tmp_path) == (SAMPLE, config)

@@ -3,58 +3,20 @@
 from __future__ import annotations
 
 import gzip
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from statistics import quantiles
 
 import httpx
 import pytest
 
-PROGRAM = Path(__file__).parents[1] / "programs" / "small_server.py"
+from serve.running_server import Server, server
+
 MIB = 2**20
-
-
-@contextmanager
-def server(running: int = 8, waiting: int = 8, patience: float = 2.0, drain: float = 2.0) -> Iterator[Server]:
-    words = [sys.executable, str(PROGRAM), str(running), str(waiting), str(patience), str(drain)]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "JAXTYPING_DISABLE": "1"})
-    try:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        assert line.startswith("listening on http://"), line + process.stderr.read()
-        yield Server(process, line.split()[-1])
-    finally:
-        process.kill()
-        process.wait()
-
-
-class Server:
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
-        self.process, self.url = process, url
-        host, _, port = url.removeprefix("http://").partition(":")
-        self.address = (host, int(port))
-
-    def get(self, path: str, timeout: float = 20.0) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=timeout)
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(self.address, timeout=20)
-
-    def metric(self, name: str) -> float:
-        text = self.get("/metrics").text
-        return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"tenfold_{name} "))
-
-    def resident(self) -> int:
-        """Bytes."""
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture(scope="module")
@@ -165,21 +127,6 @@ def _drip(connection: socket.socket) -> None:
         connection.send(b"a")
 
 
-def test_a_client_that_does_not_read_is_dropped_and_a_long_stream_is_not_cut() -> None:
-    with server(patience=1.0) as small:
-        connection = socket.socket()
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(small.address)
-        connection.sendall(b"GET /stream?chunks=2000&size=65536 HTTP/1.1\r\nHost: x\r\n\r\n")
-        with httpx.stream("GET", small.url + "/stream?chunks=60&size=10&pause=0.1", timeout=20) as answer:
-            assert len(answer.read()) == 600  # six times the patience
-        deadline = time.monotonic() + 5
-        while small.metric("live_work") and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert small.metric("live_work") == 0
-        connection.close()
-
-
 def test_more_than_the_queue_holds_is_told_to_come_again() -> None:
     with server(running=2, waiting=2) as small, ThreadPoolExecutor(8) as pool:
         start = time.monotonic()
@@ -230,51 +177,3 @@ def test_a_stopping_server_ends_what_runs_and_leaves_with_zero() -> None:
         assert stopped.headers["retry-after"]
         assert small.process.wait(10) == 0
         assert time.monotonic() - start < 10
-
-
-def test_errors_hold_no_traceback_or_path(small: Server) -> None:
-    answer = small.get("/broken")
-    assert answer.status_code == 500
-    assert "secret" not in answer.text
-    assert "Traceback" not in answer.text
-    assert small.get("/nowhere").json()["error"]["code"] == "404"
-    bad = httpx.post(small.url + "/double", json={"number": -1})
-    assert bad.status_code == 400
-    assert bad.json()["error"]["param"] == "number"
-    own = httpx.post(small.url + "/double", json={"number": 13})
-    assert own.status_code == 400
-    assert own.json()["error"]["message"] == "number = 13: allowed are others."
-
-
-def test_random_bytes_never_make_a_server_error(small: Server) -> None:
-    import random
-
-    draw = random.Random(0)
-    for _ in range(200):
-        with small.connect() as connection:
-            connection.settimeout(0.2)
-            junk = draw.randbytes(draw.randrange(1, 400))
-            if draw.random() < 0.5:
-                junk = b"POST /double HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(junk) + junk
-            try:
-                connection.sendall(junk)
-                connection.shutdown(socket.SHUT_WR)
-                reply = connection.recv(4096)
-            except (TimeoutError, ConnectionError):
-                continue
-            assert b" 500 " not in reply.split(b"\r\n")[0]
-            assert b"Traceback" not in reply
-    assert small.get("/health").status_code == 200
-
-
-def test_a_taken_port_is_said_in_one_line(small: Server) -> None:
-    from tenfold.errors import UsageError
-    from tenfold.serve.app import make_app
-    from tenfold.serve.protocol import serve
-
-    taken = socket.socket()
-    taken.bind(("127.0.0.1", 0))
-    taken.listen()
-    with pytest.raises(UsageError, match=r"cannot listen on 127\.0\.0\.1"):
-        serve(make_app("taken"), port=taken.getsockname()[1])
-    taken.close()

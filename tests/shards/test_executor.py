@@ -263,15 +263,6 @@ def test_leftovers_of_dead_runs_are_cleared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "names",
-    [["a", "a"], ["../a"], ["/a"], [""], ["a//b"], [".hidden"], ["a/.."], ["a", "a/b"], [NAME], ["x" * 201], ["a\0b"]],
-)
-def test_names_that_clash_or_leave_the_folder_are_refused(names: list[str], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="name"):
-        map_shards(work.slow_count, names, tmp_path, settings={})
-
-
-@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"workers": 0}, "workers = 0"),

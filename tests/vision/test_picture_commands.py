@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import resource
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
 from tenfold.cli import main
-from tenfold.errors import StorageError
-from tenfold.images.drawing import match_lines, overlay, palette, side_by_side, write_png
 from vision.dense_inputs import cut, mini_weights, npy, write
 
 
@@ -142,32 +138,3 @@ def test_eval_prints_the_floors_beside_the_weights(
     for task, number in (("retrieval", "mAP"), ("attentive", "attentive")):
         rows = said(capsys, "eval", task, weights, "--train", labelled, "--val", labelled, "--limit", "60")
         assert {f"{number}, these weights", f"{number}, untrained", f"{number}, raw pixels"} <= set(rows)
-
-
-def test_overlay_leaves_what_is_no_class_as_it_is() -> None:
-    image = torch.full((4, 6, 3), 100, dtype=torch.uint8)
-    mask = torch.tensor([[0, 1, 11, 255, 1, 0]]).repeat(4, 1)
-    drawn = overlay(image, mask, 2)
-    assert drawn[:, 2:4].equal(image[:, 2:4])
-    assert not drawn[:, :2].equal(image[:, :2])
-    assert len(palette(11).unique(dim=0)) == 11
-
-
-def test_lines_reach_from_point_to_point_and_a_failed_write_leaves_the_old_picture(tmp_path: Path) -> None:
-    image = torch.zeros(20, 30, 3, dtype=torch.uint8)
-    drawn = match_lines(image, image, torch.tensor([[5.0, 10.0]]), torch.tensor([[25.0, 10.0]]))
-    assert drawn.shape == side_by_side([image, image]).shape
-    assert drawn[10, 5].sum() > 0
-    assert drawn[10, 30 + 6 + 25].sum() > 0
-    assert match_lines(image, image, torch.zeros(0, 2), torch.zeros(0, 2)).shape == drawn.shape
-    path = write_png(tmp_path / "a.png", drawn)
-    before = path.read_bytes()
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limit[1]))  # the write breaks off after 20 bytes
-    try:
-        with pytest.raises(StorageError, match="Nothing was replaced"):
-            write_png(path, torch.randint(0, 256, (90, 90, 3), dtype=torch.uint8))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]

@@ -1,1 +1,1 @@
-"""One file per comparison with a named peer. Both sides are measured in the same run; ratios and medians only."""
+"""Benchmarks, one file per comparison with a named peer: both sides in the same run, ratios and medians only."""

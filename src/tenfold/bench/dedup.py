@@ -1,8 +1,9 @@
 """`tenfold bench dedup`: exact nearest neighbours beside FAISS's flat index, one thread each, in CPU time.
 
 Both sides find the 64 nearest others of every one of N random unit vectors, D = 512: the hardest input for a search that
-skips what is below a bar, because no vector is nearer than the rest. A duplicate search has a floor and is faster. The
-limit is the matrix product alone, at the rate measured in the same rounds: tenfold needs half of one, FAISS a whole one.
+skips what is below a bar, because no vector is nearer than the rest. A duplicate search has a lowest similarity and is
+faster. The limit is the matrix product alone, at the rate measured in the same rounds: tenfold needs half of one, FAISS
+a whole one.
 """
 
 from __future__ import annotations

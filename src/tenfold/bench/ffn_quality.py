@@ -8,7 +8,7 @@ Byte models of three blocks on the Python standard library, 240 steps; every arm
 rate is chosen once for each kind of network among the same three, by the loss at the end with seed 0 (relu2-24 takes
 relu2's); then six seeds. Two models of one seed and one kind are the same up to the switch.
 
-An arm is a run folder in runs/ffn-quality: a bench that was stopped goes on with the arms that are missing.
+An arm is a run folder in runs/ffn-quality: a bench that was stopped continues with the arms that are missing.
 """
 
 from __future__ import annotations

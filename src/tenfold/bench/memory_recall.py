@@ -10,7 +10,7 @@ FactWorld's (language/pretraining/facts.py), asked in a template that each was n
 one statement to a sequence. At this size the facts fit the dense model too: this shows how fast they are learned and not
 how many can be held.
 
-An arm is a run folder in runs/memory-recall: a bench that was stopped goes on with the arms that are missing.
+An arm is a run folder in runs/memory-recall: a bench that was stopped continues with the arms that are missing.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ from torch import Tensor, nn
 
 from tenfold.bench.table import on_threads
 from tenfold.data.atomic import write_atomic
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.recipe import Recipe, TrainerConfig
-from tenfold.engine.schedule import Schedule
+from tenfold.engine.schedule import OptimConfig, Schedule
 from tenfold.engine.task import Phase, Shard, Task, unwrap
 from tenfold.engine.trainer import Trainer
 from tenfold.language.models.config import LlamaConfig
@@ -237,6 +236,6 @@ def _table(chosen: dict[str, float], runs: dict[str, list[dict[str, Any]]]) -> d
     recipe = RecallRecipe()
     notes.append(
         f"{recipe.world.facts:,} facts of {recipe.world.values} values, {recipe.trainer.steps} steps of {recipe.rows} "
-        f"statements, seeds {SEEDS}, rates tried {RATES}; the floor is recall on facts never trained"
+        f"statements, seeds {SEEDS}, rates tried {RATES}; the baseline is recall on facts never trained"
     )
     return {"title": "Recall of generated facts at equal multiplications", "rows": rows, "notes": notes}

@@ -15,7 +15,7 @@ import time
 
 
 def main(model: str, threads: int) -> None:
-    talk, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr  # what the library prints is no answer
+    talk, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr  # what the library prints is not an answer
     os.dup2(2, 1)
     import numpy
     import openvino

@@ -1,4 +1,4 @@
-"""Where peers and oracles come from: folders of their own beside `.venv`, never the product's environment.
+"""Peers of the benchmarks and oracles of the tests: environments of their own beside `.venv`, never the product's.
 
     make oracles      .oracles: timm, torchvision, ... for the tests marked `oracle` and for `tenfold bench augment`
     make peers        .peers: OpenVINO GenAI for `tenfold bench speculative`

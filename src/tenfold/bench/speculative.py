@@ -1,4 +1,4 @@
-"""`tenfold bench speculative`: SmolLM2 alone, with look-up, with its trained drafter; transformers and OpenVINO GenAI beside.
+"""`tenfold bench speculative`: SmolLM2 alone, with prompt lookup, with its drafter; beside transformers and OpenVINO GenAI.
 
 All sides answer the same prompts greedily, one request at a time, from the same weights file, in turns: a side's figure is
 milliseconds a token, and every ratio is taken prompt by prompt within a round. The processor's time of all threads of the
@@ -54,7 +54,7 @@ OWN = {
 
 @dataclass(frozen=True)
 class Answered:
-    """What one answer took: seconds of the processor and of the wall."""
+    """What one answer took: seconds of CPU time and of wall time."""
 
     ids: list[int]
     cpu: float
@@ -93,9 +93,9 @@ def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH, threads: i
         for end, form in (("", "bf16"), (", int4", "int4")):
             whole = LLM(MODEL, "auto", weights=form)
             llms[f"alone{end}"] = sharing(whole, None)
-            llms[f"look-up{end}"] = sharing(whole, "ngram")
-            llms[f"drafter and look-up{end}"] = whole
-        del llms["look-up, int4"]
+            llms[f"prompt lookup{end}"] = sharing(whole, "ngram")
+            llms[f"drafter and prompt lookup{end}"] = whole
+        del llms["prompt lookup, int4"]
         sides: dict[str, Side] = {name: _ours(llm) for name, llm in llms.items()}
         sides |= _transformers(whole, peers or PEERS)
         if "transformers" in sides and (reason := bf16_refusal()):
@@ -111,7 +111,7 @@ def run(rounds: int = 3, peers: Sequence[str] = (), each: int = EACH, threads: i
     for sides_found in found.values():
         for measured in sides_found.values():
             measured.clock = clock
-    counted = {"cpu": "of the processor", "wall": "on the wall"}[clock]
+    counted = {"cpu": "of CPU time", "wall": "on the wall"}[clock]
     return {
         "title": f"Speculative decoding of {MODEL}, batch 1, greedy",
         "rows": [row for name, sides_found in found.items() for row in _rows(name, sides_found)],
@@ -143,11 +143,11 @@ def marks(name: str, found: dict[str, Measured]) -> list[str]:
     wanted = [
         ("alone", "transformers"),
         ("alone", "transformers, bf16"),
-        ("drafter and look-up", "alone"),
-        ("drafter and look-up, int4", "alone, int4"),
-        ("drafter and look-up", "transformers"),
-        ("drafter and look-up", "transformers, bf16"),
-        ("drafter and look-up", "transformers, look-up"),
+        ("drafter and prompt lookup", "alone"),
+        ("drafter and prompt lookup, int4", "alone, int4"),
+        ("drafter and prompt lookup", "transformers"),
+        ("drafter and prompt lookup", "transformers, bf16"),
+        ("drafter and prompt lookup", "transformers, prompt lookup"),
         (best, alone),
         (best, "OpenVINO GenAI"),
     ]
@@ -162,9 +162,9 @@ def marks(name: str, found: dict[str, Measured]) -> list[str]:
     same = {
         drafted: sum(a.ids == b.ids for a, b in zip(found[drafted].answers, found[plain].answers, strict=True))
         for drafted, plain in (
-            ("look-up", "alone"),
-            ("drafter and look-up", "alone"),
-            ("drafter and look-up, int4", "alone, int4"),
+            ("prompt lookup", "alone"),
+            ("drafter and prompt lookup", "alone"),
+            ("drafter and prompt lookup, int4", "alone, int4"),
         )
     }
     total = len(found["alone"].answers)
@@ -227,7 +227,7 @@ def _transformers(llm: LLM, peers: Sequence[str]) -> dict[str, Side]:
         if bf16_refusal() is None:
             sides["transformers, bf16"] = answering(copy.deepcopy(model).to(torch.bfloat16))
     if "prompt-lookup" in peers:
-        sides["transformers, look-up"] = answering(model, prompt_lookup_num_tokens=6)
+        sides["transformers, prompt lookup"] = answering(model, prompt_lookup_num_tokens=6)
     return sides
 
 

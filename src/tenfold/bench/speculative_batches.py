@@ -32,7 +32,7 @@ def run(rounds: int = 3, threads: int = 1) -> dict[str, Any]:
         "rows": rows,
         "notes": [
             f"Threads: {threads}; {STEPS} steps at most with all requests running; tokens a second "
-            f"{'of the processor' if threads == 1 else 'on the wall'}; ratio = median over {rounds} rounds in turns "
+            f"{'of CPU time' if threads == 1 else 'on the wall'}; ratio = median over {rounds} rounds in turns "
             "(smallest to largest).",
             f"Worst ratio: {worst:.2f}.",
         ],

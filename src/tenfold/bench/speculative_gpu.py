@@ -1,7 +1,7 @@
 """`tenfold bench speculative-gpu`: a step's time on a GPU, with random weights of Llama-3.1-8B's shape.
 
-Random weights guess nothing, so a coin decides what is accepted (`Speculation(simulated_accept=)`): these are times of
-steps, not of texts, and no figure here says how well anything is guessed. Sides take turns; what is timed are steps of the
+Random weights predict nothing, so a coin decides what is accepted (`Speculation(simulated_accept=)`): these are times of
+steps, not of texts, and no figure here says how often anything is accepted. Sides take turns; what is timed are steps of the
 whole engine, host included, on the wall:
 
     recorded    steps as CUDA graphs, the host one step behind (language/decoding/async_steps.py)

@@ -78,7 +78,7 @@ def run(each: int = EACH) -> dict[str, Any]:
         "title": f"Trees for {MODEL}: predicted and measured, batch 1, greedy, bf16",
         "rows": rows,
         "notes": [
-            f"{len(prompts)} prompts, {TOKENS} tokens an answer at most; one thread; ms of the processor, median over steps.",
+            f"{len(prompts)} prompts, {TOKENS} tokens an answer at most; one thread; ms of CPU time, median over steps.",
             f"TPC within 5 % for {good_tpc} of {len(rows)} trees, ms within 15 % for {good_ms}.",
             f"Chosen: {rows[chosen]['drafted']} drafted and {rows[chosen]['looked up']} looked up, at "
             f"{100 * speeds[chosen] / max(speeds):.1f} % of the fastest of the sweep.",

@@ -168,7 +168,7 @@ def _entries(path: Path, tar: tarfile.TarFile, max_members: int, max_bytes: int)
         if info is None:
             _check_end(path, tar)
             return
-        # tarfile keeps every header, 1 KB each, for look-ups by name that nobody makes here.
+        # tarfile keeps every header, 1 KB each, for searches by name that are not made here.
         tar.members.clear()  # type: ignore[attr-defined]
         count, total = count + 1, total + info.size
         if total > max_bytes:

@@ -1,4 +1,4 @@
-"""Writing so that a final name never holds half a file: write aside, flush to disk, rename.
+"""Atomic writes: a final name never holds half a file, because it is written aside, flushed to disk and renamed.
 
     write_atomic(path, data)                 bytes to a file
     with aside(path) as temporary: ...       any writer to a file or folder; renamed when the block ends well

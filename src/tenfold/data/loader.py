@@ -3,7 +3,7 @@
     loader = Loader(source, transform, batch=64, seed=0, collate=stack)
     for batch in loader: ...
     state = loader.state_dict()                          {"samples": 6400, "size": 9469, "seed": 0}
-    other.load_state_dict(state)                         goes on with the very next batch
+    other.load_state_dict(state)                         continues with the very next batch
 
 The stream is one permutation after another; a batch may take the end of one and the start of the next, so no image is
 dropped, and a source smaller than a batch is shown several times in it. `batch` is the global batch: rank r of w takes
@@ -33,7 +33,7 @@ Failures = dict[int, str]  # index of an unreadable image -> why
 class Loader:
     """Batches of `collate([transform(sample, generator), ...])`.
 
-    `workers` processes prepare batches ahead (0: this process does it when asked); the samples are the same. An image
+    `workers` processes prepare batches in advance (0: this process does it when asked); the samples are the same. An image
     that cannot be read is replaced by the next readable one of the source and counted; when more than `error_rate` of
     the source has proved unreadable, DataError names the files.
 
@@ -66,7 +66,7 @@ class Loader:
         self._build = _Build(source, transform, collate, seed)
 
     def __iter__(self) -> Iterator[Any]:
-        """Goes on from the saved position. Moving it with `load_state_dict` also moves iterators that are running."""
+        """Continues from the saved position. Moving it with `load_state_dict` also moves iterators that are running."""
         while True:
             expected = self._position
             for batch, failures in self._stream(expected):
@@ -77,7 +77,7 @@ class Loader:
                     break
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the batches handed out; what workers prepared ahead does not count."""
+        """The position after the batches handed out; what workers prepared in advance does not count."""
         return {"samples": self._position, "size": self.size, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

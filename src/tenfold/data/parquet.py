@@ -123,7 +123,7 @@ def parquet_rows(
     """
     pq = _pyarrow()
     if not path.is_file():
-        raise DataError(f"{path} does not exist, or is no parquet file.")
+        raise DataError(f"{path} does not exist, or is not a parquet file.")
     with _reading(path):
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
@@ -139,7 +139,7 @@ def parquet_rows(
 
 
 def parquet_column(path: Path, names: Sequence[str]) -> tuple[str, list[Any]] | None:
-    """The name and values of the first of these columns that the file has; None when it has none, or is no parquet."""
+    """The name and values of the first of these columns that the file has; None when it has none, or is not parquet."""
     if path.suffix.lower() not in (".parquet", ".pq"):
         return None
     with _reading(path):

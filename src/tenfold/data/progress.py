@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: rich on a terminal, a plain line every ten seconds otherwise.
+"""Progress bar of long work on standard error: rich on a terminal, a plain line every ten seconds otherwise.
 
 for image in track(images, "decoding", len(images)): ...
 
@@ -59,7 +59,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self.done > self.before and self._told > self._started:  # short work stays silent when nobody watches
+        elif self.done > self.before and self._told > self._started:  # short work stays silent when no one watches
             self._say(f"in {_clock(time.monotonic() - self._started)}")
 
     def advance(self) -> None:

@@ -61,7 +61,9 @@ def fetch(name: str) -> Path:
     with _alone(root / sample.name):
         if complete(folder, sample):  # another process was faster
             return folder
-        for leftover in root.glob(f".tmp-*-{folder.name}*"):  # of a fetch that was killed: nobody else holds the lock
+        for leftover in root.glob(
+            f".tmp-*-{folder.name}*"
+        ):  # of a fetch that was killed: no other process holds the lock
             shutil.rmtree(leftover, ignore_errors=True)
         if folder.exists():
             print(f"tenfold: {folder} is damaged; fetching it again", file=sys.stderr)

@@ -150,7 +150,7 @@ class TarSource:
 class InMemory:
     """A source decoded once: `images` uint8 (n, side, side, 3), squashed to a square by antialiased bicubic resize.
 
-    `thumbnails` uint8 (n, 16, 16, 3) are means of the original images, for the raw-pixel floor. An image that cannot be
+    `thumbnails` uint8 (n, 16, 16, 3) are means of the original images, for the raw-pixel baseline. An image that cannot be
     read is replaced, label and all, by the next one that can, and named in `replaced`; when more than `error_rate` of
     all are unreadable, DataError names them. It is a source itself. Decodes on every core of this process.
     """

@@ -116,7 +116,15 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors = {name: _alone(tensor) for name, tensor in state.items()}
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state.items():
+        tensor = _alone(tensor)
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = (
+            tensor.clone() if place in seen else tensor
+        )  # safetensors also refuses one tensor under two names
+        seen.add(place)
     try:
         save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:  # it wraps the system's errors, a full disk among them
@@ -134,7 +142,7 @@ def own_metadata(kind: str, config: Any) -> dict[str, str]:
 def save_own(path: Path, state: Mapping[str, Tensor], kind: str, config: Any) -> Path:
     """Writes weights in tenfold's own layout, aside and then renamed; `tenfold.load` reads them back.
 
-    `state` has the names of the model class that `kind` stands for ("vit", "llama").
+    `state` has the names of the model class that `kind` means ("vit", "llama").
     """
     with aside(path) as temporary:
         write_safetensors(temporary, state, own_metadata(kind, config))

@@ -11,9 +11,9 @@ from tenfold.registry import public_names
 
 if TYPE_CHECKING:
     from tenfold.engine.conformance import check_task as check_task
-    from tenfold.engine.optim_config import OptimConfig as OptimConfig
     from tenfold.engine.recipe import Recipe as Recipe
     from tenfold.engine.recipe import TrainerConfig as TrainerConfig
+    from tenfold.engine.schedule import OptimConfig as OptimConfig
     from tenfold.engine.schedule import Schedule as Schedule
     from tenfold.engine.task import Phase as Phase
     from tenfold.engine.task import Task as Task
@@ -25,9 +25,8 @@ __getattr__, __dir__ = public_names(
     __name__,
     {
         "tenfold.engine.conformance": "check_task",
-        "tenfold.engine.optim_config": "OptimConfig",
         "tenfold.engine.recipe": "Recipe TrainerConfig",
-        "tenfold.engine.schedule": "Schedule",
+        "tenfold.engine.schedule": "OptimConfig Schedule",
         "tenfold.engine.task": "Phase Task",
         "tenfold.engine.trainer": "Trainer",
     },

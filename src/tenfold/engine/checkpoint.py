@@ -215,7 +215,7 @@ def read_model(run: Path) -> dict[str, Tensor]:
         for name, entry in saved.items()
         if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
     }
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that there is no process group
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # without a process group
         dcp.load(tensors, storage_reader=reader, no_dist=True)
     return {name.removeprefix("model."): value for name, value in tensors.items()}
 
@@ -229,7 +229,7 @@ def newest_state(run: Path) -> dict[str, Any] | None:
 def _write_shards(folder: Path, tensors: Mapping[str, Tensor], place: Place) -> None:
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that there is no process group
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # without a process group
             dcp.save(dict(tensors), storage_writer=writer, no_dist=place.world == 1)
     except CheckpointException as error:
         failed = [failure for failure, _ in error.failures.values()]  # an exception and where it was raised

@@ -63,7 +63,7 @@ def check_build(recipe: Recipe) -> None:
 
 
 def check_batches_resume(recipe: Recipe) -> None:
-    """A stream restored from its state goes on with exactly the batches that the first one would have given."""
+    """A stream restored from its state continues with exactly the batches that the first one would have given."""
     task, _ = _build(recipe)
     batches = task.batches(Shard())
     stream = iter(batches)

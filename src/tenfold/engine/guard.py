@@ -91,9 +91,10 @@ def replay(folder: Path, task: Task, place: Place | None = None) -> dict[str, An
     try:
         content = torch.load(path, weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} is no capture: it has no {path.name}.") from None
+        raise CheckpointError(f"{folder} is not a capture: it has no {path.name}.") from None
     except Exception as error:  # torch raises several kinds for a damaged or hostile file
-        raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} cannot be read: {reason}") from None
     if content["world"] != place.world:
         raise CheckpointError(
             f"{folder} was captured on {content['world']} ranks and this is {place.world}. "
@@ -134,5 +135,5 @@ def _stopped(target: Path, step: int, losses: Mapping[str, float], gradients: Se
     what = f"the loss ({', '.join(bad)})" if bad else f"{len(gradients)} gradients ({', '.join(gradients[:3])}, ...)"
     return NonFiniteError(
         f"step {step}: {what} is not finite. The weights were not changed. See the step again with "
-        f"tenfold train --replay {target}; go on from the last checkpoint with a smaller --optim.lr, or in fp32."
+        f"tenfold train --replay {target}; continue from the last checkpoint with a smaller --optim.lr, or in fp32."
     )

@@ -19,7 +19,7 @@ from typing import Any
 from tenfold.data.atomic import write_atomic
 from tenfold.errors import MissingExtra, storage_error
 
-PLAIN_EVERY = 10.0  # seconds between progress lines when standard error is no terminal
+PLAIN_EVERY = 10.0  # seconds between progress lines when standard error is not a terminal
 
 
 class Metrics:

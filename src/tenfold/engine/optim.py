@@ -22,10 +22,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Place
 from tenfold.engine.row_adamw import RowAdamW
 from tenfold.engine.row_gradients import row_tables, stored_values
+from tenfold.engine.schedule import OptimConfig
 from tenfold.engine.task import Phase, Task, unwrap
 from tenfold.errors import UsageError
 

@@ -1,4 +1,4 @@
-"""Where a number comes from: the commit and the machine that stand beside every figure and in every run folder."""
+"""Provenance of a number: the commit and the machine that are beside every figure and in every run folder."""
 
 from __future__ import annotations
 

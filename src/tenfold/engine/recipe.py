@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tenfold.config import require
-from tenfold.engine.optim_config import OptimConfig
+from tenfold.engine.schedule import OptimConfig
 from tenfold.engine.task import Task
 
 
@@ -19,7 +19,7 @@ class TrainerConfig:
 
     `checkpoint_every` and `validate_every` count steps; 0 means only at the end. `keep` is the number of newest
     checkpoints kept (at least 2). `precision` bf16 keeps fp32 weights and runs the matrix products in bf16; auto does so
-    where the device has units for it (on a processor without them bf16 is many times slower). `data_errors` is the
+    where the device has units for it (on a CPU without them bf16 is many times slower). `data_errors` is the
     share of unreadable samples that a run skips before it stops.
     """
 

@@ -60,7 +60,7 @@ class Report:
         self.parts.append({"kind": "image", "title": title, "png": png})
 
     def svg(self, title: str, svg: str) -> None:
-        """A drawing that is no plot, as SVG made by the caller (its texts escaped)."""
+        """A drawing that is not a plot, as SVG made by the caller (its texts escaped)."""
         self.parts.append({"kind": "svg", "title": title, "svg": svg})
 
     def html(self) -> str:

@@ -4,7 +4,7 @@
     batches(shard) -----------> Loader               endless, stateful, this rank's share of every global batch
     training_step(...) -------> {"loss": ..., ...}   named scalar losses and their weighted sum `loss`
     after_step(model, step) --> None                 EMA teachers, Gram refresh
-    validate(model) ----------> {"knn": 46.6, ...}   numbers, each beside its floor
+    validate(model) ----------> {"knn": 46.6, ...}   numbers, each beside its baseline
     deliver(model) -----------> {name: Tensor}       what is saved as the final weights
 
 What the trainer does to a model for memory and for several devices, it asks the task; the defaults suit most:
@@ -28,9 +28,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.parallel import Collectives, Place
-from tenfold.engine.schedule import Schedule
+from tenfold.engine.schedule import OptimConfig, Schedule
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The loop: one for every system, on one processor or many.
+"""The training loop: one for every system, on one device or many.
 
     trainer = Trainer(task, recipe, out=Path("runs/a"), name="dinov3-mini")
     metrics = trainer.fit()                       # trains, checkpoints, validates, delivers; returns the last figures
@@ -73,7 +73,7 @@ class Trainer:
             lost = True
             raise LostRank(
                 f"rank {self.place.rank}: lost rank {', '.join(map(str, missing))} of {self.place.world} at step "
-                f"{self.step}. Go on from the last checkpoint: tenfold train --resume {self.out}"
+                f"{self.step}. Continue from the last checkpoint: tenfold train --resume {self.out}"
             ) from error
         finally:
             if heartbeat:
@@ -255,7 +255,7 @@ class Trainer:
     def _preempt(self, signal: str) -> None:
         self._save()
         raise Preempted(
-            f"stopped by {signal} after step {self.step}; the state is saved. Go on: tenfold train --resume {self.out}"
+            f"stopped by {signal} after step {self.step}; the state is saved. Continue: tenfold train --resume {self.out}"
         )
 
     def _validate(self) -> None:

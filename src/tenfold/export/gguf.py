@@ -215,8 +215,8 @@ class _Cursor:
 def field(metadata: dict[str, Any], key: str, kind: type | tuple[type, ...], where: object) -> Any:
     """A field of the metadata that must be there and of this type."""
     if not isinstance(metadata.get(key), kind):
-        guess = nearest(key, metadata)
+        close = nearest(key, metadata)
         raise WeightsError(
-            f"{where}: the field {key} is missing or of the wrong type.{f' Is it {guess}?' if guess else ''}"
+            f"{where}: the field {key} is missing or of the wrong type.{f' Is it {close}?' if close else ''}"
         )
     return metadata[key]

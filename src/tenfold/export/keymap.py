@@ -90,6 +90,6 @@ def _listing(what: str, names: list[str], candidates: Sequence[str] = ()) -> lis
         return []
     lines = [f"  {len(names)} {what}:"]
     for name in names[:LISTED]:
-        guess = nearest(name, candidates)
-        lines.append(f"    {name}" + (f"  (nearest: {guess})" if guess else ""))
+        close = nearest(name, candidates)
+        lines.append(f"    {name}" + (f"  (nearest: {close})" if close else ""))
     return lines if len(names) <= LISTED else [*lines, f"    ... and {len(names) - LISTED} more"]

@@ -39,7 +39,7 @@ WRAPPERS = ("teacher", "state_dict", "model")  # what a training checkpoint keep
 @dataclass(frozen=True)
 class Source:
     """What was found: tensors by their names in the file, and what stood beside them. Those of a GGUF file are dequantised
-    anew whenever they are asked for."""
+    again whenever they are asked for."""
 
     path: Path
     tensors: Mapping[str, Tensor]
@@ -220,14 +220,14 @@ def _from_hub(name: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise UsageError(
-            f"{name} is no path here, and huggingface_hub, which fetches models by id, is not installed. "
+            f"{name} is not a path here, and huggingface_hub, which fetches models by id, is not installed. "
             "Type: pip install huggingface_hub, or give a file or folder."
         ) from error
     try:
         return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "pytorch_model*.bin"]))
     except Exception as error:  # the hub client's family of errors is wide: offline, not found, gated
         raise UsageError(
-            f"{name} is no path here and could not be fetched as a hub id ({_first_line(error)})."
+            f"{name} is not a path here and could not be fetched as a hub id ({_first_line(error)})."
         ) from error
 
 
@@ -235,9 +235,9 @@ def _absent(path: Path) -> Path:
     folder = path.parent
     here = [child.name for child in folder.iterdir()] if folder.is_dir() else []
     ours = shipped() if str(path) == path.name and not path.suffix else []  # a bare word may be meant as a name
-    guess = nearest(path.name, [*here, *ours])
+    close = nearest(path.name, [*here, *ours])
     raise WeightsError(
-        f"{path}: no such file or folder.{f' Did you mean {folder / guess}?' if guess else ''}"
+        f"{path}: no such file or folder.{f' Did you mean {folder / close}?' if close else ''}"
         + (f" Weights that ship with tenfold: {', '.join(ours)}." if ours else "")
     )
 

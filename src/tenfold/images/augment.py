@@ -1,4 +1,4 @@
-"""What a drawn view does to pixels: torchvision's operations on uint8, by OpenCV and look-up tables.
+"""Image augmentation, what a drawn view does to pixels: torchvision's operations on uint8, by OpenCV and lookup tables.
 
     apply(view, image, out)          out uint8 (side, side, 3) is filled with the view of image uint8 (h, w, 3)
 

@@ -1,4 +1,4 @@
-"""Pictures of what features found: images side by side, match lines, masks over photographs; written whole or not at all.
+"""Drawing of what features found: images side by side, match lines, masks over photographs; written whole or not at all.
 
     write_png(Path("matches.png"), match_lines(left, right, source, target))
 
@@ -82,7 +82,7 @@ def match_lines(
 def overlay(
     image: UInt8[Tensor, "h w 3"], mask: Int[Tensor, "h w"], classes: int, share: float = 0.5, clear: int | None = None
 ) -> UInt8[Tensor, "h w 3"]:
-    """The photograph tinted by class; ids that are no class, and `clear`, stay as they are."""
+    """The photograph tinted by class; ids that are not a class, and `clear`, stay as they are."""
     colors = palette(max(1, classes)).float()
     tinted = (1 - share) * image.float() + share * colors[mask.clamp(max=classes - 1)]
     shown = (mask < classes) & (mask != (-1 if clear is None else clear))

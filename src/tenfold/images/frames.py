@@ -1,4 +1,4 @@
-"""Images with a mask or a depth map for each: one parquet file, or a folder with `images/` and `masks/`.
+"""Segmentation and depth data, an image with a mask or depth map each: a parquet file, or folders `images/` and `masks/`.
 
     frames = open_frames(Path("camvid_train.parquet"))
     frames.images[3], frames.masks[3]               uint8 (h, w, 3), int64 (h, w) of class ids

@@ -88,7 +88,7 @@ def attend_paged(
     lows: Int[Tensor, "b n"] | None = None,
 ) -> Float[Tensor, "b h n d"]:
     """Attention over the first prefix[b] rows and, by `mask`, over the S rows behind them. lows[b, i]: query i sees no row
-    before it. Reads all rows that a table has room for: where there is no kernel, and as the kernel's oracle."""
+    before it. Reads all rows that a table has room for: without a kernel, and as the kernel's oracle."""
     every = torch.arange(tables.shape[1] * size, device=q.device)
     seen = every[None, None] < prefix[:, None, None]
     behind = prefix[:, None] + torch.arange(mask.shape[1], device=q.device)

@@ -2,7 +2,7 @@
 
 Imported only where CUDA and Triton are (kernels/native.py). One program works on one token and one block of columns; rows are
 read whole by neighbouring lanes, sums are fp32, nothing is added atomically. The gradient of the table is `sums` again
-over sorted ids (bag.py), so there is no third kernel.
+over sorted ids (bag.py), which needs no third kernel.
 
     T tokens   B rows read by a token   K rows   D width
 """

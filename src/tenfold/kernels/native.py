@@ -1,4 +1,4 @@
-"""Compiled kernels on the processor: bag.cpp and decode.cpp, built once with the compiler that is there and kept in the cache.
+"""Compiled kernels on the CPU: bag.cpp and decode.cpp, built once with the compiler that is there and kept in the cache.
 
     native = library()                          bag.cpp's functions, or None where they cannot be had
     backends()                                  every backend of the bag, and why one was refused
@@ -81,7 +81,7 @@ def triton_refused() -> str:
 
 
 def fits(*tensors: Tensor) -> bool:
-    """Whether plain pointers may be taken: ordinary dense tensors on the processor, of which no trace is being made."""
+    """Whether plain pointers may be taken: ordinary dense tensors on the CPU, of which no trace is being made."""
     return all(
         type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" and t.is_contiguous() for t in tensors
     )

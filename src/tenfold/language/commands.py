@@ -47,7 +47,7 @@ class Generate:
     top_p: float = 1.0
     top_k: int = 0
     seed: int | None = None  # the same seed gives the same answer
-    repetition_penalty: float = 1.0  # above 1: against tokens that stand in the prompt or the answer already
+    repetition_penalty: float = 1.0  # above 1: against tokens that are in the prompt or the answer already
     stop: tuple[str, ...] = ()  # texts that end an answer
     schema: Path | None = None  # JSON schema that the answer has to follow
     regex: str | None = None  # regular expression that the answer has to follow

@@ -141,7 +141,7 @@ def facts(options: Facts) -> dict[str, Any]:
     scores = score_world(model, world, options.limit)
     return {
         "recall": scores["recall"],
-        "recall of facts never trained (floor)": scores["floor"],
+        "recall of facts never trained (baseline)": scores["floor"],
         "facts trained": len(world.trained),
         "bits in them": world.bits,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -165,13 +165,13 @@ def factbook(options: Book) -> dict[str, Any]:
 
 
 def open_run(folder: Path) -> tuple[Any, PretrainRecipe]:
-    """The model of a run and its recipe. Raises CheckpointError for a folder that is no run of a language model."""
+    """The model of a run and its recipe. Raises CheckpointError for a folder that is not a run of a language model."""
     path = folder / "config.json"
     try:
         values = json.loads(path.read_text())["config"]
         recipe = from_dict(PretrainRecipe, values)
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} is no run folder: it has no config.json.") from None
+        raise CheckpointError(f"{folder} is not a run folder: it has no config.json.") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:  # a UsageError is a ValueError
-        raise CheckpointError(f"{folder} is no run of a language model (tenfold train lm-...): {error}") from None
+        raise CheckpointError(f"{folder} is not a run of a language model (tenfold train lm-...): {error}") from None
     return load(folder), recipe

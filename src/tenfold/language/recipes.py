@@ -9,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.recipe import TrainerConfig
-from tenfold.engine.schedule import Schedule
+from tenfold.engine.schedule import OptimConfig, Schedule
 from tenfold.language.models.config import LlamaConfig
 from tenfold.language.pretraining.pretrain import MemoryConfig, PretrainRecipe
 from tenfold.nn.memory import centred_layers

@@ -117,7 +117,7 @@ def columns_of(part: int, parts: int) -> Iterator[None]:
 
 
 def _fill(values: Tensor, width: int, part: int) -> None:
-    """Normal numbers of deviation width^-1/2, some rows at a time: a rank draws those of all columns and keeps its own."""
+    """Normal numbers of standard deviation width^-1/2, some rows at a time: a rank draws all columns and keeps its own."""
     own = values.shape[1]
     for rows in values.split(FILLED):
         drawn = torch.empty(len(rows), width, dtype=values.dtype, device=values.device).normal_(std=width**-0.5)
@@ -129,7 +129,7 @@ def _divisors(width: int) -> str:
 
 
 class MemoryTable(RowTable):
-    """`values` (K, D), drawn from a normal distribution of deviation D^-1/2."""
+    """`values` (K, D), drawn from a normal distribution of standard deviation D^-1/2."""
 
     row_gradients = ("values",)
     values: nn.Parameter
@@ -266,7 +266,7 @@ class MemoryLayer(ProductKeys):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Besides the lookup: projections of deviation d^-1/2."""
+        """Besides the lookup: projections of standard deviation d^-1/2."""
         super().reset_parameters()
         for linear in (self.gate_in, self.out):
             if linear is not None:

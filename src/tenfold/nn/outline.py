@@ -1,4 +1,4 @@
-"""A module with its shapes and no numbers: nothing is allocated and nothing is drawn.
+"""Meta tensors: a module with its shapes and without numbers; nothing is allocated and nothing is drawn.
 
     with outline():
         model = Llama(config)                   parameters on the meta device

@@ -60,7 +60,7 @@ class AxialRope(nn.Module):
     """Angles of an h x w grid of patches: coordinates in [-1, 1], half of the frequencies for y and half for x.
 
     periods are a persistent buffer because released files hold them rounded to bf16 and must be used as they are;
-    with `recompute` they are taken anew in fp32 instead, as ports of those models do.
+    with `recompute` they are computed again in fp32 instead, as ports of those models do.
     """
 
     periods: Tensor

@@ -7,7 +7,7 @@
 
 What a caller may rely on:
 - A final name in `out` never holds half an output, and holds the same bytes for any number of workers, on any executor,
-  and after any kill, as long as the function depends on its item alone. Global generators (random, numpy, and torch where
+  and after any kill, as long as the function depends only on its item. Global generators (random, numpy, and torch where
   the function's module imports it) are seeded from the item, threads per worker are fixed, and sets of strings have one order.
 - Running again does what is missing. Finished shards are checked against the journal (size and SHA-256) and redone when
   they differ or when their item has changed.
@@ -98,7 +98,7 @@ def map_function(map_id: str, *, formerly: tuple[str, ...] = ()) -> Callable[[F]
     @map_function("vision.embed_rows", formerly=("tenfold.vision.curation.embeddings:embed_rows",))
     def embed_rows(...): ...
 
-    formerly: ids under which earlier versions wrote the same bytes; folders of theirs go on.
+    formerly: ids under which earlier versions wrote the same bytes; folders of theirs are continued.
     """
 
     def mark(function: F) -> F:
@@ -133,7 +133,7 @@ def map_shards(
 
     Raises FailedShards (exit 3) at the end when items failed in every attempt; UsageError for names that clash, a folder
     that other settings made, or when the function raised one; LockHeld when another process works in `out`; StorageError
-    (exit 4) when the disk is full. After any of them, and after Ctrl-C or a kill, the same call goes on from there.
+    (exit 4) when the disk is full. After any of them, and after Ctrl-C or a kill, the same call continues from there.
     """
     require(workers >= 1, "workers", workers, "a whole number >= 1")
     require(threads >= 1, "threads", threads, "a whole number >= 1")

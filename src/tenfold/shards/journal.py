@@ -58,7 +58,7 @@ class Journal:
 
     @classmethod
     def open(cls, out: Path, header: dict[str, Any], formerly: Iterable[dict[str, Any]] = ()) -> Journal:
-        """Opens or starts the journal of `out`. A folder that was started under one of the headers `formerly` goes on
+        """Opens or starts the journal of `out`. A folder that was started under one of the headers `formerly` continues
         under it: its seeds derive from that header's hash.
 
         Raises UsageError when other settings made the folder (naming each difference) and CheckpointError when its

@@ -1,5 +1,6 @@
-"""Ray as the engine of `map_shards` past one machine. Beside serve/replicas.py the only file that
-imports ray; tenfold writes no cluster of its own.
+"""Ray as the executor of `map_shards` past one machine.
+
+Beside serve/replicas.py the only file that imports ray; tenfold writes no cluster of its own.
 
 Connects to the cluster that RAY_ADDRESS names, or uses the one that this process has joined already, or starts one on this
 machine for the length of the call. `out` must be on storage that every node sees, and tenfold must be installed on each.
@@ -93,7 +94,7 @@ def own_folders() -> str:
 
 
 def join(ray: Any, cpus: int) -> None:
-    """Joins the cluster at RAY_ADDRESS, or starts one with so many CPUs on this machine. Raises UsageError when nobody
+    """Joins the cluster at RAY_ADDRESS, or starts one with so many CPUs on this machine. Raises UsageError when nothing
     answers at the address."""
     address = os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -109,5 +110,5 @@ def join(ray: Any, cpus: int) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"RAY_ADDRESS = {address!r}: no Ray cluster answers there ({str(error).splitlines()[0]}). Start one "
-            f"(ray start --head), correct the address, or unset RAY_ADDRESS to use this machine alone."
+            f"(ray start --head), correct the address, or unset RAY_ADDRESS to use only this machine."
         ) from error

@@ -22,7 +22,7 @@ def check_names(items: Iterable[Item], name: Callable[[Item], str]) -> dict[str,
     folders: set[str] = set()
     for item in items:
         key = name(item)
-        if not isinstance(key, str) or not key or str(PurePosixPath(key)) != key or key == NAME:
+        if not isinstance(key, str) or not key or str(PurePosixPath(key)) != key or key in (".", NAME):
             raise UsageError(f"shard name {key!r}: allowed is a relative file name such as 'part-0.parquet'.")
         parts = PurePosixPath(key).parts
         if any(part.startswith(("/", ".")) or len(part.encode()) > LONGEST or "\0" in part for part in parts):

@@ -74,7 +74,7 @@ class LocalWorkers:
             worker = self._start()
         try:
             worker.connection.send(job)
-        except OSError:  # it died while idle, which is nobody's attempt
+        except OSError:  # it died while idle, which is not an item's attempt
             self._bury(worker)
             self.submit(job)
             return

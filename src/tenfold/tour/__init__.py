@@ -1,1 +1,1 @@
-"""`tenfold tour`: every system on real input, one HTML page."""
+"""`tenfold tour`: training and inference of every system on real input, as one HTML page."""

@@ -1,4 +1,4 @@
-"""The tour's page: ten sections in the order of the table of systems, one self-contained HTML file.
+"""The tour's HTML page: ten sections in the order of the table of systems, one self-contained file.
 
 A section of a system that exists shows its pictures, numbers and the next command to type; one that does not says so.
 """

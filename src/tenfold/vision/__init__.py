@@ -11,7 +11,7 @@ from tenfold.registry import public_names
 
 if TYPE_CHECKING:
     from tenfold.vision.backbones.backbone import Backbone as Backbone
-    from tenfold.vision.backbones.backbone import build_backbone as build_backbone
+    from tenfold.vision.backbones.backbone import BackboneConfig as BackboneConfig
     from tenfold.vision.backbones.convnext import ConvNeXt as ConvNeXt
     from tenfold.vision.backbones.convnext import ConvNextConfig as ConvNextConfig
     from tenfold.vision.backbones.images import load_image as load_image
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
+    "BackboneConfig",
     "ConvNeXt",
     "ConvNextConfig",
     "CurateConfig",
     "VisionTransformer",
     "VitConfig",
     "attentive_probe",
-    "build_backbone",
     "curate",
     "dense_features",
     "discover",
@@ -53,7 +53,7 @@ __all__ = [
 __getattr__, __dir__ = public_names(
     __name__,
     {
-        "tenfold.vision.backbones.backbone": "Backbone build_backbone",
+        "tenfold.vision.backbones.backbone": "Backbone BackboneConfig",
         "tenfold.vision.backbones.convnext": "ConvNeXt ConvNextConfig",
         "tenfold.vision.backbones.images": "load_image",
         "tenfold.vision.backbones.vit": "VisionTransformer VitConfig",

@@ -138,7 +138,7 @@ class Curate(CurateConfig):
     $ tenfold vision curate WEIGHTS --pool DIR --reference A.tar B/ --target 1000000 --out DIR --calibrate --executor ray
 
     A pool, reference or query set is a folder of images, a parquet file (or a folder of them), or a tar. What happens, each
-    step in a folder of its own below --out, so that the same command goes on after any stop:
+    step in a folder of its own below --out, so that the same command continues after any stop:
 
       embed            every image becomes a vector, for finding copies (--copies) and for meaning (WEIGHTS)
       dedup            images more alike than a threshold form groups, and the largest image of each group stays

@@ -46,8 +46,8 @@ class AttentiveImages(LabelledImages):
 
 
 def knn(options: LabelledImages) -> dict[str, Any]:
-    """Weighted k-NN on what stands for an image (CLS, or the mean patch where the model says so), per cent right, for each
-    k; the floors at the same k."""
+    """Weighted k-NN on the feature of an image (CLS, or the mean patch where the model says so), per cent right, for each
+    k; the baselines at the same k."""
     sets, labels = _features(options, _whole)
     rows: dict[str, Any] = {"train images": len(labels[0]), "val images": len(labels[1])}
     for k in KS:
@@ -67,7 +67,7 @@ def linear(options: LabelledImages) -> dict[str, Any]:
 
 
 def attentive(options: AttentiveImages) -> dict[str, Any]:
-    """Attentive probe on all patch tokens, per cent right; the floor attends to raw 8 x 8 pixel squares."""
+    """Attentive probe on all patch tokens, per cent right; the baseline attends to raw 8 x 8 pixel squares."""
     networks, parts, labels = _open(options)
     rows: dict[str, Any] = {"train images": len(labels[0]), "val images": len(labels[1])}
     sets = {name: [embed(network, part, _tokens) for part in parts] for name, network in networks.items()}
@@ -110,7 +110,7 @@ def _open(options: LabelledImages) -> tuple[dict[str, Backbone], tuple[InMemory,
 
 
 def _whole(model: Backbone, output: VisionOutput) -> Tensor:
-    """What stands for the image."""
+    """The feature of the whole image."""
     return model.feature(output)
 
 

@@ -1,4 +1,4 @@
-"""`tenfold eval segmentation | depth | discovery | tracking | matching`: frozen patches beside floors without a network.
+"""`tenfold eval segmentation | depth | discovery | tracking | matching`: frozen patches beside baselines without a network.
 
 Every function takes its flags and returns rows of {what: number}; the row of the weights comes first, then
 the same network untrained, then what pixels, positions and motion give.
@@ -20,7 +20,7 @@ from tenfold.vision.backbones.backbone import Backbone, model_of
 from tenfold.vision.probes.correspond import dense_features, object_mask, raw_patches
 from tenfold.vision.probes.dense import EPOCHS, depth_probe, segmentation_probe
 from tenfold.vision.probes.dense_baselines import depth_floors, segmentation_floors
-from tenfold.vision.probes.discovery import blind_guesses, discovery_score
+from tenfold.vision.probes.discovery import blind_boxes, discovery_score
 from tenfold.vision.probes.stereo import constant_disparity, matching_scores, sample_pair
 from tenfold.vision.probes.tracking import TEMPERATURES, choose_temperature, propagation_miou, tracking_floors
 
@@ -30,7 +30,7 @@ TRAINING_CLIPS = 3  # on which the temperature is chosen
 
 @dataclass(frozen=True)
 class DenseProbe:
-    """Scores a linear probe on frozen patch features, beside the same network untrained and floors of position and colour.
+    """Scores a linear probe on frozen patch features, beside the same network untrained and baselines of position and colour.
 
     segmentation: images with masks, as parquet (columns image, mask: PNG of class ids) or a folder of images/ and masks/.
     depth: images with depth, as parquet (columns image, depth: .npy in metres) or a folder of images/ and depths/.
@@ -47,7 +47,7 @@ class DenseProbe:
 
 @dataclass(frozen=True)
 class Discovery:
-    """Finds the one object of each image without labels, beside the untrained network, raw patches and blind guesses."""
+    """Finds the one object of each image without labels, beside the untrained network, raw patches and fixed boxes."""
 
     weights: tyro.conf.Positional[Path]  # a backbone that tenfold.load reads, or a run folder
     val: Path  # images with masks, 0 for background: parquet (columns image, mask) or a folder of images/ and masks/
@@ -131,8 +131,8 @@ def discovery(options: Discovery) -> dict[str, Any]:
         ]
         for name, embed in sources.items()
     }
-    for name in blind_guesses(1, 1):
-        found[name] = [blind_guesses(*size)[name] for size in sizes]
+    for name in blind_boxes(1, 1):
+        found[name] = [blind_boxes(*size)[name] for size in sizes]
     rows: dict[str, Any] = {"val images": len(frames)}
     for name, masks in found.items():
         score = discovery_score(masks, frames)
@@ -191,7 +191,7 @@ def networks(weights: Path) -> dict[str, Backbone]:
 
 
 def initial(config: Any) -> Backbone:
-    """The network with its initial weights, always the same ones: the floor of every score."""
+    """The network with its initial weights, always the same ones: the baseline of every score."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return config.build()

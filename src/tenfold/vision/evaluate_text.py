@@ -1,4 +1,4 @@
-"""`tenfold eval zeroshot`: classes named by sentences alone, beside chance, an untrained head and the linear probe."""
+"""`tenfold eval zeroshot`: classes named only by sentences, beside chance, an untrained head and the linear probe."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ZeroShot:
 
 
 def zeroshot(options: ZeroShot) -> dict[str, Any]:
-    """Per cent right with the templates of training, with others, and with --descriptions; every class's own share. Floors:
+    """Per cent right with the templates of training, with others, and with --descriptions; every class's own share. Baselines:
     the most frequent class, and the same model before training. With --train the linear probe on its backbone is the
     ceiling. Nothing is chosen on --val."""
     model = aligned_of(options.weights, options.backbone)

@@ -114,7 +114,7 @@ def match(options: Match) -> int:
 
 @dataclass(frozen=True)
 class Track:
-    """Carries the first frame's labels through a clip and draws them over its frames; the floors stand beside the score.
+    """Carries the first frame's labels through a clip and draws them over its frames; the baselines stand beside the score.
 
     $ tenfold vision track dinov3-mini clip.parquet --frames 10 --out track/
     $ tenfold vision track dinov3-mini clip/ --frames 20          clip/images/*.jpg and clip/masks/*.png of the same names
@@ -167,7 +167,7 @@ class Segment:
     $ tenfold vision segment W photos/ --out segments/                                  one object per image, no labels
     $ tenfold vision segment W photos/ --train camvid_train.parquet --out segments/     a linear probe's classes
 
-    The object is found without any label (LOST, arXiv 2109.14279); how good it is depends on the weights alone.
+    The object is found without any label (LOST, arXiv 2109.14279); how good it is depends only on the weights.
     """
 
     weights: tyro.conf.Positional[Path]  # a weights file, Hugging Face folder, run folder, or dinov3-mini, which ships
@@ -201,7 +201,7 @@ def segment(options: Segment) -> int:
         image = open_image(file, options.size, model.config.patch_size)
         cells = dense_features(model, image)
         if head is None:
-            mask = (~object_mask(cells, *image.shape[:2])).long()  # 1 is no class here, and stays untinted
+            mask = (~object_mask(cells, *image.shape[:2])).long()  # 1 is not a class here, and stays untinted
         else:
             mask = segment_cells(head, cells, *image.shape[:2])
         write_png(

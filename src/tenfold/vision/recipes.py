@@ -11,9 +11,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.recipe import TrainerConfig
-from tenfold.engine.schedule import Schedule, constant
+from tenfold.engine.schedule import OptimConfig, Schedule, constant
 from tenfold.vision.backbones.vit import VIT_CONFIGS, VitConfig
 from tenfold.vision.pretraining.crops import MultiCropConfig
 from tenfold.vision.pretraining.distill import DistillRecipe
@@ -146,7 +145,7 @@ def dinov3(size: Literal["t", "s", "s+", "b", "l", "l+", "h+", "7b"] = "s") -> P
 
 
 def dinov3_gram(size: Literal["t", "s", "s+", "b", "l", "l+", "h+", "7b"] = "s") -> PretrainRecipe:
-    """DINOv3 stage 2, Gram anchoring: goes on from `--start RUN`, a run of `dinov3` with the same `--size`."""
+    """DINOv3 stage 2, Gram anchoring: continues `--start RUN`, a run of `dinov3` with the same `--size`."""
     stage1 = dinov3(size)
     return dataclasses.replace(
         stage1,
@@ -170,7 +169,7 @@ def dinov3_gram(size: Literal["t", "s", "s+", "b", "l", "l+", "h+", "7b"] = "s")
 
 
 def dinov3_highres(size: Literal["t", "s", "s+", "b", "l", "l+", "h+", "7b"] = "s") -> PretrainRecipe:
-    """DINOv3 stage 3, mixed high resolutions with Gram from crops of larger images: goes on from `--start RUN`."""
+    """DINOv3 stage 3, mixed high resolutions with Gram from crops of larger images: continues `--start RUN`."""
     stage2 = dinov3_gram(size)
     mixes = (
         (512, 112, 768, 0.3),

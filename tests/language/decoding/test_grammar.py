@@ -120,11 +120,11 @@ def test_every_answer_is_valid_under_its_schema_with_and_without_speculation(sch
         jsonschema.validate(json.loads(TOKENIZER.decode(ids)), schema)
 
 
-@pytest.mark.parametrize("kind", ["look-up", "tree"])
+@pytest.mark.parametrize("kind", ["prompt lookup", "tree"])
 def test_what_a_grammar_forces_is_guessed_and_saves_passes(kind: str) -> None:
     model, grammar = tiny_llama(VOCABULARY), GRAMMARS.json_schema(PERSON)
-    drafter = NgramDrafter() if kind == "look-up" else NoisyTarget(model, 3.0)
-    tree = Tree.chain(6) if kind == "look-up" else Tree.from_paths([[0], [1], [0, 0], [1, 0], [1, 1], [1, 0, 0]])
+    drafter = NgramDrafter() if kind == "prompt lookup" else NoisyTarget(model, 3.0)
+    tree = Tree.chain(6) if kind == "prompt lookup" else Tree.from_paths([[0], [1], [0, 0], [1, 0], [1, 1], [1, 0, 0]])
     texts, calls = [], []
     for one, plan in ((None, None), (drafter, Speculation(planner=lambda n, s: (tree, "top_k")))):
         engine = LLMEngine(model, TOKENIZER, one, speculation=plan)

@@ -122,7 +122,7 @@ def test_grammar_and_questions_are_scored_beside_their_floors(
     )
     grammar = json.loads(capsys.readouterr().out)
     assert 0 <= grammar["accuracy, %"] <= 100
-    assert grammar["accuracy, %, floor (chance)"] == 50
+    assert grammar["accuracy, %, baseline (chance)"] == 50
     assert (
         main(
             ["eval", "nq", str(run), "--val", str(test_data / "text_qa/nq_open.dev.jsonl.gz"), "--limit", "3", "--json"]

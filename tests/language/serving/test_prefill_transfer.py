@@ -52,7 +52,7 @@ def eagle_engine(kind: str) -> LLMEngine:
     options = {"eagle1": {"method": "eagle1"}, "window": {"sliding_window": 6}}.get(kind, {})
     drafter: Any = TreeDrafter(tiny_drafter(target, **options), target)
     shape = TREE
-    if kind == "eagle and look-up":
+    if kind == "eagle and prompt lookup":
         drafter = HybridDrafter(drafter, NgramDrafter())
         shape = drafter.add(HYBRID)
     plan = Speculation(planner=lambda n, s: (shape, "without_replacement"))
@@ -88,7 +88,7 @@ def answer(engine: LLMEngine, prompt: list[int], params: SamplingParams, pages: 
 @pytest.mark.parametrize(
     "kind",
     [
-        *("none", "eagle and look-up"),
+        *("none", "eagle and prompt lookup"),
         *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("ngram", "eagle3", "eagle1", "window")),
     ],
 )

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 import tenfold
+from tenfold.cli import main
 from tenfold.config import from_dict, to_dict
 from tenfold.data.tensors import save_own
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.recipe import TrainerConfig
+from tenfold.engine.schedule import OptimConfig
 from tenfold.errors import UsageError
 from tenfold.registry import backbones
 from tenfold.training import reopen, run_recipe
@@ -27,11 +28,29 @@ from tenfold.vision.pretraining.distill import SIZES, DistillRecipe
 from tenfold.vision.pretraining.heads import HeadConfig
 from tenfold.vision.pretraining.objectives import ObjectiveConfig
 from tenfold.vision.pretraining.pretrain import PretrainRecipe
+from vision.recipe_flags import flags
 
 # Small sizes for tests; a backbone that is not here is tested in the size of its defaults.
 SMALL: dict[str, BackboneConfig] = {
     "vit": VitConfig(16, 2, 2, patch_size=16, registers=1),
     "convnext": ConvNextConfig((1, 1, 2, 1), (8, 12, 16, 20)),
+}
+CONVNEXT = {
+    "model.depths": (1, 1, 2, 1),
+    "model.dims": (8, 12, 16, 20),
+    "objective.ibot": 0,
+    "dino.hidden": 16,
+    "dino.bottleneck": 8,
+    "dino.prototypes": 12,
+    "crops.global-size": 64,
+    "crops.local-size": 32,
+    "crops.local-crops": 1,
+    "batch": 4,
+    "source-side": 64,
+    "trainer.steps": 1,
+    "trainer.device": "cpu",
+    "trainer.precision": "fp32",
+    "trainer.workers": 0,
 }
 EACH = pytest.mark.parametrize("kind", [entry.name for entry in backbones])
 
@@ -149,6 +168,18 @@ def test_a_configuration_says_its_kind_unless_it_is_a_vision_transformer(data: P
 
 
 def test_a_backbone_without_a_mask_token_refuses_masked_patches(data: Path) -> None:
-    objective = ObjectiveConfig(ibot=1.0)
+    recipe = dataclasses.replace(recipe_of(SMALL["convnext"], data), objective=ObjectiveConfig(ibot=1.0))
     with pytest.raises(UsageError, match=r"objective\.ibot = 1\.0: allowed 0 with a convnext"):
-        dataclasses.replace(recipe_of(SMALL["convnext"], data), objective=objective)
+        recipe.make_task()
+
+
+def test_the_command_line_takes_the_kind_and_the_fields_of_its_configuration(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "dinov3", "--model.kind", "convnext", *flags(CONVNEXT), "--data", str(data)]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert model_of(tmp_path / "run").config == ConvNextConfig((1, 1, 2, 1), (8, 12, 16, 20))
+    assert main(["train", "dinov3", "--model.kind", "convnxt"]) == 2
+    assert "convnext" in capsys.readouterr().err
+    assert main(["train", "dinov3", "--model.kind=convnext", "--model.dpths", "3"]) == 2
+    assert "Did you mean --model.depths?" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from tenfold.engine.parallel import Collectives
 from tenfold.engine.schedule import Schedule, constant
 from tenfold.engine.task import Phase, Shard
 from tenfold.errors import CheckpointError, UsageError
+from tenfold.vision.backbones.vit import VitConfig
 from tenfold.vision.pretraining.gram import GramConfig
 from tenfold.vision.pretraining.pretrain import PretrainRecipe
 from tenfold.vision.recipes import dinov2, dinov3, dinov3_gram, dinov3_highres, dinov3_mini
@@ -138,7 +139,7 @@ def test_the_sizes_that_are_drawn_are_those_of_the_mixes_as_often_as_they_say(da
     mixes, batches = ((64, 32, 96, 0.75), (96, 48, 0, 0.25)), 60
     recipe = dataclasses.replace(small(dinov3_highres(), data), resolutions=mixes)
 
-    def sizes(shard: Shard) -> list[tuple[int, int, int]]:
+    def sizes(shard: Shard) -> list[tuple[int, ...]]:
         names = ("global_crops", "local_crops", "gram_crops")
         drawn = itertools.islice(recipe.make_task().batches(shard), batches)
         return [tuple(batch[name].shape[-1] if name in batch else 0 for name in names) for batch in drawn]
@@ -187,7 +188,9 @@ def test_every_recipe_keeps_the_contract_of_a_task(build: Any, data: Path) -> No
 
 def test_the_papers_sizes_have_their_parameters_and_their_stages_chain() -> None:
     assert dinov3("7b").model.dim == 4096
-    assert dinov2("g").model.ffn == "swiglu"
+    giant = dinov2("g").model
+    assert isinstance(giant, VitConfig)
+    assert giant.ffn == "swiglu"
     gram = dinov3_gram("l")
     assert gram.gram.weight.at(0, 20_000) == 0.0
     assert gram.gram.weight.at(1000, 20_000) == pytest.approx(2.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -21,7 +20,7 @@ from tenfold.vision.probes.dense import (
     silog,
 )
 from tenfold.vision.probes.dense_baselines import handmade, segmentation_floors
-from vision.dense_inputs import cut, npy, png, write
+from vision.dense_inputs import cut
 
 CAMVID = "vision/camvid_val.parquet"
 
@@ -107,61 +106,6 @@ def test_floors_on_camvid_are_the_known_ones(test_data: Path) -> None:
     assert floors["position prior"] == pytest.approx(16.7, abs=0.5)
     assert floors["colour, texture, position"] == pytest.approx(28.6, abs=1.5)
     assert floors["ceiling: true labels of 8 px patches"] == pytest.approx(85.0, abs=0.5)
-
-
-SMALL = png(np.zeros((16, 24, 3), np.uint8))
-MASK = png(np.zeros((16, 24), np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("columns", "said"),
-    [
-        ({"mask": [png(np.zeros((8, 8), np.uint8))]}, "row 0: mask has 8 x 8 pixels and its image 16 x 24"),
-        ({"label": [b"1"]}, "no column mask"),
-        ({"mask": [None]}, "row 0, mask: no bytes"),
-        ({"mask": [SMALL]}, "row 0, mask is a PNG of mode RGB"),
-        ({"mask": [b"GIF89a"]}, "row 0, mask is not a PNG"),
-        ({"mask": [MASK[:50]]}, "row 0, mask"),
-        ({"mask": [png(np.full((16, 24), 7, np.uint8))]}, "class id 7; allowed are 0 to 1 and 255"),
-    ],
-)
-def test_a_wrong_mask_is_named_with_its_file_and_field(
-    tmp_path: Path, columns: dict[str, list[bytes | None]], said: str
-) -> None:
-    file = write(tmp_path / "frames.parquet", [SMALL], classes="a,b", **columns)
-    with pytest.raises(DataError, match=said) as caught:
-        open_frames(file)
-    assert "frames.parquet" in str(caught.value)
-
-
-def test_a_last_class_called_void_is_the_ignored_id(tmp_path: Path) -> None:
-    frames = open_frames(write(tmp_path / "f.parquet", [SMALL], mask=[MASK], classes="Road,Sky,Void"))
-    assert frames.classes == ("Road", "Sky")
-    assert frames.ignored == 2
-
-
-def test_depth_comes_as_npy_in_metres_and_a_hole_is_zero(tmp_path: Path) -> None:
-    values = np.full((16, 24), 2.5)
-    values[0, 0] = np.nan
-    file = write(tmp_path / "d.parquet", [SMALL], depth=[npy(values)])
-    (depth,) = open_frames(file, "depth").depths
-    assert depth[0, 0] == 0
-    assert depth[1, 1] == 2.5
-    bad = write(tmp_path / "e.parquet", [SMALL], depth=[npy(np.zeros((16, 24, 3)))])
-    with pytest.raises(DataError, match="row 0, depth is float64 of shape"):
-        open_frames(bad, "depth")
-
-
-def test_a_folder_without_masks_says_which_one_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    with pytest.raises(DataError, match="masks/"):
-        open_frames(tmp_path)
-    (tmp_path / "masks").mkdir()
-    (tmp_path / "images/one.png").write_bytes(SMALL)
-    with pytest.raises(DataError, match=r"one\.png has no mask"):
-        open_frames(tmp_path)
-    (tmp_path / "masks/one.png").write_bytes(MASK)
-    assert len(open_frames(tmp_path)) == 1
 
 
 def test_a_probe_of_no_epochs_is_refused() -> None:

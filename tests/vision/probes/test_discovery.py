@@ -16,7 +16,7 @@ from tenfold.cli import main
 from tenfold.errors import DataError
 from tenfold.images.frames import Frames
 from tenfold.vision.probes.correspond import object_mask
-from tenfold.vision.probes.discovery import blind_guesses, box_iou, box_of, discovery_score, true_boxes
+from tenfold.vision.probes.discovery import blind_boxes, box_iou, box_of, discovery_score, true_boxes
 from vision.dense_inputs import mini_weights, png, write
 
 
@@ -66,8 +66,8 @@ def test_an_object_of_other_features_is_found_where_it_is() -> None:
     score = discovery_score([found], frames(squares((32, 40, 72, 96, 1), side=160)))
     assert score.corloc == 100
     assert score.miou > 90
-    assert set(blind_guesses(8, 8)) == {"whole image", "middle half", "middle three quarters"}
-    assert box_of(blind_guesses(8, 12)["middle half"]) == (2, 3, 6, 9)
+    assert set(blind_boxes(8, 8)) == {"whole image", "middle half", "middle three quarters"}
+    assert box_of(blind_boxes(8, 12)["middle half"]) == (2, 3, 6, 9)
 
 
 def test_the_command_prints_the_weights_and_every_floor(

@@ -125,7 +125,7 @@ class GrammarState:
 
 def lead(grammars: Sequence[GrammarState | None], draft: Draft, tree: Tree) -> Draft:
     """The proposal with what the grammars force on the branch of the root's last child, which must consist of point masses: it
-    is where a looked-up chain is, and with rule top_k every node is one."""
+    is where a chain from prompt lookup is, and with rule top_k every node is one."""
     if tree.nodes == 0:
         return draft
     chain = [int(tree.children[0].max())]

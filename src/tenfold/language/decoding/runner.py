@@ -139,7 +139,7 @@ class Runner:
 
     @torch.inference_mode()
     def commit(self, step: Step, alive: Sequence[int]) -> None:
-        """Keeps the accepted rows of the requests that go on (their tokens are appended already); drops all others."""
+        """Keeps the accepted rows of the requests that continue (their tokens are appended already); drops all others."""
         if not alive:
             return
         requests = [step.requests[b] for b in alive]

@@ -9,8 +9,8 @@ with tensors of the device. What differs is handed in:
     forward   the target's pass, over pages that the host or only the device knows
     numbers   random numbers from lists of the host (numpy) or from tensors; they are the same numbers
     hooks     what changes logits before verification: penalties, then grammar masks; steps on a device have none
-What is done with an outcome stays apart: the host moves rows and feeds the drafter only for requests that go on, by lists whose
-lengths differ; a device does it for all, in tensors of one shape, because a CUDA graph has no other.
+What is done with an outcome stays apart: the host moves rows and feeds the drafter only for requests that continue, by
+lists whose lengths differ; a device does it for all, in tensors of one shape, because a CUDA graph has no other.
 
     B requests   N root and nodes   n nodes   K height of the tree + 1   R siblings at most   V vocabulary
 """

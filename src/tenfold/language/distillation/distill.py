@@ -212,7 +212,7 @@ class DrafterTask(Task):
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Tokens per call of a chain of 4 on held-back prompts, by exact replay; 1.0 is no drafter at all."""
+        """Tokens per call of a chain of 4 on held-back prompts, by exact replay; 1.0 is decoding without a drafter."""
         inner = unwrap(model)
         assert isinstance(inner, Distillation)
         figures = {}

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from tenfold.engine.optim_config import OptimConfig
 from tenfold.engine.recipe import TrainerConfig
-from tenfold.engine.schedule import Schedule
+from tenfold.engine.schedule import OptimConfig, Schedule
 from tenfold.language.distillation.distill import DistillConfig, DrafterRecipe, DrafterShape
 from tenfold.language.distillation.rollout_rounds import RANDOM, RolloutConfig
 

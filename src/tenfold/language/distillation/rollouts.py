@@ -91,7 +91,7 @@ def _read_shard(path: Path) -> list[Rollout]:
     tensors, _ = read_safetensors(path)
     lacking = [name for name in NAMES if name not in tensors]
     if lacking:
-        raise DataError(f"{path} is no shard of rollouts: it lacks {', '.join(lacking)}.")
+        raise DataError(f"{path} is not a shard of rollouts: it lacks {', '.join(lacking)}.")
     lengths, prompts = tensors["lengths"].tolist(), tensors["prompts"].tolist()
     total = sum(lengths)
     rows = {name: len(tensors[name]) for name in ("tokens", "features", "argmax")}

@@ -231,7 +231,9 @@ def _refuse_unsayable(c: DrafterConfig, layout: LayoutName, where: Path) -> None
             "Give the inputs that it reads: --aux-layers 2 16 29"
         )
     if layout == "sglang" and any(i < 1 for i in c.aux_layers):
-        raise WeightsError(f"{where}: aux_layers {list(c.aux_layers)}: the input of layer 0 is no layer's output.")
+        raise WeightsError(
+            f"{where}: aux_layers {list(c.aux_layers)}: the input of layer 0 is not the output of a layer."
+        )
     unsaid = {
         "norm_output": c.norm_output and layout == "eagle",
         "norm_before_residual": c.norm_before_residual and layout == "eagle",

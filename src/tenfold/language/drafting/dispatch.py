@@ -94,7 +94,7 @@ class Dispatcher:
             names = values["target"], values["drafter"], values["machine"]
             return Dispatcher(*names, entries, values.get("note", ""))
         except (KeyError, TypeError, UsageError) as error:
-            raise WeightsError(f"{path} is no dispatch table ({error}). Make one: tenfold language tree") from error
+            raise WeightsError(f"{path} is not a dispatch table ({error}). Make one: tenfold language tree") from error
 
     def save(self, path: Path) -> None:
         entries = [{k: v for k, v in asdict(e).items() if v or k not in OPTIONAL} for e in self.entries]
@@ -126,13 +126,13 @@ class Dispatcher:
     def planner(self, drafter: Drafter, weights: str | None = None, rows: int | None = None) -> Planner:
         """What `Speculation(planner=...)` takes, and what a drafter keeps as `planner`. Trees are made once, so switching costs
         nothing. weights: the target's number format; None takes every entry. rows: the memory-bound ones of that format, which
-        bound what is drafted for a format that the table does not know. Raises UsageError for looked-up nodes where the drafter
-        looks nothing up."""
+        bound what is drafted for a format that the table does not know. Raises UsageError for nodes from prompt lookup
+        where the drafter looks nothing up."""
         table = self if weights is None else self.for_weights(weights)
         kind = kind_of(drafter)
         if not drafter.looks_up and any(e.looked_up for e in table.entries if e.proposes in ("", kind)):
             raise UsageError(
-                "the dispatch table has looked-up nodes: it needs a drafter with prompt lookup (HybridDrafter)."
+                "the dispatch table has nodes from prompt lookup: it needs a drafter with prompt lookup (HybridDrafter)."
             )
         return table.planner_of(kind, rows)
 

@@ -308,7 +308,7 @@ class Eagle3Drafter(EagleDrafter):
 
 
 class Eagle1Drafter(EagleDrafter):
-    """EAGLE-1: predicts the target's last feature. `bind` gives it the target's head, which is no part of its weights."""
+    """EAGLE-1: predicts the target's last feature. `bind` gives it the target's head, which is not part of its weights."""
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__(config)

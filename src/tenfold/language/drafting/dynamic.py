@@ -49,7 +49,7 @@ class DynamicTree:
 
     @property
     def fixed(self) -> None:
-        """There is no such tree."""
+        """No such tree exists."""
         return None
 
     @property

@@ -53,7 +53,7 @@ class HybridTree:
 
     @property
     def fixed(self) -> None:
-        """There is no such tree: the text decides."""
+        """No such tree exists: the text decides."""
         return None
 
     @property
@@ -68,7 +68,7 @@ class HybridTree:
         temperatures: Float[Tensor, " B"],
         uniforms: Uniforms,
     ) -> tuple[Draft, DraftTrees]:
-        """The drafter's proposal and the looked-up one in one tree."""
+        """The drafter's proposal and that of prompt lookup in one tree."""
         drawn = drafter.draft(states, self.own, rule, temperatures, uniforms)
         tokens = torch.full((len(states), self.tree.nodes), -1, device=drawn.tokens.device)
         drafted, chain = torch.tensor(self.drafted) - 1, torch.tensor(self.chain) - 1
@@ -108,7 +108,7 @@ class FittedTree:
 
     @property
     def fixed(self) -> None:
-        """There is no such tree: the text decides."""
+        """No such tree exists: the text decides."""
         return None
 
     @property

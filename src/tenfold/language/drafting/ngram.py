@@ -157,7 +157,7 @@ class HybridDrafter(Drafter):
         return length
 
     def fingerprint(self) -> str:
-        """The drafter's: looked-up tokens come out of the text itself."""
+        """The drafter's: tokens from prompt lookup come out of the text itself."""
         return self.drafter.fingerprint()
 
     def level_pass(self, batch: int, rows: int, text: int) -> Callable[[], object] | None:

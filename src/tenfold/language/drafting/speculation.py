@@ -7,9 +7,9 @@ choose_drafter("ngram", target)                the drafter and a sentence about 
 A pass over a few rows is bound by memory: it costs what reading the weights costs. How many rows those are depends on the
 machine and the number format, so the trees of "auto" are in tables, one for each kind of machine (drafting/dispatch.py). All
 requests' roots and nodes stay within these rows, and where not even one node each has room nothing is drafted, so that
-speculation by default does not make a batch slower. A looked-up chain has a place in a single text's tree only: all requests of
-a batch take one shape, and what is found in one text is missing in the others (two requests with three nodes each: 1.61 times
-plain decoding drafted, 1.46 with prompt lookup).
+speculation by default does not make a batch slower. A chain from prompt lookup has a place in a single text's tree only: all
+requests of a batch take one shape, and what is found in one text is missing in the others (two
+requests with three nodes each: 1.61 times plain decoding drafted, 1.46 with prompt lookup).
 """
 
 from __future__ import annotations

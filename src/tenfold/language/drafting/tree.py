@@ -70,14 +70,14 @@ class Proposer(Protocol):
 
 @dataclass(frozen=True)
 class Tree:
-    """`parents[i]` is the parent of node i (the root's is 0). Raises UsageError unless nodes stand level by level with
+    """`parents[i]` is the parent of node i (the root's is 0). Raises UsageError unless nodes are in level order with
     siblings side by side. It is a `Shape` and a `DraftTrees` of drafting/protocol.py."""
 
     parents: tuple[int, ...]
     shared: ClassVar[bool] = True
     needs_distribution: ClassVar[bool] = False
     needs_lookup: ClassVar[bool] = False
-    looked_up: ClassVar[int] = 0  # nodes of a looked-up chain, as of a `HybridTree`
+    looked_up: ClassVar[int] = 0  # nodes of a chain from prompt lookup, as of a `HybridTree`
 
     def __post_init__(self) -> None:
         p = self.parents
@@ -89,7 +89,7 @@ class Tree:
 
     @staticmethod
     def chain(length: int) -> Tree:
-        """`length` draft tokens, each behind the one before; 0 is no draft at all."""
+        """`length` draft tokens, each behind the one before; 0 drafts nothing."""
         if length < 0:
             raise UsageError(f"a chain of {length} tokens: allowed is a whole number >= 0.")
         return Tree((0, *range(length)))
@@ -215,7 +215,7 @@ class Tree:
 
     def deepest(self, hit: Bool[Tensor, "B N"]) -> Int[Tensor, " B"]:
         """The deepest node that is a hit with all its ancestors; the root is one."""
-        missed = (~hit).float() @ self.mask.t().float()  # ancestors, itself among them, that are no hits
+        missed = (~hit).float() @ self.mask.t().float()  # ancestors, itself among them, that are not hits
         return torch.where(missed == 0, self.depth, -1).argmax(-1)
 
     def depth_of(self, node: Int[Tensor, " B"]) -> Int[Tensor, " B"]:

@@ -82,7 +82,7 @@ class GGUFLlama(Mapping[str, Tensor]):
 
 
 def open_llama(path: Path) -> GGUFLlama:
-    """Raises WeightsError for a file that is damaged, or is no Llama."""
+    """Raises WeightsError for a file that is damaged, or is not a Llama."""
     file = open_gguf(path)
     kind = file.metadata.get("general.architecture")
     if kind != "llama":

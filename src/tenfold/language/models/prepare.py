@@ -47,7 +47,7 @@ class Target:
 
 def open_target(path: str | Path, form: Format = "auto", device: DeviceChoice = "auto") -> Target:
     """The model in a file or folder, ready for decoding. Raises UsageError where the format or the device cannot be had,
-    WeightsError where the file cannot be read or is no Llama.
+    WeightsError where the file cannot be read or is not a Llama.
 
     A GGUF file goes from its own format to `form` tensor by tensor: at its highest the memory is the prepared model and one
     tensor more."""
@@ -82,7 +82,7 @@ def format_on(form: Format, device: torch.device) -> Format:
         return quickest() if device.type == "cpu" else "bf16"
     if device.type not in formats.entry(form).devices:
         allowed = ", ".join(["auto", *on_device(device.type)])
-        raise UsageError(f"weights in {form}: there is no kernel for {device.type}. Allowed there: {allowed}.")
+        raise UsageError(f"weights in {form}: no kernel for {device.type}. Allowed there: {allowed}.")
     return form
 
 

@@ -125,7 +125,7 @@ def open_vocabulary(text: str) -> ByteVocabulary | BpeVocabulary:
 
 
 def read_documents(data: Path | None, column: str = "text") -> list[Document]:
-    """Documents in a fixed order. Raises DataError when there is no text, naming what was looked for.
+    """Documents in a fixed order. Raises DataError without any text, naming what was looked for.
 
     data: parquet (column `column`; `path`, if there, names the documents), a text file, a folder of text files, or None
     for the sources and topics of the running Python's standard library.

@@ -21,7 +21,7 @@ from tenfold.errors import DataError, MissingExtra, UsageError, WeightsError
 from tenfold.export.gguf import field as gguf_field
 from tenfold.export.reading import read_json
 
-BROKEN = "\ufffd"  # what a decoder writes for bytes that are no character (yet)
+BROKEN = "\ufffd"  # what a decoder writes for bytes that are not a character (yet)
 CONTROL, USER_DEFINED = 3, 4  # ggml's kinds of tokens that are matched as a whole
 ENDS = (
     "<|im_end|>",

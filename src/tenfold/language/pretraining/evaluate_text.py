@@ -120,7 +120,7 @@ def text(options: Text) -> dict[str, Any]:
     return {
         "nats per byte": nats,
         "bits per byte": nats / float(np.log(2)),
-        "nats per byte, floor (token frequencies of the standard library)": floor,
+        "nats per byte, baseline (token frequencies of the standard library)": floor,
         "tokens": str(len(tokens) - 1),
     }
 
@@ -136,7 +136,7 @@ def blimp(options: Pairs) -> dict[str, Any]:
         first, second = log_likelihoods(model, [good, bad]).tolist()
         right.setdefault(term, []).append(float(first > second))
     result: dict[str, Any] = {"accuracy, %": 100 * float(np.mean([x for xs in right.values() for x in xs]))}
-    result |= {"accuracy, %, floor (chance)": 50.0, "pairs": str(len(pairs))}
+    result |= {"accuracy, %, baseline (chance)": 50.0, "pairs": str(len(pairs))}
     return result | {f"  {term}": 100 * float(np.mean(found)) for term, found in sorted(right.items())}
 
 
@@ -162,7 +162,7 @@ def nq(options: Questions) -> dict[str, Any]:
     common, count = Counter(normal(a) for _, answers in questions for a in set(answers)).most_common(1)[0]
     return {
         "exact match, %": 100 * right / len(questions),
-        f"exact match, %, floor (always {common!r})": 100 * count / len(questions),
+        f"exact match, %, baseline (always {common!r})": 100 * count / len(questions),
         "questions": str(len(questions)),
     }
 

@@ -43,7 +43,7 @@ def _recalled(model: nn.Module, world: FactWorld, facts: np.ndarray) -> float:
 
 
 def score_book(model: nn.Module, book: FactBook, encode: Encode = as_bytes, limit: int = 1000) -> dict[str, float]:
-    """Exact match in per cent on trained facts, on those never trained (the floor: the best score without the model), and of
+    """Exact match in per cent on trained facts, on those never trained (`floor`: the best score without the model), and of
     each field's most frequent answer; nats a character of the answers; per cent of answers that come first among 20 of their
     field."""
     trained = _some(book.trained, limit)

@@ -28,7 +28,7 @@ class StreamOptions(BaseModel):
 
 class JSONSchema(BaseModel):
     name: str = "schema"
-    schema_: dict[str, Any] = Field({}, alias="schema")
+    schema_: dict[str, Any] = Field(default={}, alias="schema")
 
 
 class ResponseFormat(BaseModel):
@@ -43,25 +43,25 @@ class Common(BaseModel):
     """The fields that both routes have."""
 
     model: str | None = None
-    max_tokens: int | None = Field(None, ge=1, le=1 << 20)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, le=1 << 20)
-    n: int = Field(1, ge=1, le=CHOICES)
+    max_tokens: int | None = Field(default=None, ge=1, le=1 << 20)
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, le=1 << 20)
+    n: int = Field(default=1, ge=1, le=CHOICES)
     stream: bool = False
     stream_options: StreamOptions | None = None
     stop: str | list[str] | None = None
-    seed: int | None = Field(None, ge=0, lt=1 << 62)
+    seed: int | None = Field(default=None, ge=0, lt=1 << 62)
     ignore_eos: bool = False
     response_format: ResponseFormat | None = None
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
 
 
 class Completion(Common):
     prompt: str | list[int] | list[str] | list[list[int]]
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
 
 
 class Message(BaseModel):
@@ -71,9 +71,9 @@ class Message(BaseModel):
 
 class ChatCompletion(Common):
     messages: list[Message] = Field(min_length=1, max_length=1024)
-    max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=1 << 20)
     logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
 
 
 def sampling_params(body: Common, max_tokens: int, logprobs: int | None, grammar: Any) -> SamplingParams:

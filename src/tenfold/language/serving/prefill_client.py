@@ -161,4 +161,4 @@ def _message(answer: bytes) -> str:
     try:
         return str(json.loads(answer)["error"]["message"])[:300]
     except (ValueError, KeyError, TypeError):
-        return f"{len(answer)} bytes that are no message."
+        return f"{len(answer)} bytes that are not a message."

@@ -70,7 +70,7 @@ def _prefilling(request: Request) -> Prefilling:
 
 
 def make_prefill_app(llm: LLM, token: str, limits: Limits | None = None) -> FastAPI:
-    """Raises UsageError for a token that is no secret."""
+    """Raises UsageError for a token that is not a secret."""
 
     def lifespan(app: Any) -> AbstractAsyncContextManager[None]:
         return service.running()

@@ -74,7 +74,7 @@ class Replayed:
 
 
 def look_up_lengths(answer: Rollout, chain: int, longest: int = LONGEST) -> Int[Tensor, " a"]:
-    """How many looked-up tokens every start of an answer would accept (starts as in `token_ranks`)."""
+    """How many tokens from prompt lookup every start of an answer would accept (starts as in `token_ranks`)."""
     tokens, places, lengths = answer.tokens.tolist(), Places(longest), []
     for root in range(answer.prompt - 1, len(tokens)):
         found = places.find(tokens[: root + 1], chain)
@@ -126,8 +126,8 @@ def figures(network: EagleDrafter, replayed: Replayed) -> dict[str, Any]:
     if network.config.reduced:
         counts = count_tokens(replayed.answers, network.config.vocabulary)
         result["draft vocabulary covers"] = coverage(network.ids, counts)
-    result["TPC no drafter (floor)"] = 1.0
-    result["TPC look-up 6 (floor)"] = replayed.look_up_tpc(LOOKUP_6.nodes)
+    result["TPC no drafter (baseline)"] = 1.0
+    result["TPC prompt lookup 6 (baseline)"] = replayed.look_up_tpc(LOOKUP_6.nodes)
     for name, tree in trees.items():
         result[f"TPC {name}"] = replayed.tpc(tree)
         result[f"TPC {name}, all answers"] = replayed.tpc(tree, every)

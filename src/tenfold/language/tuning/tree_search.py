@@ -39,7 +39,7 @@ from tenfold.language.sampling.sampling import SamplingParams
 from tenfold.language.tuning.measure import Replayed, engine_tpc
 
 SIZES = (2, 4, 6, 8, 12, 16, 20, 24, 32, 48)  # nodes of the drafter's own tree that are tried
-CHAINS = (0, 4, 8)  # looked-up tokens beside it
+CHAINS = (0, 4, 8)  # tokens from prompt lookup beside it
 
 
 def acceptance(ranks: Sequence[Int[Tensor, "_ k"]], tree: Tree, width: int) -> Float[Tensor, "k r"]:
@@ -97,7 +97,7 @@ class CostTable:
         self.verify, self.level, self.host, self.weights = verify, level, host, weights
 
     def ms(self, batch: int, own: Tree, looked_up: int = 0) -> float:
-        """A step with the drafter's tree and a looked-up chain; no node at all is plain decoding."""
+        """A step with the drafter's tree and a chain from prompt lookup; no node at all is plain decoding."""
         nodes = own.nodes + looked_up
         plain, drafting = self.host[batch]
         verify = interpolate(self.verify[batch], nodes + 1)

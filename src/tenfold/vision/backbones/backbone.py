@@ -84,7 +84,7 @@ class BackboneConfig:
 class Backbone(nn.Module, ABC):
     """Base of every backbone: a subclass writes `forward` and `get_intermediate_layers`, and whatever it does faster.
 
-    `fit` says what happens to a side that is no multiple of the patch: it is resized to the nearest one, or refused.
+    `fit` says what happens to a side that is not a multiple of the patch: it is resized to the nearest one, or refused.
     """
 
     config: BackboneConfig

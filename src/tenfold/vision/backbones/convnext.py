@@ -49,7 +49,7 @@ class ConvNextConfig(BackboneConfig):
     patch_size: int = STRIDE
     norm_eps: float = 1e-6
     layer_scale: float = 1e-6
-    feature: Literal["cls", "patch-mean"] = "cls"  # what stands for the whole image
+    feature: Literal["cls", "patch-mean"] = "cls"  # what is taken for the whole image
     image_size: int = 224  # side in pixels at which the weights are evaluated by default
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD

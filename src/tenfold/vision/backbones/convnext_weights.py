@@ -167,7 +167,7 @@ def split(weights: Weights, spelling: Spelling) -> dict[str, Tensor]:
 
 
 def write_official(weights: Weights, path: Path) -> None:
-    """One `.pth` file of torch, the tensors alone."""
+    """One `.pth` file of torch with only the tensors."""
     _require_decided(weights, "official")
     torch.save({name: tensor.clone() for name, tensor in split(weights, OFFICIAL).items()}, path)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.errors import WeightsError
+from tenfold.vision.backbones.backbone import BackboneConfig
 from tenfold.vision.backbones.convnext import CONVNEXT_CONFIGS, ConvNextConfig
 from tenfold.vision.backbones.vit import VIT_CONFIGS, VitConfig
 
@@ -102,10 +103,10 @@ def convnext_timm_files(config: ConvNextConfig) -> dict[str, Any]:
     """config.json of timm, with the architecture's name where timm has this size."""
     sizes = (config.depths, config.dims)
     names = [TIMM_NAMES[name] for name, c in CONVNEXT_CONFIGS.items() if (c.depths, c.dims) == sizes]
-    return {"config.json": _timm_config(config, names, config.image_size)}
+    return {"config.json": _timm_config(config, names, config.image_size, fixed=False)}
 
 
-def _preprocessor(config: VitConfig | ConvNextConfig, version3: bool) -> dict[str, Any]:
+def _preprocessor(config: BackboneConfig, version3: bool) -> dict[str, Any]:
     return {
         "image_processor_type": "DINOv3ViTImageProcessor" if version3 else "BitImageProcessor",
         "do_resize": True,
@@ -118,10 +119,11 @@ def _preprocessor(config: VitConfig | ConvNextConfig, version3: bool) -> dict[st
     } | ({} if version3 else {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}, "resample": 3})
 
 
-def _timm_config(config: VitConfig | ConvNextConfig, names: list[str], size: int) -> dict[str, Any]:
+def _timm_config(config: BackboneConfig, names: list[str], size: int, fixed: bool) -> dict[str, Any]:
+    """`fixed`: the positions belong to images of this size, or timm builds the model for 224 and resizes them for good."""
     pixels: dict[str, Any] = {"input_size": [config.channels, size, size], "mean": config.mean, "std": config.std}
-    if isinstance(config, VitConfig) and config.positions != "rope":
-        pixels["fixed_input_size"] = True  # or timm builds the model for 224 and resizes the positions for good
+    if fixed:
+        pixels["fixed_input_size"] = True
     return ({"architecture": names[0]} if names else {}) | {
         "num_classes": 0,
         "num_features": config.dim,
@@ -142,7 +144,7 @@ def timm_files(config: VitConfig) -> dict[str, Any]:
     same = replace(config, **plain)
     names = [TIMM_NAMES[name] for name, c in VIT_CONFIGS.items() if name in TIMM_NAMES and replace(c, **plain) == same]
     size = config.patch_size * config.grid if config.positions != "rope" else 256
-    return {"config.json": _timm_config(config, names, size)}
+    return {"config.json": _timm_config(config, names, size, fixed=config.positions != "rope")}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

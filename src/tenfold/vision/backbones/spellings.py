@@ -42,7 +42,7 @@ class Spelling:
     wide_mask_token: bool = False
     in_memory: bool = False
     renames: tuple[tuple[str, str], ...] = ()
-    ignored: str = field(default="$^")  # entries of a training checkpoint that are no part of the backbone
+    ignored: str = field(default="$^")  # entries of a training checkpoint that are not part of the backbone
 
     def recognises(self, source: Source) -> bool:
         names = list(self.normalized(source.tensors))

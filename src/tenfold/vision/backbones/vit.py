@@ -4,7 +4,7 @@
     out = model(images)                          images (B, 3, H, W), normalised; H and W multiples of the patch
     out.cls_token, out.register_tokens, out.patch_tokens      (B, D) (B, R, D) (B, h, w, D), after the final norm
 
-DINOv2: arXiv 2304.07193 (learned positions). DINOv3: arXiv 2508.10104 (axial RoPE on patch tokens alone, registers).
+DINOv2: arXiv 2304.07193 (learned positions). DINOv3: arXiv 2508.10104 (axial RoPE only on patch tokens, registers).
 Sequence: [CLS, registers, patches].
 
     B batch   H W image sides   h w patch grid   R registers   P = h w   D width
@@ -48,8 +48,8 @@ from tenfold.vision.backbones.backbone import (
 class VitConfig(BackboneConfig):
     """Sizes and switches. `positions`: learned (antialias | offset resize rule, see nn/embed.py) or rope.
 
-    `rope_rescale` r draws one factor for both axes, log-uniform in [1/r, r], anew in each block and crop group while
-    training. `rope_periods`: those in the file (released ones are rounded to bf16), or computed anew in fp32 ("exact", as
+    `rope_rescale` r draws one factor for both axes, log-uniform in [1/r, r], for each block and crop group while
+    training. `rope_periods`: those in the file (released ones are rounded to bf16), or computed again in fp32 ("exact", as
     Hugging Face and timm do). `local_cls_norm` gives local crops their own final norm for CLS and registers while training.
     """
 
@@ -79,7 +79,7 @@ class VitConfig(BackboneConfig):
     fan_in_init: bool = False  # std min(0.05, fan_in ** -0.5) instead of 0.02
     memory_layers: tuple[int, ...] = ()  # blocks (0-based) whose feed-forward network is a lookup in one shared table
     memory_side: int = 64  # sub-keys of each half; the table has their square in slots
-    feature: Literal["cls", "patch-mean"] = "cls"  # what stands for the whole image
+    feature: Literal["cls", "patch-mean"] = "cls"  # what is taken for the whole image
     image_size: int = 224  # side in pixels at which the weights are evaluated by default
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -370,7 +370,7 @@ class VisionTransformer(Backbone):
         return self.rope(*grid, rescale)
 
     def _rotations(self, grid: tuple[int, int]) -> list[Rotation | None]:
-        """One per block: drawn anew for each in training, the same for all otherwise."""
+        """One per block: drawn for each in training, the same for all otherwise."""
         if self.training:
             return [self.rotation(grid) for _ in self.blocks]
         return [self.rotation(grid)] * len(self.blocks)

@@ -192,7 +192,7 @@ def _split_cls(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_official(weights: Weights, path: Path) -> None:
-    """One `.pth` file of torch, the tensors alone."""
+    """One `.pth` file of torch with only the tensors."""
     spelling = OFFICIAL_V3 if weights.config.positions == "rope" else OFFICIAL_V2
     _require_layout_fits(weights, "official", spelling, path)
     written, _ = split(weights, spelling)

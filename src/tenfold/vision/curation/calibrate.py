@@ -149,7 +149,7 @@ def calibrate(
     images that are none; its message has the numbers."""
     marks = hashes(list(shards))
     left, right, similarity = (np.concatenate(part) for part in zip(*(read_edges(path) for path in edges)))
-    other = (left < right) & (marks[left] != marks[right])  # equal pixels are no mistake
+    other = (left < right) & (marks[left] != marks[right])  # equal pixels are not a mistake
     left, right, similarity = left[other], right[other], similarity[other]
     every = np.concatenate(list(scores.values()))
     allowed = max(2, math.ceil(LARGEST * len(marks)))

@@ -3,8 +3,8 @@
     tree = hierarchical_kmeans([vectors], levels=(1000, 100, 10), seed=0)
     chosen = balanced_sample(tree, target=5000, strategy="random", seed=0)       row numbers, sorted
 
-k-means alone puts most clusters where most images are. Clustering the *centroids* again spreads the upper levels over the
-space instead, and resampling (each cluster stands for itself by its few nearest members) evens the lower ones out. A
+k-means by itself puts most clusters where most images are. Clustering the *centroids* again spreads the upper levels over the
+space instead, and resampling (each cluster is represented by its few nearest members) evens the lower ones out. A
 target is then divided from the top down, equally as far as the clusters reach. arXiv 2405.15613, sections 3.2 to 3.4;
 DINOv3 (arXiv 2508.10104, section 3.1) uses five levels.
 

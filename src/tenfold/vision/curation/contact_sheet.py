@@ -1,4 +1,4 @@
-"""A picture of what curation did: some groups of duplicates with the image that was kept, and some clusters.
+"""Contact sheet, a picture of what curation did: some groups of duplicates with the image that was kept, and some clusters.
 
     write_sheet(config, Path("contact.png"))          after curate(config)
 

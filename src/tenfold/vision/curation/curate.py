@@ -1,4 +1,4 @@
-"""`tenfold vision curate`: from a pool of images to a training set without copies, without leaks, and in balance.
+"""Data curation, `tenfold vision curate`: from a pool of images to a training set without copies or leaks, in balance.
 
     curate(CurateConfig("pixels", Path("photos"), 10_000, Path("curated"), threshold=0.8))      -> report
 
@@ -6,7 +6,7 @@
     references ─> embed ──────────┘   queries ─> embed ──┴─> retrieve ┘
 
 Each stage is a job of `map_shards` in a folder of its own below `out`: run the same command again after any stop and it
-goes on, with the bytes that it would have had. Every item carries the digest of what made its inputs, so a pool that grew
+continues, with the bytes that it would have had. Every item carries the digest of what made its inputs, so a pool that grew
 redoes what depends on it. DINOv2 (arXiv 2304.07193, section 3 and appendix A), DINOv3 (arXiv 2508.10104, section 3.1).
 """
 
@@ -203,7 +203,7 @@ class _Curation:
     def _relative_dedup(
         self, shards: list[Path], edges: list[Path], thresholds: tuple[float, float], survivors: Path
     ) -> Path:
-        """Survivors of both; the first file itself when there is no reference set."""
+        """Survivors of both; the first file itself without a reference set."""
         config = self.config
         touching: list[Path] = []
         first = Vectors(shards).starts

@@ -1,6 +1,6 @@
-"""Duplicates within a pool and against reference sets: the map and reduce functions of `tenfold vision curate`.
+"""Near-duplicates within a pool and against reference sets: the map and reduce functions of `tenfold vision curate`.
 
-    exact_edges | approximate_edges    a pair of shards -> edges (query, neighbor, similarity) above a floor
+    exact_edges | approximate_edges    a pair of shards -> edges (query, neighbor, similarity) above `floor`
     merge_edges                        all edges of a shard's rows -> the k best of each
     group_pool                         all edges -> (row, component, kept): one image is kept per component
     touch_references, drop_touched     -> (row, component, touched, kept): a component that touches a reference goes whole
@@ -154,7 +154,7 @@ def group_pool(group: Group, target: Path) -> None:
 
 @map_function("vision.touch_references", formerly=("tenfold.vision.duplicates:touch_references",))
 def touch_references(pair: Pair, target: Path) -> None:
-    """For every row of the pool's shard (left) its nearest image of a reference shard (right), above the floor."""
+    """For every row of the pool's shard (left) its nearest image of a reference shard (right), above `floor`."""
     left = read_vectors(pair.left)
     right = read_vectors(pair.right, left.shape[1] if len(left) else None)
     best = TopK(len(left), 1, pair.floor)

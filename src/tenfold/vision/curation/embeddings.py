@@ -59,7 +59,7 @@ class Encoder:
         model_of(Path(by))
         path = weights_path(by).absolute()
         if path.is_dir() and (path / "final.safetensors").exists():
-            path = path / "final.safetensors"  # the rest of a run folder goes on changing
+            path = path / "final.safetensors"  # the rest of a run folder keeps changing
         return cls(str(path), size, digest(path))
 
     def __call__(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "n d"]:
@@ -158,7 +158,7 @@ def unreadable_of(path: Path) -> dict[int, str]:
 
 
 def read_vectors(path: Path, width: int | None = None) -> Float32[np.ndarray, "m d"]:
-    """A shard's vectors, scaled to unit length anew. Raises DataError naming file and field: another width, not finite."""
+    """A shard's vectors, scaled to unit length again. Raises DataError naming file and field: another width, not finite."""
     pq = parquet()
     import pyarrow as pa
 

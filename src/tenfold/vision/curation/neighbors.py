@@ -8,7 +8,7 @@ rows of i and, turned, for the rows of j. That is half of the arithmetic of a pl
 go to the lower index, so the answer does not depend on the order of the work. `train_index` and `approximate_pair` are
 the way past what exact search can pay: FAISS IVF-PQ proposes, the stored vectors decide.
 
-DINOv2, arXiv 2304.07193, appendix A: k = 64, components by a disjoint set. numpy alone, because worker processes import
+DINOv2, arXiv 2304.07193, appendix A: k = 64, components by a disjoint set. numpy only, because worker processes import
 this file; vectors have unit length (see embeddings.py).
 
     N M rows   D width   k neighbours kept
@@ -38,7 +38,7 @@ TRAIN_ROWS = 39  # rows of the training sample per IVF cell, FAISS's own minimum
 
 @dataclass(frozen=True)
 class Neighbors:
-    """`index` -1 and `similarity` -inf where a row has fewer than k neighbours above the floor."""
+    """`index` -1 and `similarity` -inf where a row has fewer than k neighbours above `floor`."""
 
     index: Int64[np.ndarray, "n k"]
     similarity: Float32[np.ndarray, "n k"]
@@ -61,7 +61,9 @@ class TopK:
         self.k = k
         self._keys = np.full((rows, k + SLACK), EMPTY)
         self._filled = np.zeros(rows, np.int64)
-        lowest = np.nextafter(np.float32(floor), np.float32(np.inf)) if np.isfinite(floor) else np.float32(-np.inf)
+        lowest = (
+            np.nextafter(np.float32(baseline), np.float32(np.inf)) if np.isfinite(baseline) else np.float32(-np.inf)
+        )
         self._bar = np.full(rows, lowest, np.float32)  # what a similarity must reach to be among a row's k
         self._mask = np.empty(BLOCK * BLOCK, bool)
 
@@ -298,7 +300,7 @@ def approximate_pair(
     itself: bool,
     probes: int = 32,
 ) -> None:
-    """Offers `best` what the index of one shard proposes for each query, scored anew by that shard's stored vectors.
+    """Offers `best` what the index of one shard proposes for each query, scored again by that shard's stored vectors.
 
     `first` is the number of the shard's first vector; with `itself`, queries and shard are the same rows.
     """

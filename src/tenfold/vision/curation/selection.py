@@ -1,4 +1,4 @@
-"""From the clusters of a deduplicated pool to the rows of a manifest: the last map and reduce functions of curation.
+"""Retrieval and balanced sampling, from a deduplicated pool to the rows of a manifest: the last functions of curation.
 
     cluster_pool       unit vectors of the survivors -> a folder: tree.parquet (row, distance, level_1 ...), centroids
     retrieve_nearest   one shard of query images -> (row, similarity): the k survivors nearest to each query
@@ -117,7 +117,7 @@ class Step:
 
 class OverWorkers:
     """k-means' map as jobs of `map_shards`. Moved centroids stay on disk, so a clustering that was stopped replays what it
-    has and goes on; the partial sums of a step go once it is reduced."""
+    has and continues; the partial sums of a step go once it is reduced."""
 
     def __init__(self, survivors: Survivors, folder: Path, executor: Literal["local", "ray"], workers: int) -> None:
         self.survivors, self.folder, self.workers = survivors, folder, workers

@@ -77,9 +77,9 @@ def teacher_recipe(run: Path) -> PretrainRecipe:
     try:
         return from_dict(PretrainRecipe, json.loads((run / "config.json").read_text())["config"])
     except FileNotFoundError:
-        raise CheckpointError(f"teacher = {run} is no run folder: it has no config.json.") from None
+        raise CheckpointError(f"teacher = {run} is not a run folder: it has no config.json.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:  # a UsageError is a ValueError
-        raise CheckpointError(f"teacher = {run} is no pretraining run: {error}") from None
+        raise CheckpointError(f"teacher = {run} is not a pretraining run: {error}") from None
 
 
 def student_config(name: str, teacher: BackboneConfig) -> BackboneConfig:

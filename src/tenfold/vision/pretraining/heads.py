@@ -2,7 +2,7 @@
 
 DINOv2 and DINOv3 use Linear-GELU-Linear-GELU-Linear. `batch_norm=True` puts batch statistics after each Linear instead
 (a departure from both papers that small runs need: see docs/vision.md), and always uses the statistics of the batch at
-hand, for student and teacher alike, so there are no running averages to keep.
+hand, for student and teacher alike, which needs no running averages.
 """
 
 from __future__ import annotations

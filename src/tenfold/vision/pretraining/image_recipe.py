@@ -20,7 +20,9 @@ class ImageRecipe(Recipe):
     data: Path | None = None  # images to train on; without it, the photographs of the scikit-image sample
     val: Path | None = None  # labelled images for the k-NN curve; without it, held-back tiles of the photographs
     batch: int = 64  # images per step, over all ranks
-    source_side: int | None = 64  # images are decoded once and kept in memory at this side; None decodes each anew
+    source_side: int | None = (
+        64  # images are decoded once and kept in memory at this side; None decodes each when drawn
+    )
     crops: MultiCropConfig = field(default_factory=MultiCropConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     val_k: int = 20  # neighbours of the k-NN curve

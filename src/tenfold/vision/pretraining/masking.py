@@ -1,4 +1,4 @@
-"""Which patches the student does not see: BEiT's blocks, with DINOv2's spread of ratios and exact counts.
+"""Block masking, the patches that the student does not see: BEiT's blocks, with DINOv2's spread of ratios and exact counts.
 
     masks = block_masks(128, (14, 14), (0.1, 0.5), generator)          bool (128, 196), 64 of them masked
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from tenfold.config import require
 from tenfold.engine.parallel import Collectives
 from tenfold.engine.schedule import Schedule, constant
+from tenfold.steps import ALLOWED_LENGTHS, is_length
 
 ALONE = Collectives()
 

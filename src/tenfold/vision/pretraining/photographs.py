@@ -1,4 +1,4 @@
-"""The images of a pretraining run: decoded once, kept small in memory, cut into crops by the loader, scored by k-NN.
+"""The image data set of a pretraining run: decoded once, kept small in memory, cut into crops by the loader, scored by k-NN.
 
     photographs = open_photographs(data, val, side=64, eval_side=48)
     loader = photographs.batches(crops=..., batch=64, seed=0, shard=Shard())
@@ -142,7 +142,7 @@ def open_photographs(
 ) -> Photographs:
     """The user's images, or tiles of the sample photographs when there are none.
 
-    side: training images are decoded once and kept at this side; None decodes each anew, for sets that memory does not
+    side: training images are decoded once and kept at this side; None decodes each when drawn, for sets that memory does not
     hold (k-NN then takes at most 20,000 of them). eval_side: the side of images that are scored, when they are not kept
     already. rows: k-NN uses at most so many of each set.
     """
@@ -196,7 +196,7 @@ class _Stack:
 
 
 class Mixed:
-    """Batches of one loader or another, drawn anew for each by (seed, number of the batch); alike on every rank."""
+    """Batches of one loader or another, drawn for each by (seed, number of the batch); alike on every rank."""
 
     def __init__(self, loaders: Sequence[Loader], probabilities: Sequence[float], seed: int) -> None:
         self._loaders, self._seed, self._number = list(loaders), seed, 0

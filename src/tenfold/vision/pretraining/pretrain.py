@@ -59,8 +59,6 @@ class PretrainRecipe(ImageRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.patch_embed_rate > 0, "patch_embed_rate", self.patch_embed_rate, "a factor above 0")
-        masked = self.model.takes_masks or self.objective.ibot == 0
-        require(masked, "objective.ibot", self.objective.ibot, f"0 with a {self.model.kind}, which has no mask token")
         for mix in self.resolutions:
             ok = mix[0] >= 1 and mix[1] >= 1 and mix[2] >= 0 and mix[3] > 0
             require(ok, "resolutions", mix, "sides in pixels (the third may be 0) and a share above 0")
@@ -68,6 +66,9 @@ class PretrainRecipe(ImageRecipe):
         require(started, "start", None, "the run whose teacher anchors (--start RUN)")
 
     def make_task(self) -> PretrainTask:
+        # Not in __post_init__: `--model.kind` and `--objective.ibot` reach the recipe one after the other.
+        masked = self.model.takes_masks or self.objective.ibot == 0
+        require(masked, "objective.ibot", self.objective.ibot, f"0 with a {self.model.kind}, which has no mask token")
         return PretrainTask(self)
 
 

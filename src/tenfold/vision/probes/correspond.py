@@ -1,4 +1,4 @@
-"""Patch features against patch features: matches between two images, the PCA picture, and the object nobody labelled.
+"""Patch features against patch features: matches between two images, the PCA picture, and the object without a label.
 
     cells = dense_features(model, image, stride=8)            image uint8 (H, W, 3) -> (H/8, W/8, D)
     found = match(cells_left, cells_right)                    found.source, found.target: (n, 2) rows of (x, y) in cells
@@ -80,7 +80,7 @@ def _starts(length: int, span: int) -> list[int]:
 def raw_patches(
     image: UInt8[Tensor, "height width 3"], side: int, stride: int = 8, per_channel: bool = False
 ) -> Float[Tensor, "h w d"]:
-    """The floor: the pixels of the side x side square around each cell (borders repeated), without their mean.
+    """The baseline: the pixels of the side x side square around each cell (borders repeated), without their mean.
 
     `per_channel` takes out the mean of each colour by itself, which a change of colours survives better.
     """
@@ -148,7 +148,7 @@ def _below_a_cell(query: Tensor, target: Tensor, index: Tensor) -> Tensor:
 
 
 def discover(patch_tokens: Float[Tensor, "h w d"], seeds: int = 100) -> Bool[Tensor, "h w"]:
-    """The mask of the most salient object, in cells, without any label (LOST, see the module's docstring).
+    """The mask of the most salient object, in cells, without any label (LOST, arXiv 2109.14279).
 
     Seed: fewest patches with a positive product. Expansion: among the `seeds` patches of lowest degree those that resemble
     the seed; a patch belongs to the object when its product with the expanded set sums above 0. The part connected to the

@@ -26,7 +26,7 @@ from tenfold.data.progress import Progress
 from tenfold.errors import DataError
 
 BINS, NEAREST_DEPTH, FARTHEST_DEPTH = 256, 1e-3, 10.0  # metres
-EPOCHS = 60  # of about 46 steps on CamVid: at 20 the hand-made floor is 4 points short of where it settles
+EPOCHS = 60  # of about 46 steps on CamVid: at 20 the hand-made baseline is 4 points short of where it settles
 PIXELS = 512  # random pixels of an image that enter the loss
 Cells = Sequence[Float[Tensor, "_ _ d"]]
 Masks = Sequence[Int[Tensor, "_ _"]]
@@ -54,11 +54,11 @@ class DepthScore:
 def confusion(
     predicted: Int[Tensor, "*s"], truth: Int[Tensor, "*s"], classes: int, ignored: int
 ) -> Int[Tensor, "classes wide"]:
-    """Pixels by (true class, predicted class); the last column collects predictions that are no class. Pixels whose true
+    """Pixels by (true class, predicted class); the last column collects predictions that are not a class. Pixels whose true
     class is `ignored` are left out, whatever was predicted there."""
     kept = truth != ignored
-    guess = torch.where(predicted < classes, predicted, classes)[kept]
-    counts = torch.bincount(truth[kept] * (classes + 1) + guess, minlength=classes * (classes + 1))
+    found = torch.where(predicted < classes, predicted, classes)[kept]
+    counts = torch.bincount(truth[kept] * (classes + 1) + found, minlength=classes * (classes + 1))
     return counts.view(classes, classes + 1)
 
 

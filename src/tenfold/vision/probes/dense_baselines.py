@@ -1,4 +1,4 @@
-"""What dense prediction scores without a network: the most frequent class, where things usually are, colour and texture.
+"""Baselines of dense prediction without a network: the most frequent class, where things usually are, colour and texture.
 
     segmentation_floors(train, val, patch=16)        {"majority class": 2.7, "position prior": 16.7, ...} mIoU
     depth_floors(train, val)                         {"mean depth": ..., ...} RMSE in metres
@@ -32,7 +32,7 @@ PRIOR_GRID = (90, 120)  # cells of the position prior
 
 
 def handmade(image: UInt8[Tensor, "height width 3"], cell: int = CELL) -> Float[Tensor, "h w d"]:
-    """Colour, texture and position of each cell: means and deviations of colour and of edge strength in four directions
+    """Colour, texture and position of each cell: means and standard deviations of colour and edge strength in four directions
     over squares of three sizes, and the monomials of (y, x) up to the third degree. D = 61."""
     rows, columns = max(1, image.shape[0] // cell), max(1, image.shape[1] // cell)
     x = image.permute(2, 0, 1)[None].float() / 255
@@ -44,8 +44,8 @@ def handmade(image: UInt8[Tensor, "height width 3"], cell: int = CELL) -> Float[
     parts = []
     for scale in SCALES:
         mean = F.avg_pool2d(planes, scale, 1, scale // 2, count_include_pad=False)
-        deviation = (mean[:, 8:] - mean[:, :3].square()).clamp_min(0).sqrt()
-        parts += [mean[:, :4], (mean[:, 4:8] + 1e-3).log(), deviation, mean[:, :3].square(), mean[:, :1] * mean[:, 2:3]]
+        spread = (mean[:, 8:] - mean[:, :3].square()).clamp_min(0).sqrt()
+        parts += [mean[:, :4], (mean[:, 4:8] + 1e-3).log(), spread, mean[:, :3].square(), mean[:, :1] * mean[:, 2:3]]
     y, z = torch.meshgrid(torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns), indexing="ij")
     powers = [y**a * z**b for a in range(4) for b in range(4) if 0 < a + b <= 3]
     return torch.cat([torch.cat(parts, dim=1)[0], torch.stack(powers)]).permute(1, 2, 0).contiguous()
@@ -62,13 +62,13 @@ def segmentation_floors(train: Frames, val: Frames, patch: int, epochs: int = EP
     for mask in val.masks:
         height, width = mask.shape
         grid = (max(1, height // patch), max(1, width // patch))
-        guesses = (
+        predictions = (
             torch.full_like(mask, majority),
             enlarge(shares, height, width).argmax(0),
             enlarge(cell_labels(mask, grid, classes, ignored), height, width).argmax(0),
         )
-        for name, guess in zip(rows, guesses):
-            totals[name] += confusion(guess, mask, classes, ignored)
+        for name, predicted in zip(rows, predictions):
+            totals[name] += confusion(predicted, mask, classes, ignored)
     scores = {name: mean_iou(total) for name, total in totals.items()}
     made = segmentation_probe(
         [handmade(image) for image in train.images],

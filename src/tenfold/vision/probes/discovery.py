@@ -3,7 +3,7 @@
     score = discovery_score(found, frames)                    masks found, (H, W) bool; true masks: 0 is background
 
 CorLoc: the share of images in which the box of what was found overlaps the box of a true object by half or more (LOST, arXiv
-2109.14279, section 4.1). An object is a connected part of one class; parts below a thousandth of the image are no object.
+2109.14279, section 4.1). An object is a connected part of one class; parts below a thousandth of the image are not an object.
 
     H W image sides   n objects
 """
@@ -69,26 +69,26 @@ def box_iou(a: Box, b: Box) -> float:
 def discovery_score(found: Sequence[Bool[Tensor, "_ _"]], frames: Frames) -> DiscoveryScore:
     """Over the images that have an object. Raises DataError when none has."""
     hits, overlaps = [], []
-    for guess, mask in zip(found, frames.masks, strict=True):
+    for found_mask, mask in zip(found, frames.masks, strict=True):
         boxes = true_boxes(mask, frames.ignored)
         if not boxes:
             continue
-        hits.append(max(box_iou(box_of(guess), box) for box in boxes) >= 0.5)
+        hits.append(max(box_iou(box_of(found_mask), box) for box in boxes) >= 0.5)
         counted = mask != frames.ignored
         true = (mask != 0) & counted
-        union = ((guess & counted) | true).sum()
-        overlaps.append(float((guess & true).sum() / union))
+        union = ((found_mask & counted) | true).sum()
+        overlaps.append(float((found_mask & true).sum() / union))
     if not hits:
         raise DataError(f"{frames.name} has no object: every mask is 0 (background) or {frames.ignored} (ignored).")
     return DiscoveryScore(100.0 * sum(hits) / len(hits), 100.0 * sum(overlaps) / len(overlaps))
 
 
-def blind_guesses(height: int, width: int) -> dict[str, Bool[Tensor, "H W"]]:
-    """Floors that look at nothing: the whole image, and its middle with half its sides or three quarters of them."""
-    guesses = {"whole image": torch.ones(height, width, dtype=torch.bool)}
+def blind_boxes(height: int, width: int) -> dict[str, Bool[Tensor, "H W"]]:
+    """Baselines that look at nothing: the whole image, and its middle with half its sides or three quarters of them."""
+    boxes = {"whole image": torch.ones(height, width, dtype=torch.bool)}
     for share, name in ((1 / 2, "middle half"), (3 / 4, "middle three quarters")):
         box = torch.zeros(height, width, dtype=torch.bool)
         top, left = round(height * (1 - share) / 2), round(width * (1 - share) / 2)
         box[top : height - top, left : width - left] = True
-        guesses[name] = box
-    return guesses
+        boxes[name] = box
+    return boxes

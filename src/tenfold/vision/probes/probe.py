@@ -1,4 +1,4 @@
-"""Frozen-feature evaluations: weighted k-NN, linear and attentive probes, retrieval, and the raw-pixel floor beside them.
+"""Frozen-feature evaluations: weighted k-NN, linear and attentive probes, retrieval, and the raw-pixel baseline beside them.
 
 k-NN: cosine similarity, votes exp(similarity / 0.07) (DINO's protocol, arXiv 2104.14294, section 4.1).
 Linear: SGD over 13 learning rates on [CLS; mean patch] or whatever features are given; the rate is chosen on a slice
@@ -62,7 +62,7 @@ def knn_accuracy(
 
 
 def pixel_features(images: UInt8[Tensor, "n h w 3"], side: int = 16) -> Float[Tensor, "n d"]:
-    """The floor: images averaged down to side x side, with each image's mean removed."""
+    """The baseline: images averaged down to side x side, with each image's mean removed."""
     pixels = images.permute(0, 3, 1, 2).float() / 255
     small = F.adaptive_avg_pool2d(pixels, side).flatten(1)
     return small - small.mean(1, keepdim=True)

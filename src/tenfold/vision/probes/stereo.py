@@ -33,7 +33,7 @@ Features = Callable[[Tensor], Tensor]  # image uint8 (H, W, 3) -> cells (h, w, D
 
 @dataclass(frozen=True)
 class StereoPair:
-    """A pixel at (x, y) on the left is at (x - disparity, y) on the right; NaN where nobody knows."""
+    """A pixel at (x, y) on the left is at (x - disparity, y) on the right; NaN where it is unknown."""
 
     left: UInt8[Tensor, "h w 3"]
     right: UInt8[Tensor, "h w 3"]
@@ -118,7 +118,7 @@ def matching_scores(
 
 
 def constant_disparity(pair: StereoPair, stride: int, within: tuple[int, ...] = (8, 16)) -> dict[int, float]:
-    """The floor that looks at nothing: every cell is moved by the median disparity."""
+    """The baseline that looks at nothing: every cell is moved by the median disparity."""
     known, truth = known_cells(pair, stride)
     x = _centres(known.shape[1], stride)
     disparity = (x[None] - truth[..., 0])[known]

@@ -1,4 +1,4 @@
-"""Labels of a clip's first frame carried through the others by patch features, and the floors: copying, optical flow.
+"""Label propagation through a clip by patch features, from its first frame; baselines: copying, optical flow.
 
     soft = propagate_labels(features, first, temperature=0.07)     list of (h, w, C), one for each frame
     mask = to_pixels(soft[5], 360, 480)                            (360, 480) of class ids
@@ -85,7 +85,7 @@ def optical_flow(images: Sequence[UInt8[Tensor, "h w 3"]]) -> list[Float[np.ndar
 
 
 def flow_masks(flows: Sequence[Float[np.ndarray, "h w 2"]], first: Int[Tensor, "h w"]) -> Iterator[Int[Tensor, "h w"]]:
-    """The floor that knows motion alone: the first mask moved along the flow, for each frame after it."""
+    """The baseline that knows only motion: the first mask moved along the flow, for each frame after it."""
     cv2 = opencv()
     current = first.numpy().astype(np.uint8)
     y, x = np.mgrid[: current.shape[0], : current.shape[1]].astype(np.float32)

@@ -50,7 +50,9 @@ class TextAlignRecipe(Recipe):
     val: Path | None = None  # labelled images for the zero-shot curve
     leave_out: tuple[str, ...] = ()  # classes of labelled images that are not trained on
     batch: int = 256  # pairs per step, over all ranks
-    source_side: int | None = None  # images are decoded once and kept in memory at this side; None decodes each anew
+    source_side: int | None = (
+        None  # images are decoded once and kept in memory at this side; None decodes each when drawn
+    )
     image_size: int | None = None  # side of the network's input in pixels; None is the backbone's own
     text_tower: Literal["minilm", "clip"] = "minilm"  # a trained sentence encoder, or the paper's tower from nothing
     train_text_tower: bool | None = None  # None: minilm stays as it is, clip is trained

@@ -1,5 +1,6 @@
-"""Images and texts in one space: a frozen backbone, a small head over all its tokens, and a text tower (dino.txt,
-arXiv 2412.16334; DINOv3, arXiv 2508.10104, section 5.3).
+"""Image-text alignment of dino.txt: a frozen backbone, a small head over all its tokens, and a text tower.
+
+dino.txt: arXiv 2412.16334; DINOv3: arXiv 2508.10104, section 5.3.
 
     model = tenfold.load("runs/dinov3-text")                    or a dino.txt file, then model.attach(tenfold.load(BACKBONE))
     x, t = model.encode_image(images), model.encode_text(["a photo of a cat", "a photo of a dog"])
@@ -100,7 +101,7 @@ class VisionHead(nn.Module):
 
 
 class TextAligned(nn.Module):
-    """See the module's docstring."""
+    """A frozen backbone, the head over its tokens, a text tower, and the scale of their cosines."""
 
     def __init__(self, config: AlignedConfig) -> None:
         super().__init__()

