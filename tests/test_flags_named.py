@@ -21,7 +21,7 @@ from tenfold.registry import recipes
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src/tenfold").rglob("*.py"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9_]*(?:[-.][a-z0-9_]+)*)")
+FLAG = re.compile(r"(?<![\w(-])--([a-z][a-z0-9_]*(?:[-.][a-z0-9_]+)*)\b(?!:)")  # --name: is CSS
 WITHOUT_FIELD = {
     "help": "tyro's",
     "version": "of the command line itself",
@@ -29,6 +29,8 @@ WITHOUT_FIELD = {
     "replay": "tenfold train --replay CAPTURE",
     "size": "a parameter of the recipe's function",
     "out": "the run folder of tenfold train",
+    "report": "of every task of tenfold eval",
+    "model.kind": "tenfold train chooses the backbone's configuration by it",
 }
 OTHERS = {
     **dict.fromkeys(("only-binary", "implementation", "python-version", "platform", "abi", "no-deps"), "pip download"),
