@@ -21,7 +21,7 @@ from tenfold.registry import recipes
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "src/tenfold").rglob("*.py"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9_]*(?:[-.][a-z0-9_]+)*)")
+FLAG = re.compile(r"(?<![\w(-])--([a-z][a-z0-9_]*(?:[-.][a-z0-9_]+)*)\b(?!:)")  # --name: is CSS
 WITHOUT_FIELD = {
     "help": "tyro's",
     "version": "of the command line itself",
@@ -70,13 +70,13 @@ def existing() -> set[str]:
     names = set(WITHOUT_FIELD)
     for kind in kinds:
         flags = flags_of(kind)
-        names |= flags.keys() | former_flags(kind).keys()
-        for name in former_flags(kind):
-            names |= {".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1)}
+        former = former_flags(kind)
+        names |= flags.keys() | former.keys()
         for name, hint in flags.items():
             if hint is bool:
                 group, dot, last = name.rpartition(".")
                 names.add(f"{group}{dot}no-{last}")
+        for name in (*flags, *former):
             parts = name.split(".")
             names |= {".".join(parts[:i]) for i in range(1, len(parts))}  # `--optim.*` names a group
     return names

@@ -25,7 +25,7 @@ def tiny_target(seed: int = 0, **changes: Any) -> Llama:
     torch.manual_seed(seed)
     sizes = {"vocabulary": 96, "dim": 32, "hidden": 48, "depth": 7, "heads": 4, "kv_heads": 2, "tied": True}
     model = Llama(LlamaConfig(**(sizes | changes))).eval().requires_grad_(False)
-    for parameter in model.parameters():  # larger than the usual start, so that laws are far from uniform
+    for parameter in model.parameters():  # larger than the usual start, so that distributions are far from uniform
         parameter.mul_(4.0 if parameter.ndim == 2 else 1.0)
     return model
 

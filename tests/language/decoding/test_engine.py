@@ -167,15 +167,15 @@ def test_two_tokens_through_the_engine_follow_the_targets_joint_law(rule: Rule, 
     vocabulary, count, prompt = 5, 6000, [1, 2, 3]
     model = tiny_llama(vocabulary)
     engine = make_engine(model, "tree", rule, max_batch=batch)
-    law = torch.zeros(vocabulary, vocabulary, dtype=torch.float64)
+    distribution = torch.zeros(vocabulary, vocabulary, dtype=torch.float64)
     first = model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
     for x in range(vocabulary):
-        law[x] = first[x] * model(torch.tensor([[*prompt, x]])).logits[0, -1].double().softmax(-1)
+        distribution[x] = first[x] * model(torch.tensor([[*prompt, x]])).logits[0, -1].double().softmax(-1)
     requests = {str(i): (prompt, SamplingParams(1.0, max_tokens=2, seed=i)) for i in range(count)}
-    seen = torch.zeros_like(law)
+    seen = torch.zeros_like(distribution)
     for a, b in finish(engine, requests).values():
         seen[a, b] += 1
-    expected = (law * count).flatten()
+    expected = (distribution * count).flatten()
     keep = expected >= 5
     chi = float(((seen.flatten() - expected) ** 2 / expected)[keep].sum())
     freedom = int(keep.sum()) - 1
@@ -269,9 +269,9 @@ def test_logprobs_are_those_of_the_model() -> None:
         for delta in engine.step():
             entries += delta.logprobs
             ids += delta.token_ids
-    law = model(torch.tensor([[1, 2, *ids]])).logits[0].log_softmax(-1)
+    distribution = model(torch.tensor([[1, 2, *ids]])).logits[0].log_softmax(-1)
     for i, (token, entry) in enumerate(zip(ids, entries, strict=True)):
         assert entry.token == token == entry.top[0][0]
-        assert entry.logprob == pytest.approx(float(law[1 + i, token]), abs=1e-4)
+        assert entry.logprob == pytest.approx(float(distribution[1 + i, token]), abs=1e-4)
         assert len(entry.top) == 3
     assert Tree.chain(0).nodes == 0

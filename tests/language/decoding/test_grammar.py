@@ -141,7 +141,7 @@ def test_what_a_grammar_forces_is_guessed_and_saves_passes(kind: str) -> None:
 
 
 def test_forced_tokens_never_take_the_place_of_a_draw() -> None:
-    """A node drawn from q must stay what was drawn, or its siblings would be checked against another law."""
+    """A node drawn from q must stay what was drawn, or its siblings would be checked against another distribution."""
     state = GRAMMARS.json_schema(PERSON).matcher()
     tree = Tree.from_paths([[0], [1], [0, 0], [1, 0]])
     drawn = Draft(torch.full((1, 4), 5), torch.ones(1, 3, VOCABULARY) / VOCABULARY)

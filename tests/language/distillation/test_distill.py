@@ -123,7 +123,7 @@ def test_training_makes_the_guesses_better(method: str) -> None:
 
 
 def test_positions_that_the_loss_counts() -> None:
-    """Only rows whose next law lies in the rollout and whose best guess is in the draft vocabulary."""
+    """Only rows whose next distribution lies in the rollout and whose best guess is in the draft vocabulary."""
     target = tiny_target()
     rollouts = tiny_rollouts(target, 3)
     drafter = tiny_drafter(target)
@@ -149,8 +149,8 @@ def test_positions_that_the_loss_counts() -> None:
             )
             for i in range(rollout.prompt - 2, len(rollout.tokens) - 2):
                 if inside[int(rollout.argmax[i + 1])]:
-                    law = target.logits(hidden[i + 1])[drafter.ids].softmax(-1)
-                    by_hand.append(-(law * logits[0, i].log_softmax(-1)).sum())
+                    distribution = target.logits(hidden[i + 1])[drafter.ids].softmax(-1)
+                    by_hand.append(-(distribution * logits[0, i].log_softmax(-1)).sum())
     assert len(by_hand) == sum(counted)
     torch.testing.assert_close(whole["loss_0"], torch.stack(by_hand).mean(), atol=1e-5, rtol=1e-5)
 
@@ -172,7 +172,7 @@ def test_losses_agree_with_their_definitions() -> None:
 
 
 def test_warm_start_is_the_targets_last_layer() -> None:
-    """With the embedding ignored, the drafter's first guess is the target's own law of the token before."""
+    """With the embedding ignored, the drafter's first guess is the target's own distribution of the token before."""
     target = tiny_target()
     drafter = tiny_drafter(target, aux_layers=(1, 3, 6), draft_vocabulary=96)
     drafter.warm_start(target, head_weight(target))

@@ -1,4 +1,4 @@
-"""Dynamic trees are the best candidates of the beams, and checking them leaves the law and the greedy text alone."""
+"""Dynamic trees are the best candidates of the beams, and checking them leaves the distribution and the greedy text alone."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def drafted(batch: int) -> tuple[TreeDrafter, list[DraftState]]:
 def by_hand(drafter: TreeDrafter, state: DraftState) -> set[tuple[int, ...]]:
     """Paths of the tree by plain lists: every path is drafted anew as a chain, alone."""
 
-    def law(path: tuple[int, ...]) -> Tensor:
+    def distribution(path: tuple[int, ...]) -> Tensor:
         assert drafter.cache is not None
         hidden, logits = state.carry[0][None, None], state.carry[1][None, None]
         for level, token in enumerate(path):
@@ -66,7 +66,7 @@ def by_hand(drafter: TreeDrafter, state: DraftState) -> set[tuple[int, ...]]:
     for _ in range(SHAPE.depth + 1):
         grown = []
         for score, path in beams:
-            best = law(path).topk(SHAPE.top_k)
+            best = distribution(path).topk(SHAPE.top_k)
             ids = drafter.network.target_ids(best.indices)
             grown += [(score + float(v), (*path, int(i))) for v, i in zip(best.values, ids)]
         candidates += grown
@@ -102,9 +102,9 @@ def test_a_batch_of_trees_is_checked_like_each_tree_alone() -> None:
     for _ in range(40):
         logits = torch.randn(2, 7, 5) * 2
         draft = Draft(torch.randint(-1, 5, (2, 6)))
-        laws = SamplingTensors.of([SamplingParams(temperature=0.8), SamplingParams(temperature=1.3, top_k=3)])
+        sampling = SamplingTensors.of([SamplingParams(temperature=0.8), SamplingParams(temperature=1.3, top_k=3)])
         numbers = torch.rand(2, 4, batch.siblings + 1, dtype=torch.float64)
-        together = verify_sampled(logits, laws, draft, batch, numbers, "top_k"), verify_greedy(logits, draft, batch)
+        together = verify_sampled(logits, sampling, draft, batch, numbers, "top_k"), verify_greedy(logits, draft, batch)
         for b, tree in enumerate(TREES):
             one, own = (
                 Draft(draft.tokens[b : b + 1]),

@@ -1,5 +1,6 @@
-"""Pairs of tokens through the whole engine have the target's joint law to what 200,000 of them can show: rules A, B, C, batch 1
-and 8.
+"""Pairs of tokens through the whole engine have the target's joint distribution to what 200,000 of them can show.
+
+For every sampling rule, at batch 1 and 8.
 
 The target's next token depends on its last one alone (its attention is computed, and multiplied by zero), so one long answer
 holds thousands of independent pairs, and every place of a pair in a draft and across two drafts occurs.
@@ -37,7 +38,7 @@ def markov_target() -> Llama:
 
 
 class TableDrafter(TreeDrafter):
-    """The drafter that users have, with a table for a network: its law behind a token is the target's, with noise."""
+    """The drafter that users have, with a table for a network: its distribution behind a token is the target's, with noise."""
 
     def __init__(self, transition: Tensor) -> None:
         noise = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(5))
@@ -64,7 +65,7 @@ class TableDrafter(TreeDrafter):
 
 
 def transition_of(model: Llama) -> Tensor:
-    """Row t: the law of the token behind t."""
+    """Row t: the distribution of the token behind t."""
     return model(torch.arange(VOCABULARY)[:, None]).logits[:, 0].double().softmax(-1)
 
 
@@ -103,9 +104,9 @@ def pairs_of(model: Llama, rule: Rule, batch: int, count: int) -> tuple[Tensor, 
 
 
 def goodness(seen: Tensor, transition: Tensor) -> float:
-    """p of the chi-square test against the target's law, context by context."""
-    law = transition[:, :, None] * transition[None]  # of (a, b) behind c
-    expected = seen.sum((1, 2), keepdim=True) * law
+    """p of the chi-square test against the target's distribution, context by context."""
+    distribution = transition[:, :, None] * transition[None]  # of (a, b) behind c
+    expected = seen.sum((1, 2), keepdim=True) * distribution
     keep = expected >= 5
     # Cells that are too rare to count are one cell of their context.
     rare_seen, rare = (torch.where(keep, 0, t).sum((1, 2)) for t in (seen.double(), expected))
@@ -130,7 +131,7 @@ def test_pairs_have_the_targets_joint_law(rule: Rule, batch: int, count: int) ->
 
 
 def test_the_test_sees_a_law_that_is_off_by_three_percent() -> None:
-    """Draws from the true law pass; draws from one that is 3 % nearer to uniform do not."""
+    """Draws from the true distribution pass; draws from one that is 3 % nearer to uniform do not."""
     transition = transition_of(markov_target())
     generator = torch.Generator().manual_seed(0)
     for share, passes in ((0.0, True), (0.03, False)):

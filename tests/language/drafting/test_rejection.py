@@ -1,7 +1,7 @@
-"""Verification gives exactly the target's law: not by sampling, but by measuring every decision's share of its uniform.
+"""Verification gives exactly the target's distribution, by measuring every decision's share of its uniform, not by sampling.
 
 Each decision is a threshold on one uniform, so its probability is found by bisection through `verify_sampled` itself; summed
-over all drafts that the drafter could have made, weighted by their probability, the law of the emitted token must be p.
+over all drafts that the drafter could have made, weighted by their probability, the emitted distribution must be p.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PLAIN = SamplingParams(temperature=1.0)
 
 
 def reference(logits: Tensor, params: SamplingParams, allowed: Tensor | None = None) -> Tensor:
-    """The law of one row, step by step as plain decoding takes them."""
+    """The distribution of one row, step by step as plain decoding takes them."""
     x = [float(v) if allowed is None or bool(allowed[i]) else -float("inf") for i, v in enumerate(logits)]
     weights = [2.718281828459045 ** (v / params.temperature) for v in x]
     order = sorted(range(len(x)), key=lambda i: -weights[i])
@@ -59,7 +59,7 @@ def draws(rule: Rule, q: Tensor, count: int) -> list[tuple[tuple[int, ...], floa
     return ways
 
 
-def emitted_law(
+def emitted_distribution(
     node: int, logits: Tensor, params: SamplingParams, draft: Draft, rule: Rule, weights: Tensor
 ) -> tuple[Tensor, float]:
     """Law of the token after `node`, given that it was reached, over all rows of `draft`; and the weight that reached it."""
@@ -87,16 +87,18 @@ def emitted_law(
         yes = torch.where(place < 3, (found.path == wanted[:, None]).any(-1), found.bonus <= wanted)
         low, high = torch.where(yes, middle, low), torch.where(yes, high, middle)
     thresholds = ((low + high) / 2).view(cases, rows)
-    law = torch.zeros(rows, V, dtype=torch.float64)
+    distribution = torch.zeros(rows, V, dtype=torch.float64)
     left = torch.ones(rows, dtype=torch.float64)
     for child, threshold in zip(children, thresholds):
         guess = draft.tokens[:, child - 1]
-        law.scatter_add_(1, guess.clamp_min(0)[:, None], torch.where(guess >= 0, left * threshold, 0.0)[:, None])
+        distribution.scatter_add_(
+            1, guess.clamp_min(0)[:, None], torch.where(guess >= 0, left * threshold, 0.0)[:, None]
+        )
         left = torch.where(guess >= 0, left * (1 - threshold), left)
     # Where every sibling is accepted whatever u is, nothing is left and the draw has no say.
-    law += left[:, None] * thresholds[len(children) :].diff(dim=0, prepend=torch.zeros(1, rows)).t()
+    distribution += left[:, None] * thresholds[len(children) :].diff(dim=0, prepend=torch.zeros(1, rows)).t()
     weights = weights * reached
-    return (law * weights[:, None]).sum(0) / weights.sum(), float(weights.sum())
+    return (distribution * weights[:, None]).sum(0) / weights.sum(), float(weights.sum())
 
 
 def total_variation(
@@ -107,7 +109,7 @@ def total_variation(
     looked_up: bool = False,
     drop_duplicates: bool = False,
 ) -> float:
-    """The largest distance to the target's law over the root and the two inner nodes."""
+    """The largest distance to the target's distribution over the root and the two inner nodes."""
     torch.manual_seed(3)
     logits = torch.randn(1, TREE.nodes + 1, V, dtype=torch.float64) * 1.5
     q = torch.randn(len(TREE.inner), V, dtype=torch.float64).softmax(-1)
@@ -140,10 +142,10 @@ def total_variation(
             point[:, children[0] - 1] = True
         draft = Draft(table, q.expand(len(rows), -1, -1), None, point)
         weight = torch.tensor(weights, dtype=torch.float64)
-        law, reached = emitted_law(node, logits, params, draft, verified_as or rule, weight)
+        distribution, reached = emitted_distribution(node, logits, params, draft, verified_as or rule, weight)
         expected = reference(logits[0, node], params, None if allowed is None else allowed[0, node])
         assert reached > 0.05
-        worst = max(worst, float((law - expected).abs().sum() / 2))
+        worst = max(worst, float((distribution - expected).abs().sum() / 2))
     return worst
 
 
@@ -196,8 +198,9 @@ def test_a_draft_vocabulary_smaller_than_the_targets_keeps_the_law() -> None:
         rows.append(tokens)
         weights.append(float(q[0, 0, a] * q[0, 0, b] / (1 - q[0, 0, a])))
     draft = Draft(torch.stack(rows), q.expand(6, -1, -1), ids)
-    law, _ = emitted_law(0, logits, PLAIN, draft, "without_replacement", torch.tensor(weights, dtype=torch.float64))
-    assert (law - reference(logits[0, 0], PLAIN)).abs().sum() / 2 < 1e-6
+    mass = torch.tensor(weights, dtype=torch.float64)
+    distribution, _ = emitted_distribution(0, logits, PLAIN, draft, "without_replacement", mass)
+    assert (distribution - reference(logits[0, 0], PLAIN)).abs().sum() / 2 < 1e-6
 
 
 def test_greedy_follows_the_argmax_and_equals_sampling_at_temperature_zero() -> None:

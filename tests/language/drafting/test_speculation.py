@@ -10,7 +10,7 @@ import torch
 
 from language.drafting_models import tiny_drafter, tiny_target
 from language.engine_models import finish
-from tenfold.kernels import decode, linear
+from tenfold.kernels import decode, machine
 from tenfold.kernels.formats import GPU_ROWS, Format, entry
 from tenfold.kernels.machine import bf16_refusal
 from tenfold.language.decoding.engine import LLMEngine
@@ -156,7 +156,7 @@ def test_every_processor_can_have_the_drafters_format(
 ) -> None:
     """Beside 4-bit weights on a processor that multiplies bf16 slowly too."""
     monkeypatch.setattr(decode, "refusal", lambda: passes or None)
-    monkeypatch.setattr(linear, "bf16_refusal", lambda: units or None)
+    monkeypatch.setattr(machine, "bf16_refusal", lambda: units or None)
     model = tiny_target()
     network = pack_linears(tiny_drafter(model), drafter_format(target))
     assert isinstance(network, EagleDrafter)

@@ -1,4 +1,4 @@
-"""Trees drafted in batches equal each branch drafted alone, and siblings follow the law that they claim."""
+"""Trees drafted in batches equal each branch drafted alone, and siblings follow the distribution that they claim."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VARIANTS = [
 
 
 @torch.no_grad()
-def law_alone(drafter: TreeDrafter, target: Llama, text: list[int], branch: list[int]) -> Tensor:
+def distribution_alone(drafter: TreeDrafter, target: Llama, text: list[int], branch: list[int]) -> Tensor:
     """Logits behind text + branch, by running every row of the text and of this branch anew, each behind the others."""
     network, window = drafter.network, drafter.network.config.sliding_window
     whole = [*text, *branch]
@@ -55,7 +55,7 @@ def test_every_node_is_the_one_that_its_branch_alone_would_give(variant: dict) -
                 while at:
                     branch.insert(0, int(draft.tokens[b, at - 1]))
                     at = TREE.parents[at]
-                logits = law_alone(drafter, target, text, branch)
+                logits = distribution_alone(drafter, target, text, branch)
                 children = [c for c in TREE.children[node].tolist() if c >= 0]
                 best = network.target_ids(logits.topk(len(children)).indices)
                 assert draft.tokens[b, [c - 1 for c in children]].tolist() == best.tolist()
@@ -72,31 +72,34 @@ def draws(rule: str, width: int, batch: int = 4000, temperature: float = 0.7) ->
     drafter, states = opened(tiny_drafter(target), target, [[3, 14, 15, 92]])
     tree = Tree.from_paths([[i] for i in range(width)])
     draft = drafter.draft(states * batch, tree, rule, torch.full((batch,), temperature), Coins(batch))  # pyright: ignore
-    law = law_alone(drafter, target, [3, 14, 15, 92], []).div(temperature).softmax(-1)
-    return draft, law
+    distribution = distribution_alone(drafter, target, [3, 14, 15, 92], []).div(temperature).softmax(-1)
+    return draft, distribution
 
 
 @pytest.mark.parametrize("rule", ["independent", "without_replacement"])
 def test_siblings_follow_their_law(rule: str) -> None:
-    draft, law = draws(rule, 3)
+    draft, distribution = draws(rule, 3)
     assert draft.q is not None
     assert draft.ids is not None
     assert draft.point is None
-    torch.testing.assert_close(draft.q[0, 0], law, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(draft.q[0, 0], distribution, atol=1e-6, rtol=1e-5)
     where = torch.full((96,), -1)
     where[draft.ids] = torch.arange(len(draft.ids))
-    first = torch.bincount(where[draft.tokens[:, 0]], minlength=len(law)) / len(draft.tokens)
-    assert (first - law).abs().sum() / 2 < 0.05
+    first = torch.bincount(where[draft.tokens[:, 0]], minlength=len(distribution)) / len(draft.tokens)
+    assert (first - distribution).abs().sum() / 2 < 0.05
     if rule == "independent":
-        third = torch.bincount(where[draft.tokens[:, 2]], minlength=len(law)) / len(draft.tokens)
-        assert (third - law).abs().sum() / 2 < 0.05
+        third = torch.bincount(where[draft.tokens[:, 2]], minlength=len(distribution)) / len(draft.tokens)
+        assert (third - distribution).abs().sum() / 2 < 0.05
     else:
         assert all(len(set(row)) == 3 for row in draft.tokens.tolist())
         # The second draw is from q without the first: sum over first x of q(x) q(y) / (1 - q(x)).
         second = torch.stack(
-            [(law[x] * law / (1 - law[x])).index_fill(0, torch.tensor(x), 0.0) for x in range(len(law))]
+            [
+                (distribution[x] * distribution / (1 - distribution[x])).index_fill(0, torch.tensor(x), 0.0)
+                for x in range(len(distribution))
+            ]
         )
-        seen = torch.bincount(where[draft.tokens[:, 1]], minlength=len(law)) / len(draft.tokens)
+        seen = torch.bincount(where[draft.tokens[:, 1]], minlength=len(distribution)) / len(draft.tokens)
         assert (seen - second.sum(0)).abs().sum() / 2 < 0.05
 
 

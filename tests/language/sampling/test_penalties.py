@@ -97,7 +97,7 @@ def test_a_penalty_out_of_range_says_what_is_allowed() -> None:
     ],
 )
 def test_extreme_numbers_leave_a_law_that_a_grammar_can_rely_on(extreme: dict) -> None:
-    """No infinity becomes NaN: what is forbidden stays at 0, and the rest is a law."""
+    """No infinity becomes NaN: what is forbidden stays at 0, and the rest is a distribution."""
     params = SamplingParams(**{"temperature": 0.8, "top_p": 0.7, "presence_penalty": 0.5, **extreme})
     logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)) * 20
     alone = torch.ones(1, 1, dtype=torch.bool)

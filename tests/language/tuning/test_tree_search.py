@@ -32,8 +32,8 @@ def drawn_ranks(table: torch.Tensor, rows: int, seed: int = 0) -> torch.Tensor:
     """Ranks drawn independently from P: what the product assumes."""
     generator = torch.Generator().manual_seed(seed)
     rest = (1 - table.sum(-1, keepdim=True)).clamp_min(0)
-    law = torch.cat([table, rest], -1)
-    columns = [torch.multinomial(row, rows, True, generator=generator) for row in law]
+    distribution = torch.cat([table, rest], -1)
+    columns = [torch.multinomial(row, rows, True, generator=generator) for row in distribution]
     return torch.stack(columns, 1)
 
 

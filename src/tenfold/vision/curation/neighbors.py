@@ -61,9 +61,7 @@ class TopK:
         self.k = k
         self._keys = np.full((rows, k + SLACK), EMPTY)
         self._filled = np.zeros(rows, np.int64)
-        lowest = (
-            np.nextafter(np.float32(baseline), np.float32(np.inf)) if np.isfinite(baseline) else np.float32(-np.inf)
-        )
+        lowest = np.nextafter(np.float32(floor), np.float32(np.inf)) if np.isfinite(floor) else np.float32(-np.inf)
         self._bar = np.full(rows, lowest, np.float32)  # what a similarity must reach to be among a row's k
         self._mask = np.empty(BLOCK * BLOCK, bool)
 
