@@ -37,7 +37,9 @@ def test_counts_are_the_weights_of_every_read_and_watching_changes_nothing() -> 
         assert torch.equal(model(x), plain)
         assert torch.equal(model(x), plain)
     model(x)  # after the block nothing is counted
-    index, weight = model.layers[0].lookup(x.flatten(0, 1))
+    layer = model.layers[0]
+    assert isinstance(layer, MemoryLayer)
+    index, weight = layer.lookup(x.flatten(0, 1))
     expected = torch.zeros(SLOTS).index_add(0, index.flatten(), weight.flatten())
     assert torch.allclose(usage.weight[0], 2 * expected, atol=1e-5)
     assert usage.weight.sum().item() == pytest.approx(2 * 2 * 15 * 2, rel=1e-5)  # weights of a head add up to 1

@@ -46,7 +46,7 @@ def test_every_group_of_a_layout_has_a_place_of_its_own(layout: str) -> None:
     rows, cols = 2 * MULTIPLES[layout][0], 3 * MULTIPLES[layout][1]
     number = torch.arange(rows * cols // 4).view(rows, -1)
     found = torch.zeros(rows * cols // 4, dtype=torch.long)
-    for bit in range(number.max().item().bit_length()):  # a group's number is written bit by bit, and read at its place
+    for bit in range(int(number.max()).bit_length()):  # a group's number is written bit by bit, and read at its place
         y = torch.zeros(rows, cols)
         y[:, 0::4] = y[:, 1::4] = (number >> bit & 1).float()
         meta = pack24(y, layout).meta.view(torch.uint8).flatten()
