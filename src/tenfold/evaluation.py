@@ -1,8 +1,8 @@
 """`tenfold eval TASK`: scores on a task, beside what costs nothing (raw pixels, the untrained network, chance, ...).
 
-tenfold eval                                              lists the tasks
-tenfold eval knn --help                                   the flags of one
-tenfold eval knn runs/dinov3-mini --train train.parquet --val val.parquet --report scores/
+    tenfold eval                                              lists the tasks
+    tenfold eval knn --help                                   the flags of one
+    tenfold eval knn runs/dinov3-mini --train train.parquet --val val.parquet --report scores/
 
 A task is a function of one dataclass, which has its flags, and returns {what: value}. It stands in its wing; to add one, write
 the pair and add a line here.

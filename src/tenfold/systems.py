@@ -1,8 +1,10 @@
 """Registry of the ten systems, one for each paper, with the true state of each. `state` is what a user can do today.
 
-works     every command of the row runs on the user's own files
-partial   what `note` says works; the rest does not exist yet
-planned   nothing of it can be run
+    works     every command of the row runs on the user's own files
+    partial   what `note` says works; the rest does not exist yet
+    planned   nothing of it can be run
+
+The README's table is made from it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """`tenfold train RECIPE`: a recipe's configuration becomes flags, its task goes to the trainer, the run to a folder.
 
-tenfold train                                          lists the recipes
-tenfold train dinov3-mini --out runs/a --optim.lr 1e-3
-tenfold train --resume runs/a                          continues with the run's own configuration
-tenfold train --replay runs/a/nonfinite-step-812       runs a step again that was not finite, and says what was
-torchrun --nproc-per-node 2 -m tenfold train dinov3-mini --out runs/a
+    tenfold train                                          lists the recipes
+    tenfold train dinov3-mini --out runs/a --optim.lr 1e-3
+    tenfold train --resume runs/a                          continues with the run's own configuration
+    tenfold train --replay runs/a/nonfinite-step-812       runs a step again that was not finite, and says what was
+    torchrun --nproc-per-node 2 -m tenfold train dinov3-mini --out runs/a
+
+A recipe's flags are the fields of its configuration; `tenfold train RECIPE --help` lists them.
 """
 
 from __future__ import annotations

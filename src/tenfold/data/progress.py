@@ -1,10 +1,12 @@
 """Progress bar of long work on standard error: rich on a terminal, a plain line every ten seconds otherwise.
 
-for image in track(images, "decoding", len(images)): ...
+    for image in track(images, "decoding", len(images)): ...
 
-with Progress("tiles", total=400, done=120) as progress:
-    progress.advance()
-    progress.tick()          now and then while nothing finishes
+    with Progress("tiles", total=400, done=120) as progress:
+        progress.advance()
+        progress.tick()          now and then while nothing finishes
+
+Nothing is drawn for work that is over before the first line is due.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """One image with its label and its name: what every source yields.
 
-Sample(image, 3, "n01440764/0001.jpg")
+    Sample(image, 3, "n01440764/0001.jpg")
+
+Images are uint8 arrays (h, w, 3).
 """
 
 from __future__ import annotations

@@ -24,10 +24,13 @@ from tenfold.data.atomic import aside
 from tenfold.errors import WeightsError
 
 HEADER_LIMIT = 16 << 20  # bytes; about 100,000 tensors. A 7-billion-parameter model needs 0.1 MB
-DTYPE_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
-    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64,
-}  # fmt: skip
+DTYPES_BY_BITS = {
+    8: "BOOL U8 I8 F8_E4M3 F8_E5M2",
+    16: "U16 I16 F16 BF16",
+    32: "U32 I32 F32",
+    64: "U64 I64 F64 C64",
+}
+DTYPE_BITS = {name: bits for bits, names in DTYPES_BY_BITS.items() for name in names.split()}
 OWN_KEY = "tenfold"  # the metadata entry of our own layout: JSON {"kind": ..., "config": {...}}
 
 

@@ -1,9 +1,11 @@
 """What a run says while it runs: one JSON object a line on disk, a progress line for people, TensorBoard on request.
 
-metrics = Metrics(run_folder, total=1000, tensorboard=False)
-metrics.keep_until(step)                 # after a resume: later lines belong to steps that are run again
-metrics.log(step, {"loss": 1.5})
-metrics.advance(step, loss=1.5)          # progress, rate and time left on standard error
+    metrics = Metrics(run_folder, total=1000, tensorboard=False)
+    metrics.keep_until(step)                 # after a resume: later lines belong to steps that are run again
+    metrics.log(step, {"loss": 1.5})
+    metrics.advance(step, loss=1.5)          # progress, rate and time left on standard error
+
+A killed run loses the line that was being written at most.
 """
 
 from __future__ import annotations
@@ -103,10 +105,11 @@ def _bar(total: int) -> tuple[Any, Any]:
         TimeRemainingColumn,
     )
 
+    times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+    figures = TextColumn("{task.fields[values]}")
     bar = Progress(
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), TextColumn("{task.fields[values]}"), console=Console(stderr=True),
-    )  # fmt: skip
+        TextColumn("training"), BarColumn(), MofNCompleteColumn(), *times, figures, console=Console(stderr=True)
+    )
     bar.start()
     return bar, bar.add_task("train", total=total, values="")
 

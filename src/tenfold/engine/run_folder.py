@@ -1,8 +1,10 @@
 """The run folder: the configuration that is written before training, the final weights and the report after it.
 
-write_config(out, name, recipe)        config.json; `tenfold train --resume` reads it
-write_weights(out, delivered)          final.safetensors, and final-NAME.safetensors of further models
-run_report(out, name, scores)          curves of metrics.jsonl as a report, which `.write(out)` writes
+    write_config(out, name, recipe)        config.json; `tenfold train --resume` reads it
+    write_weights(out, delivered)          final.safetensors, and final-NAME.safetensors of further models
+    run_report(out, name, scores)          curves of metrics.jsonl as a report, which `.write(out)` writes
+
+Each file is written aside and renamed.
 """
 
 from __future__ import annotations

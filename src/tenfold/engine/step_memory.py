@@ -1,7 +1,9 @@
 """Memory and precision of a step: bf16 autocast (mixed precision), and activation checkpointing.
 
-autocast_type("auto", device)          the type of a step's matrix products, or None for fp32
-recompute(task.layers(model))          before the model is wrapped; names of parameters stay as they are
+    autocast_type("auto", device)          the type of a step's matrix products, or None for fp32
+    recompute(task.layers(model))          before the model is wrapped; names of parameters stay as they are
+
+Neither changes what is computed beyond rounding.
 """
 
 from __future__ import annotations

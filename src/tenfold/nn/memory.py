@@ -188,9 +188,8 @@ class ProductKeys(nn.Module):
             raise UsageError(f"top_k = {top_k} of {side} sub-keys: allowed is 1 to {side}. Raise side or lower top_k.")
         if heads < 1:
             raise UsageError(f"heads = {heads}: allowed is a whole number >= 1.")
-        self.dim, self.side, self.heads, self.top_k, self.key_dim, self.qk_norm = (
-            dim, side, heads, top_k, key_dim, qk_norm,
-        )  # fmt: skip
+        self.dim, self.side, self.heads = dim, side, heads
+        self.top_k, self.key_dim, self.qk_norm = top_k, key_dim, qk_norm
         self.query = nn.Linear(dim, heads * key_dim)
         self.keys = nn.Parameter(torch.empty(heads, 2, side, key_dim // 2))
         self.scale = nn.Parameter(torch.empty(heads)) if qk_norm == "both" else None

@@ -1,8 +1,8 @@
 """Configuration of speculative decoding: which drafter, which draft tree, which rule to choose siblings.
 
-Speculation(tree="auto")                       as many nodes as this machine verifies for little more than the price of one
-Speculation(tree=Tree.chain(4), rule="top_k")
-choose_drafter("ngram", target)                the drafter and a sentence about it
+    Speculation(tree="auto")                       as many nodes as this machine verifies for little more than the price of one
+    Speculation(tree=Tree.chain(4), rule="top_k")
+    choose_drafter("ngram", target)                the drafter and a sentence about it
 
 A pass over a few rows is bound by memory: it costs what reading the weights costs. How many rows those are depends on the
 machine and the number format, so the trees of "auto" are in tables, one for each kind of machine (drafting/dispatch.py). All

