@@ -52,7 +52,9 @@ def test_damaged_shards_name_the_file_and_the_field(tmp_path: Path) -> None:
 def test_a_shard_holds_what_was_embedded_and_says_what_could_not_be_read(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (20 + n, 30, 3), np.uint8) for n in range(40)]  # more than one batch
-    samples = [(n, Sample(image, None, f"image {n}"), "") for n, image in enumerate(images)]
+    samples: list[tuple[int, Sample | None, str]] = [
+        (n, Sample(image, None, f"image {n}"), "") for n, image in enumerate(images)
+    ]
     samples[7] = (7, None, "torn")
     write_shard(tmp_path / "shard.parquet", Encoder(), iter(samples))
     kept = [n for n in range(40) if n != 7]

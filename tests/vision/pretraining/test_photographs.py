@@ -26,17 +26,13 @@ from tenfold.vision.pretraining.photographs import (
     TileSource,
     open_photographs,
 )
+from vision.labelled_images import colour_folder
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Red and blue images in two classes, eight of each."""
-    for n in range(16):
-        path = tmp_path / "classes" / ("red", "blue")[n % 2] / f"{n:02}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        colour = (200, 3 * n, 0) if n % 2 == 0 else (0, 3 * n, 200)
-        Image.new("RGB", (24, 24), colour).save(path)
-    return tmp_path / "classes"
+    return colour_folder(tmp_path / "classes", blue=8, red=8)
 
 
 def test_a_subset_of_a_folder_has_every_class(test_data: Path, tmp_path: Path) -> None:
