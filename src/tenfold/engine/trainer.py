@@ -286,7 +286,7 @@ class Trainer:
             for name, more in self.task.deliver_more(self.model).items():
                 delivered[f"final-{name}"] = more
             files = {n: ({k: whole(v) for k, v in tensors.items()}, card) for n, (tensors, card) in delivered.items()}
-            # In this block, because the tensors are the model's own, and it holds the average no longer.
+            # Inside the block: the tensors are the model's own, and behind it they are no longer the average.
             if self.place.first:
                 write_weights(self.out, files)
         if self.place.first:
