@@ -22,7 +22,7 @@ from tenfold.language.distillation.benchmark_prompts import (
     prompt_hash,
     refuse_benchmarks,
 )
-from tenfold.language.distillation.distill import Distillation, DistillConfig, DrafterShape, go_on_from, head_weight
+from tenfold.language.distillation.distill import Distillation, DistillConfig, DrafterShape, go_on_from
 from tenfold.language.distillation.draft_vocabulary import choose, coverage, expected_counts
 from tenfold.language.distillation.losses import distillation_loss
 from tenfold.language.distillation.recipes import eagle3_smoke
@@ -169,19 +169,6 @@ def test_losses_agree_with_their_definitions() -> None:
         torch.testing.assert_close(loss, value)
         torch.testing.assert_close(seen, alpha)
     assert distillation_loss("nla", torch.eye(2), torch.tensor([[-200.0, 200.0], [200.0, -200.0]]))[0].isfinite().all()
-
-
-def test_warm_start_is_the_targets_last_layer() -> None:
-    """With the embedding ignored, the drafter's first guess is the target's own law of the token before."""
-    target = tiny_target()
-    drafter = tiny_drafter(target, aux_layers=(1, 3, 6), draft_vocabulary=96)
-    drafter.warm_start(target, head_weight(target))
-    tokens = torch.arange(10)[None]
-    out = target(tokens, aux_layers=(1, 3, 6))
-    assert out.aux is not None
-    with torch.no_grad():
-        _, logits = drafter.step(torch.randn(1, 10, 32), drafter.fuse(out.aux), torch.arange(10))
-    torch.testing.assert_close(logits, out.logits, atol=1e-4, rtol=1e-4)
 
 
 def test_going_on_from_a_drafter_carries_rows_by_target_id(tmp_path: Path) -> None:
