@@ -17,6 +17,7 @@ from tenfold.language.distillation.benchmark_prompts import (
     refuse_benchmarks,
 )
 from tenfold.language.distillation.rollout_rounds import RolloutConfig, RolloutRounds
+from tenfold.language.models.text import ByteVocabulary
 from tenfold.language.models.tokenizer import read_prompts
 
 WORDS = st.lists(st.text("abcxyz123?", min_size=1), min_size=1, max_size=6)
@@ -44,8 +45,9 @@ def test_benchmark_prompts_are_refused_however_they_are_spaced(test_data: Path, 
     path = tmp_path / "prompts.jsonl"
     path.write_text(json.dumps({"prompt": "fine"}) + "\n" + json.dumps({"turns": [shipped[0]]}) + "\n")
     rounds = RolloutRounds(RolloutConfig(prompts=path, skip_last=0), "random-tiny", None, seed=0)
+    vars(rounds)["tokenizer"] = ByteVocabulary()  # the random target has none, and draws its prompts
     with pytest.raises(DataError, match="benchmark"):
-        _ = rounds._given
+        rounds.round(0)
     train = read_prompts(test_data / "text/gsm8k_train.jsonl.gz")
     assert len(train) == 7473
     assert not any(prompt_hash(p) in benchmark_hashes() for p in train)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import package
+from needed import package
 from tenfold.errors import DataError, UsageError, WeightsError
 from tenfold.language.models.text import (
     END,

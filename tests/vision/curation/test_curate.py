@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import package
+from needed import package
 from tenfold.errors import DataError
 from tenfold.shards.journal import NAME as JOURNAL
 from tenfold.vision.backbones.vit import VisionTransformer, VitConfig
