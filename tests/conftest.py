@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
@@ -37,24 +36,11 @@ def _data_root() -> Path | None:
     return None
 
 
-def absent(what: str) -> None:
-    """Skips on a laptop; fails in CI, where a missing input is a broken set-up."""
-    if os.environ.get("CI"):
-        pytest.fail(f"{what} is missing; in CI that is a failure")
-    pytest.skip(f"{what} is missing")
-
-
-def package(name: str) -> Any:
-    """An optional package that a test cannot do without."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        absent(f"the package {name}")
-
-
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real test data (`TENFOLD_TEST_DATA`, or shared/data beside the checkout)."""
+    from needed import absent
+
     root = _data_root()
     if root is None:
         absent("the test data folder (TENFOLD_TEST_DATA)")
@@ -65,6 +51,7 @@ def test_data() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The sample target: SmolLM2-135M-Instruct as GGUF. A test that takes it carries the mark `samples`."""
+    from needed import absent
     from tenfold.data.samples import fetch
     from tenfold.errors import TenfoldError
 

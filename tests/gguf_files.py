@@ -10,6 +10,7 @@ import numpy as np
 import tokenizers
 import torch
 
+from tenfold.language.models.config import LlamaConfig
 from tenfold.language.models.gguf_weights import GGUF_OUTSIDE, GGUF_STEMS, gguf_rows
 from tenfold.language.models.llama import Llama
 from tenfold.language.models.tokenizer import Tokenizer, from_gguf
@@ -79,3 +80,11 @@ def write(path: Path, model: Llama, quantised: bool = False, tokenizer: dict[str
     out.write_tensors_to_file()
     out.close()
     return path
+
+
+CONFIG = LlamaConfig(vocabulary=40, dim=64, hidden=96, depth=2, heads=4, kv_heads=2, norm_eps=1e-6, rope_theta=5e4)
+
+
+def llama(**options: Any) -> Llama:
+    torch.manual_seed(0)
+    return Llama(LlamaConfig(**{**CONFIG.__dict__, **options})).eval()

@@ -111,5 +111,6 @@ def test_every_module_with_behaviour_has_a_test_of_its_name_or_is_listed() -> No
 ELSEWHERE: dict[str, str] = {
     "engine/heartbeat.py": "reliability/test_nonfinite.py",  # a rank is lost by killing its process
     "kernels/bag_calls.py": "kernels/test_structures.py",  # fields only; their sizes are compared with bag.cpp
+    "vision/pretraining/network.py": "vision/pretraining/test_losses.py",  # a backbone and two heads, joined
 }
 """module -> the test file that tests it, where that has another name."""

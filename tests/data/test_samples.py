@@ -142,7 +142,7 @@ def test_an_interrupted_fetch_leaves_nothing_that_counts(
 
 @pytest.mark.samples
 def test_the_photographs_are_photographs() -> None:
-    from conftest import absent
+    from needed import absent
     from tenfold.data.readers import read_image
 
     try:

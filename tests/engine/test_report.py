@@ -15,10 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tenfold.engine.metrics import read_rows
 from tenfold.engine.report import Report, plot_svg, spread
-from tenfold.engine.report_page import COLORS, is_numeric, standalone_svg, table_html, table_markdown
-from tenfold.engine.run_folder import run_report
+from tenfold.engine.report_page import COLORS, standalone_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 CURVES = {"dino": [(float(i), 5.5 - i / 40) for i in range(0, 101, 10)], "k & <n>": [(0.0, 5.0), (100.0, 2.9)]}
@@ -88,32 +86,6 @@ def test_every_color_of_the_page_has_a_light_and_a_dark_value() -> None:
     assert not re.search(r"(?<!,)#[0-9a-f]{6}", drawing), "a colour that does not follow the page"
     assert "prefers-color-scheme:dark" in standalone_svg(drawing)
     ElementTree.fromstring(standalone_svg(drawing))
-
-
-def test_text_is_to_the_left_and_numbers_are_to_the_right() -> None:
-    rows = [
-        {"network": "trained", "k-NN": 46.61234, "saved": "12 %", "same": "3 of 3", "n": 1200, "s": ""},
-        {"network": "pixels", "k-NN": 38.2, "saved": "-3.1 %", "same": "2 of 3", "n": 5, "s": "0.25"},
-    ]
-    assert [c for c in rows[0] if is_numeric(rows, c)] == ["k-NN", "saved", "n", "s"]
-    assert table_markdown(rows).splitlines()[1] == "|---|---:|---:|---|---:|---:|"
-    html = table_html(rows)
-    assert html.count('class="number"') == 4 * 3
-    assert "<td>trained</td>" in html
-    assert not is_numeric([{"a": True}], "a")
-    assert not is_numeric([{"a": ""}], "a")
-    assert not is_numeric([{"a": "1e"}, {"a": 2}], "a")
-
-
-def test_a_column_of_like_numbers_has_the_same_decimals_and_others_keep_four_digits() -> None:
-    assert "46.61 |" in table_markdown([{"x": 46.61234}, {"x": 38.2}])
-    assert "38.20 |" in table_markdown([{"x": 46.61234}, {"x": 38.2}])
-    wide = table_markdown([{"x": 1234.5}, {"x": 0.00123456}, {"x": float("nan")}, {"x": 0.0}])
-    assert [line.strip("| ") for line in wide.splitlines()[2:]] == ["1234", "0.001235", "nan", "0"]
-
-
-def test_a_cell_with_lines_and_bars_stays_one_row_of_markdown() -> None:
-    assert table_markdown([{"answer": "a\nb | c"}]).splitlines()[2] == "| a b \\| c |"
 
 
 def test_a_plot_places_higher_values_higher() -> None:
@@ -239,16 +211,3 @@ def test_only_one_file_imports_matplotlib_and_only_one_holds_css() -> None:
     assert [n for n, text in sources.items() if "font-variant-numeric" in text or "<!doctype" in text] == [
         "engine/report_page.py"
     ]
-
-
-def test_a_runs_report_has_its_scores_and_a_curve_of_everything_logged(tmp_path: Path) -> None:
-    lines = [{"step": s, "loss": 5.0 - s / 10, "lr": 1e-3, "seconds": 0.5, "bad": "nan"} for s in range(1, 4)]
-    lines.append({"step": 3, "knn": 40.0})
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert len(read_rows(tmp_path / "metrics.jsonl")) == 4
-    report = run_report(tmp_path, "a run", {"knn": 40.0})
-    plots = {part["title"]: part["series"] for part in report.parts if part["kind"] == "plot"}
-    assert set(plots) == {"validation", "losses", "lr", "seconds per step"}
-    assert plots["losses"] == {"loss": [(1.0, 4.9), (2.0, 4.8), (3.0, 4.7)]}
-    assert plots["validation"] == {"knn": [(3.0, 40.0)]}
-    assert report.parts[0]["rows"] == [{"figure": "knn", "value": 40.0}]

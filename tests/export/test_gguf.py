@@ -5,44 +5,18 @@ from __future__ import annotations
 import contextlib
 import struct
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tenfold
-from gguf_files import write
-from tenfold.errors import UsageError, WeightsError
+from gguf_files import llama, write
+from tenfold.errors import WeightsError
 from tenfold.export.gguf import open_gguf
-from tenfold.export.weights import convert
-from tenfold.language.models.config import LlamaConfig
-from tenfold.language.models.gguf_weights import gguf_rows, open_llama
 from tenfold.language.models.llama import Llama
-
-CONFIG = LlamaConfig(vocabulary=40, dim=64, hidden=96, depth=2, heads=4, kv_heads=2, norm_eps=1e-6, rope_theta=5e4)
-
-
-def llama(**options: Any) -> Llama:
-    torch.manual_seed(0)
-    return Llama(LlamaConfig(**{**CONFIG.__dict__, **options})).eval()
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_what_llama_cpp_would_write_loads_bit_for_bit(tied: bool, tmp_path: Path) -> None:
-    model = llama(tied=tied)
-    again = tenfold.load(write(tmp_path / "m.gguf", model))
-    assert isinstance(again, Llama)
-    assert again.config == model.config
-    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
-
-
-def test_the_permutation_is_that_of_interleaved_pairs() -> None:
-    order = gguf_rows(heads=2, width=6)
-    assert order.tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
 
 
 def test_quantised_tensors_are_what_gguf_makes_of_them(tmp_path: Path) -> None:
@@ -53,28 +27,6 @@ def test_quantised_tensors_are_what_gguf_makes_of_them(tmp_path: Path) -> None:
         assert file.format_of(t.name) == t.tensor_type.name
         assert np.array_equal(file.tensor(t.name).numpy(), gguf.dequantize(t.data, t.tensor_type))
     assert file.blocks("blk.0.attn_q.weight").shape == (64, 64 // 32 * 20)
-
-
-@pytest.mark.parametrize("quantised", [False, True])
-def test_one_parameter_at_a_time_is_the_same_as_all_at_once(quantised: bool, tmp_path: Path) -> None:
-    path = write(tmp_path / "m.gguf", llama(), quantised=quantised)
-    held, whole = open_llama(path), tenfold.load(path).state_dict()
-    assert list(held) == list(whole)
-    for name, tensor in whole.items():
-        assert torch.equal(held[name], tensor)
-        assert torch.equal(held.read(name, torch.bfloat16), tensor.bfloat16())
-    other = tmp_path / "other.gguf"
-    other.write_bytes(path.read_bytes().replace(b"llama", b"gemma"))
-    with pytest.raises(WeightsError, match="architecture 'gemma'; only llama is read"):
-        open_llama(other)
-
-
-def test_gguf_is_read_and_not_written(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.gguf", llama())
-    convert(path, tmp_path / "hf", to="hf")
-    assert isinstance(tenfold.load(tmp_path / "hf"), Llama)
-    with pytest.raises(UsageError, match="read, not written"):
-        convert(path, tmp_path / "again.gguf", to="gguf")
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def test_the_kernels_sum_and_multiply_rows_as_dense_operations_do() -> None:
 
 
 def test_the_interpreted_kernel_multiplies_rows_as_dense_operations_do() -> None:
-    from conftest import package  # here, because this file also runs alone
+    from needed import package  # here, because this file also runs alone
     from triton_interpreter import interpreted
 
     package("triton")

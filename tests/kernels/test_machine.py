@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tenfold.engine.step_memory import autocast_type
 from tenfold.errors import UsageError
 from tenfold.kernels import machine
 
@@ -44,14 +43,6 @@ def test_a_device_is_chosen_or_refused_with_the_name_that_the_user_gave() -> Non
         assert machine.choose_device("auto") == torch.device("cpu")
         with pytest.raises(UsageError, match=r"trainer.device = 'cuda': this machine has no CUDA. Allowed here: auto"):
             machine.choose_device("cuda", "trainer.device =")
-
-
-def test_automatic_precision_follows_the_units_that_decoding_asks_for() -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert (autocast_type("auto", cpu) is torch.bfloat16) == (machine.bf16_refusal() is None)
-    assert autocast_type("auto", cuda) is torch.bfloat16
-    assert autocast_type("fp32", cuda) is None
-    assert autocast_type("bf16", cpu) is torch.bfloat16
 
 
 def test_bf16_units_are_those_that_the_kernel_lists() -> None:

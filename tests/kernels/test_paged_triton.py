@@ -46,7 +46,7 @@ def test_the_kernel_attends_as_plain_operations_do(dtype: torch.dtype) -> None:
 
 
 def test_the_interpreted_kernel_attends_as_plain_operations_do() -> None:
-    from conftest import package  # here, because this file also runs alone
+    from needed import package  # here, because this file also runs alone
     from triton_interpreter import interpreted
 
     package("triton")

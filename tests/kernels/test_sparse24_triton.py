@@ -42,7 +42,7 @@ def test_the_kernel_writes_the_bytes_of_the_reference() -> None:
 
 
 def test_the_interpreted_kernel_writes_the_bytes_of_the_reference() -> None:
-    from conftest import package  # here, because this file also runs alone
+    from needed import package  # here, because this file also runs alone
     from triton_interpreter import interpreted
 
     package("triton")

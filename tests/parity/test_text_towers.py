@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, BertModel, CLIPTokenizer
 
 from tenfold.data.samples import fetch
 from tenfold.export.weights import load
-from tenfold.vision.text.tokens import tokenizer
+from tenfold.vision.text.tokens import END, START, tokenizer
 from tenfold.vision.text.towers import SentenceEncoder
 
 pytestmark = pytest.mark.samples
@@ -77,10 +78,11 @@ def test_clip_tokens_are_transformers_and_the_published_ones(tmp_path: Path) -> 
     ]
     lines = gzip.decompress((fetch("clip-bpe") / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode().split("\n")
     merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]
-    inner = ours._inner.get_vocab()
-    assert len(inner) == 49_408
     assert len(merges) == 48_894
-    (tmp_path / "vocab.json").write_text(json.dumps(inner))
+    letters = sorted(ByteLevel.alphabet())  # printable bytes as themselves, then the others
+    words = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), START, END]
+    assert len(set(words)) == 49_408
+    (tmp_path / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
     (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]))
     theirs = CLIPTokenizer.from_pretrained(tmp_path)
     for text, row in zip(ODD, ours.rows(ODD)):

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from byte_runs import ByteLm, steps, wait_for
 from tenfold.engine.checkpoint import CheckpointStore
 from tenfold.engine.parallel import Place
-
-from .conftest import ByteLm, steps, wait_for
 
 ALONE = Place(0, 1, torch.device("cpu"))
 
@@ -85,7 +84,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], check=False).returncode
     if mounted != 0:
-        from tests.conftest import absent
+        from needed import absent
 
         absent("the right to mount a small file system")
     yield folder

@@ -23,7 +23,7 @@ from tenfold.cli import main
 from tenfold.config import from_dict, to_dict
 from tenfold.errors import UsageError
 from tenfold.flags import flags_of
-from tenfold.registry import Entry, recipes
+from tenfold.registry import Registry, recipes
 
 SAMPLE = "sample-recipe"
 # Recipes of one wing share their configuration's type, so one of each type is fuzzed by default and the rest at leisure.
@@ -40,8 +40,11 @@ quick = settings(
 @pytest.fixture(autouse=True)
 def sample_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """A recipe of every kind of field that a configuration may have, beside the real ones."""
-    entries = {**recipes._entries, SAMPLE: Entry(SAMPLE, "sample_recipe:sample")}
-    monkeypatch.setattr(recipes, "_entries", entries)
+    table = Registry("recipe")
+    for entry in recipes:
+        table.add(entry.name, entry.target, entry.summary)
+    table.add(SAMPLE, "sample_recipe:sample")
+    monkeypatch.setattr("tenfold.training.recipes", table)
     monkeypatch.setattr("tenfold.training.run_recipe", lambda *_, **__: pytest.fail("a run was started"))
 
 

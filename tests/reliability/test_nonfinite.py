@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from .conftest import PROGRAMS, ByteLm, steps, wait_for
+from byte_runs import ByteLm, steps, wait_for
+from jobs import PROGRAMS
 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient", "sample"])

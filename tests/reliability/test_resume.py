@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from .conftest import ByteLm, steps, wait_for
+from byte_runs import ByteLm, steps, wait_for
 
 
 def same_weights(first: Path, second: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from .conftest import ByteLm, steps, wait_for
+from byte_runs import ByteLm, steps, wait_for
 
 OPTIONS = ("--memory", "--drop-path", "0", "--trainer.steps", "12")
 

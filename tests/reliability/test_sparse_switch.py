@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from byte_runs import steps, wait_for
+from jobs import Job
 from tenfold.engine.task import Phase, unwrap
 from tenfold.engine.trainer import Trainer
 from tenfold.errors import NonFiniteError
 from tenfold.language.models.language_model import LanguageModel
 from tenfold.language.pretraining.pretrain import PretrainRecipe, PretrainTask
-
-from .conftest import Job, steps, wait_for
 
 SIZES = (
     "--model.dim",

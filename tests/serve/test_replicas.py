@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from conftest import package
 from gguf_files import fields, write
 from language.engine_models import tiny_llama
 from language.servers import Server
+from needed import package
 from tenfold.language.decoding.engine import LLM
 from tenfold.language.sampling.sampling import SamplingParams
 

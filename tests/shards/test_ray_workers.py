@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import shard_functions as work
-from conftest import package
+from needed import package
 from tenfold.errors import UsageError
 from tenfold.shards.executor import FailedShards, map_shards
 

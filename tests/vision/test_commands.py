@@ -1,9 +1,8 @@
-"""`tenfold vision embed` and `tenfold eval` as a person runs them, on real photographs, good and bad."""
+"""`tenfold vision embed` as a person runs it, on real photographs, good and bad."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -98,36 +97,3 @@ def test_an_empty_folder_is_an_error_of_data(weights: Path, tmp_path: Path, caps
     words = ["vision", "embed", str(weights), str(tmp_path / "nothing"), "--out", str(tmp_path / "f.parquet")]
     assert main(words) == 3
     assert "no images" in capsys.readouterr().err
-
-
-def test_every_score_stands_beside_its_floors(
-    weights: Path, test_data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train, val = (str(test_data / f"vision/imagenette160_{part}.parquet") for part in ("train", "val"))
-    for task, key in (("knn", "k-NN 20, "), ("linear", "linear, ")):
-        assert main(["eval", task, str(weights), "--train", train, "--val", val, "--limit", "200", "--json"]) == 0
-        scores = json.loads(capsys.readouterr().out)
-        assert scores["train images"] == 200
-        for side in ("these weights", "untrained", "raw pixels"):
-            assert 8 < scores[key + side] < 60
-        assert scores[key + "these weights"] == scores[key + "untrained"]  # they are: same seed, no training
-
-
-def test_a_subset_of_a_folder_has_every_class(test_data: Path, tmp_path: Path) -> None:
-    from tenfold.vision.pretraining.photographs import open_photographs
-
-    rows = next(pq.ParquetFile(test_data / "vision/imagenette160_val.parquet").iter_batches(batch_size=60))
-    for part in ("train", "val"):
-        for i, (data, label) in enumerate(zip(rows["image"], rows["label"])):
-            path = tmp_path / part / str(label) / f"{i}.webp"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data.as_py())
-    photographs = open_photographs(tmp_path / "train", tmp_path / "val", None, 32, rows=30)
-    bank, val = photographs.labels()
-    assert len(bank) == len(val) == 30
-    assert len(bank.unique()) >= 8
-    shutil.rmtree(tmp_path / "val" / "0")
-    from tenfold.errors import DataError
-
-    with pytest.raises(DataError, match="classes"):
-        open_photographs(tmp_path / "train", tmp_path / "val", None, 32)

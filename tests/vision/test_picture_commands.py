@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tenfold.cli import main
-from vision.dense_inputs import cut, mini_weights, npy, write
+from vision.dense_inputs import cut, mini_weights
 
 
 @pytest.fixture(scope="module")
@@ -115,26 +115,3 @@ def test_a_mistake_says_what_is_needed(
     empty.mkdir()
     assert main([word.format(w=weights, clip=clip, empty=empty) for word in words]) == code
     assert message in capsys.readouterr().err
-
-
-def test_eval_prints_the_floors_beside_the_weights(
-    weights: str, clip: Path, test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    both = ["--train", str(clip), "--val", str(clip)]
-    rows = said(capsys, "eval", "segmentation", weights, *both, "--epochs", "2")
-    assert {"mIoU, these weights", "mIoU, untrained", "mIoU, position prior", "mIoU, colour, texture, position"} <= set(
-        rows
-    )
-    rows = said(capsys, "eval", "tracking", weights, *both, "--frames", "4", "--limit", "4")
-    assert {"mIoU, these weights", "mIoU, raw 16 px patches", "mIoU, DIS optical flow"} <= set(rows)
-
-    images = pq.read_table(clip)["image"].to_pylist()
-    slope = npy(np.linspace(1, 5, 72)[:, None].repeat(96, 1))
-    depths = str(write(tmp_path / "depth.parquet", images, depth=[slope] * len(images)))
-    rows = said(capsys, "eval", "depth", weights, "--train", depths, "--val", depths, "--epochs", "2")
-    assert {"RMSE m, these weights", "RMSE m, mean depth"} <= set(rows)
-
-    labelled = str(test_data / "vision/imagenette160_val.parquet")
-    for task, number in (("retrieval", "mAP"), ("attentive", "attentive")):
-        rows = said(capsys, "eval", task, weights, "--train", labelled, "--val", labelled, "--limit", "60")
-        assert {f"{number}, these weights", f"{number}, untrained", f"{number}, raw pixels"} <= set(rows)

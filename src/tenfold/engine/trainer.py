@@ -286,8 +286,10 @@ class Trainer:
             for name, more in self.task.deliver_more(self.model).items():
                 delivered[f"final-{name}"] = more
             files = {n: ({k: whole(v) for k, v in tensors.items()}, card) for n, (tensors, card) in delivered.items()}
+            # Inside the block: the tensors are the model's own, and behind it they are no longer the average.
+            if self.place.first:
+                write_weights(self.out, files)
         if self.place.first:
-            write_weights(self.out, files)
             run_report(self.out, self.name or type(self.task).__name__, self.scores).write(self.out)
         self.place.barrier()
         return {"steps": self.step, **{k: v for k, v in self.losses.items() if k.endswith("loss")}, **self.scores}

@@ -237,23 +237,6 @@ def test_a_bad_request_is_refused_and_the_engine_goes_on(prompt: list[int], mess
     assert finish(engine, {"a": ([4, 5], GREEDY)})["a"] == alone(model, [4, 5], 14)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("temperature", -0.1),
-        ("top_p", 0.0),
-        ("top_k", -1),
-        ("max_tokens", 0),
-        ("seed", -1),
-        ("stop", ("",)),
-        ("logprobs", 99),
-    ],
-)
-def test_a_sampling_parameter_out_of_range_names_itself(field: str, value: object) -> None:
-    with pytest.raises(UsageError, match=field):
-        SamplingParams(**{field: value})
-
-
 def test_an_answer_ends_at_the_context_and_not_behind_it() -> None:
     engine = make_engine(tiny_llama(context=40), "tree")
     found = finish(engine, {"a": ([1] * 30, SamplingParams(max_tokens=100))})

@@ -13,13 +13,11 @@ from tenfold.inference.pages import PageAllocator
 from tenfold.language.decoding.engine import LLMEngine
 from tenfold.language.drafting.dynamic import DynamicTree, draft_dynamic
 from tenfold.language.drafting.ngram import NgramDrafter
-from tenfold.language.drafting.protocol import Draft, DraftState
-from tenfold.language.drafting.rejection import verify_greedy, verify_sampled
+from tenfold.language.drafting.protocol import DraftState
 from tenfold.language.drafting.speculation import Speculation
 from tenfold.language.drafting.tree import Tree
-from tenfold.language.drafting.tree_batch import TreeBatch
 from tenfold.language.drafting.tree_drafter import TreeDrafter
-from tenfold.language.sampling.sampling import SamplingParams, SamplingTensors
+from tenfold.language.sampling.sampling import SamplingParams
 
 SHAPE = DynamicTree(top_k=3, depth=2, total=9)
 TREES = [
@@ -94,31 +92,6 @@ def test_the_best_candidates_of_the_beams_make_the_tree_and_rows_stay_as_they_we
         size = tree.children.shape[1]
         assert torch.equal(trees.children[b, :, :size], tree.children)
         assert bool((trees.children[b, :, size:] == -1).all())
-
-
-def test_a_batch_of_trees_is_checked_like_each_tree_alone() -> None:
-    torch.manual_seed(0)
-    batch = TreeBatch(torch.tensor([tree.parents for tree in TREES]), 3)
-    for _ in range(40):
-        logits = torch.randn(2, 7, 5) * 2
-        draft = Draft(torch.randint(-1, 5, (2, 6)))
-        sampling = SamplingTensors.of([SamplingParams(temperature=0.8), SamplingParams(temperature=1.3, top_k=3)])
-        numbers = torch.rand(2, 4, batch.siblings + 1, dtype=torch.float64)
-        together = verify_sampled(logits, sampling, draft, batch, numbers, "top_k"), verify_greedy(logits, draft, batch)
-        for b, tree in enumerate(TREES):
-            one, own = (
-                Draft(draft.tokens[b : b + 1]),
-                SamplingTensors.of([[SamplingParams(temperature=0.8)], [SamplingParams(temperature=1.3, top_k=3)]][b]),
-            )
-            alone = (
-                verify_sampled(logits[b : b + 1], own, one, tree, numbers[b : b + 1], "top_k"),
-                verify_greedy(logits[b : b + 1], one, tree),
-            )
-            for mine, theirs in zip(together, alone):
-                assert int(mine.length[b]) == int(theirs.length[0])
-                assert int(mine.bonus[b]) == int(theirs.bonus[0])
-                taken = int(mine.length[b]) + 1
-                assert mine.path[b, :taken].tolist() == theirs.path[0, :taken].tolist()
 
 
 @pytest.mark.parametrize("window", [None, 9])

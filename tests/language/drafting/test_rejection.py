@@ -12,34 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from language.sampling_reference import CUTS, PLAIN, reference
 from tenfold.language.drafting.protocol import Draft, Rule
 from tenfold.language.drafting.rejection import Accepted, verify_greedy, verify_sampled
 from tenfold.language.drafting.tree import Tree
-from tenfold.language.sampling.randomness import device_uniforms, uniforms
-from tenfold.language.sampling.sampling import SamplingParams, SamplingTensors, allow, draw, token_probabilities
+from tenfold.language.sampling.sampling import SamplingParams, SamplingTensors, allow
 
 V = 5
 TREE = Tree.from_paths([[0], [1], [2], [0, 0], [0, 1], [2, 0]])
-PLAIN = SamplingParams(temperature=1.0)
-
-
-def reference(logits: Tensor, params: SamplingParams, allowed: Tensor | None = None) -> Tensor:
-    """The distribution of one row, step by step as plain decoding takes them."""
-    x = [float(v) if allowed is None or bool(allowed[i]) else -float("inf") for i, v in enumerate(logits)]
-    weights = [2.718281828459045 ** (v / params.temperature) for v in x]
-    order = sorted(range(len(x)), key=lambda i: -weights[i])
-    if params.top_k:
-        order = order[: params.top_k]
-    total, kept, mass = sum(weights[i] for i in order), [], 0.0
-    for i in order:
-        if mass >= params.top_p:
-            break
-        kept.append(i)
-        mass += weights[i] / total
-    p = torch.zeros(len(x), dtype=torch.float64)
-    for i in kept:
-        p[i] = weights[i] / sum(weights[j] for j in kept)
-    return p
 
 
 def draws(rule: Rule, q: Tensor, count: int) -> list[tuple[tuple[int, ...], float]]:
@@ -149,16 +129,6 @@ def total_variation(
     return worst
 
 
-CUTS = {
-    "plain": PLAIN,
-    "temperature": SamplingParams(temperature=0.6),
-    "top-k": SamplingParams(temperature=1.3, top_k=3),
-    "top-p": SamplingParams(temperature=0.9, top_p=0.8),
-    "all": SamplingParams(temperature=0.8, top_k=4, top_p=0.9),
-    "one token": SamplingParams(temperature=1.0, top_k=1),
-}
-
-
 @pytest.mark.parametrize("rule", ["top_k", "independent", "without_replacement"])
 @pytest.mark.parametrize("cut", CUTS)
 def test_every_rule_gives_exactly_the_targets_law(rule: Rule, cut: str) -> None:
@@ -224,45 +194,3 @@ def test_greedy_follows_the_argmax_and_equals_sampling_at_temperature_zero() -> 
                 assert found.path[b, : len(path)].tolist() == path
                 assert (found.path[b, len(path) :] == -1).all()
                 assert (int(found.length[b]), int(found.bonus[b])) == (len(path) - 1, best)
-
-
-def test_laws_of_a_mixed_batch_are_those_of_each_alone() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(len(CUTS) + 1, 40)
-    params = [*CUTS.values(), SamplingParams()]
-    together = token_probabilities(logits, SamplingTensors.of(params))
-    for row, one, p in zip(logits, params, together):
-        assert torch.allclose(token_probabilities(row[None], SamplingTensors.of([one]))[0], p)
-        if one.temperature:
-            assert torch.allclose(p.double(), reference(row, one), atol=1e-6)
-    assert together[-1].tolist() == [float(i == logits[-1].argmax()) for i in range(40)]
-
-
-def test_a_nucleus_wider_than_the_first_look_is_still_exact() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(2, 3000) * 0.1
-    found = token_probabilities(logits, SamplingTensors.of([SamplingParams(temperature=1.0, top_p=0.9)] * 2))
-    assert torch.allclose(
-        found[0].double(), reference(logits[0], SamplingParams(temperature=1.0, top_p=0.9)), atol=1e-6
-    )
-
-
-def test_uniforms_depend_on_their_key_alone_and_are_uniform() -> None:
-    alone = uniforms([7], [100], [3], 5)
-    assert torch.equal(uniforms([1, 7], [5, 100], [9, 3, 4], 5)[1, 1], alone[0, 0])
-    asked = torch.tensor([1, (1 << 63) - 1]), torch.tensor([5, 100]), torch.tensor([9, 3, 1 << 16])
-    seeds, positions, purposes = (part.tolist() for part in asked)
-    assert torch.equal(device_uniforms(*asked, 5), uniforms(seeds, positions, purposes, 5))
-    many = uniforms(range(100), [4] * 100, range(10), 100).flatten()
-    assert 0 < many.min() < 1e-4
-    assert 1 - 1e-4 < many.max() < 1
-    counts = torch.histc(many, 50, 0, 1)
-    chi = float(((counts - 2000) ** 2 / 2000).sum())
-    assert chi < 85.4  # 49 degrees of freedom, p = 0.001
-    assert len(many.unique()) == len(many)
-
-
-def test_a_draw_never_gives_what_has_no_probability() -> None:
-    p = torch.tensor([[0.0, 0.5, 0.5, 0.0]])
-    for u in (0.0, 1e-17, 0.49999, 0.5, 1 - 1e-16):
-        assert p[0, draw(p, torch.tensor([u], dtype=torch.float64))] > 0

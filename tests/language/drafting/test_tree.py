@@ -142,13 +142,3 @@ def test_after_keeping_a_path_the_pages_hold_a_fresh_prefill() -> None:
             assert torch.allclose(values[i], layer.values[0, :, : len(text)], atol=1e-4)
         allocator.close(table)
     assert allocator.free == 60
-
-
-@torch.inference_mode()
-def test_only_the_wanted_rows_get_logits() -> None:
-    model = llama()
-    tokens = torch.randint(0, 53, (2, 7))
-    some = model(tokens, logit_rows=torch.tensor([6, 13]))
-    assert torch.allclose(some.logits, model(tokens).logits[:, -1], atol=1e-6)
-    with pytest.raises(UsageError, match="allowed are 0 to 1"):
-        model(tokens, aux_layers=(2,))

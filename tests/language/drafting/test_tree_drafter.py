@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from language.drafting_models import AUX, Coins, features_of, opened, tiny_drafter, tiny_target
+from language.drafting_models import Coins, features_of, opened, tiny_drafter, tiny_target
 from tenfold.language.drafting.protocol import Draft, Drafter
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.drafting.tree_drafter import TreeDrafter
@@ -124,11 +124,3 @@ def test_greedy_requests_of_a_sampled_batch_are_point_masses() -> None:
     assert mixed.point[0].all()
     assert not mixed.point[1].any()
     assert mixed.tokens[0].tolist() == alone.tokens[0].tolist()
-
-
-def test_feature_layers_default_to_the_targets_depth() -> None:
-    target = tiny_target()
-    network = tiny_drafter(target, aux_layers=(2, 3, 4))
-    assert TreeDrafter(network, target).aux_layers == (2, 3, 4)
-    assert tiny_drafter(target, aux_layers=None).config.aux_layers == (2, 3, 4)
-    assert AUX == (1, 3, 5)

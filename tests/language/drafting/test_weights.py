@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import tenfold
+from language.drafter_folders import edited, folder, loaded, same
 from language.drafting_models import AUX, saved, tiny_drafter, tiny_target
 from tenfold.errors import WeightsError
 from tenfold.export.weights import convert
-from tenfold.language.drafting.drafter import DrafterConfig, Eagle1Drafter, Eagle3Drafter, EagleDrafter
+from tenfold.language.drafting.drafter import DrafterConfig, Eagle1Drafter, Eagle3Drafter
 from tenfold.language.drafting.weights import check_target, fingerprint
 from tenfold.nn.rope import RopeScaling
 
@@ -26,32 +26,6 @@ VARIANTS: list[dict[str, Any]] = [
     {"aux_layers": (1, 2, 4, 6), "own_embedding": True, "attention_bias": True},
     {"fc_norm": True, "rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)},
 ]
-
-
-def loaded(path: Path, **hints: Any) -> EagleDrafter:
-    drafter = tenfold.load(path, **hints)
-    assert isinstance(drafter, EagleDrafter)
-    return drafter
-
-
-def folder(path: Path, drafter: EagleDrafter, to: str) -> Path:
-    return convert(saved(drafter, path / "own.safetensors"), path / to, to=to)
-
-
-def edited(path: Path, **changes: Any) -> Path:
-    """The folder's config.json with entries set, or (None) taken out."""
-    values = json.loads((path / "config.json").read_text()) | changes
-    (path / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
-    return path
-
-
-def same(a: EagleDrafter, b: EagleDrafter) -> None:
-    assert a.config == b.config
-    mine, its = a.state_dict(), b.state_dict()
-    assert mine.keys() == its.keys()
-    for name in mine:
-        assert mine[name].dtype == its[name].dtype
-        assert torch.equal(mine[name], its[name]), name
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
@@ -117,22 +91,6 @@ def test_names_of_the_speculators_layout(tmp_path: Path) -> None:
     assert config["transformer_layer_config"]["hidden_size"] == 32
 
 
-def test_pitfall_1_absent_rope_theta_is_ten_thousand(tmp_path: Path) -> None:
-    there = edited(folder(tmp_path, tiny_drafter(tiny_target(), rope_theta=77.0), "sglang"), rope_theta=None)
-    assert loaded(there).config.rope_theta == 10000.0
-
-
-def test_pitfall_2_max_position_embeddings_bounds_nothing(tmp_path: Path) -> None:
-    there = edited(folder(tmp_path, tiny_drafter(tiny_target()), "sglang"), max_position_embeddings=16)
-    drafter = loaded(there)
-    with torch.no_grad():
-        hidden, logits = drafter.step(
-            torch.randn(1, 3, 32), torch.randn(1, 3, 32), torch.tensor([40_000, 40_001, 40_002])
-        )
-    assert hidden.isfinite().all()
-    assert logits.shape == (1, 3, 48)
-
-
 def test_pitfall_3_d2t_holds_offsets(tmp_path: Path) -> None:
     drafter = tiny_drafter(tiny_target())
     there = folder(tmp_path, drafter, "sglang")
@@ -149,41 +107,6 @@ def test_pitfall_4_eagle1_without_bias_has_one(tmp_path: Path) -> None:
     assert loaded(there).config.fc_bias is True
     with pytest.raises(WeightsError, match=r"fc\.bias"):
         loaded(edited(there, bias=False))
-
-
-def test_pitfall_5_feature_layers_are_outputs_for_one_and_inputs_for_the_other(tmp_path: Path) -> None:
-    drafter = tiny_drafter(tiny_target(), aux_layers=(2, 3, 4))
-    sglang, speculators = folder(tmp_path, drafter, "sglang"), tmp_path / "speculators"
-    convert(sglang, speculators, to="speculators")
-    key = "eagle_aux_hidden_state_layer_ids"
-    assert json.loads((sglang / "config.json").read_text())["eagle_config"][key] == [1, 2, 3]
-    assert json.loads((speculators / "config.json").read_text())[key] == [2, 3, 4]
-    assert loaded(speculators).config.aux_layers == loaded(sglang).config.aux_layers == (2, 3, 4)
-
-
-def test_pitfall_5_an_ambiguous_source_is_refused_until_it_is_told(tmp_path: Path) -> None:
-    drafter = tiny_drafter(tiny_target())
-    there = folder(tmp_path, drafter, "eagle")
-    with pytest.raises(WeightsError, match="--aux-layers"):
-        convert(there, tmp_path / "out", to="sglang")  # the file does not say
-    assert not (tmp_path / "out").exists()
-    told = convert(there, tmp_path / "out", to="sglang", aux_layers=AUX)
-    assert loaded(told).config.aux_layers == AUX
-    edited(there, eagle_aux_hidden_state_layer_ids=[1, 3, 5])
-    with pytest.raises(WeightsError, match="inputs or by outputs"):
-        loaded(there)
-    assert loaded(there, aux_layers=(1, 3, 5)).config.aux_layers == (1, 3, 5)
-
-
-def test_pitfall_6_norm_output_is_not_believed_without_knowing_who_wrote_it(tmp_path: Path) -> None:
-    drafter = tiny_drafter(tiny_target(), norm_output=True)
-    there = folder(tmp_path, drafter, "sglang")
-    assert loaded(there).config.norm_output is True
-    foreign = edited(there, tenfold=None)
-    with pytest.raises(WeightsError, match="SpecForge"):
-        loaded(foreign)
-    assert loaded(foreign, norm_output=True).config.norm_output is True
-    assert loaded(edited(foreign, norm_output=None)).config.norm_output is False
 
 
 def test_pitfall_7_wrong_keys_are_refused_and_frozen_copies_are_not(tmp_path: Path) -> None:
@@ -218,13 +141,6 @@ def test_aliases_of_other_writers_are_read(tmp_path: Path) -> None:
         tensors[f"aux_norm_{word}.weight"] = tensors.pop(f"fc_norm.{number}.weight")
     save_file({n.replace("midlayer", "layers.0"): t for n, t in tensors.items()}, there / "model.safetensors")
     same(loaded(there), drafter)
-
-
-def test_a_layout_that_cannot_say_something_is_refused(tmp_path: Path) -> None:
-    own = saved(tiny_drafter(tiny_target(), norm_before_fc=True), tmp_path / "own.safetensors")
-    with pytest.raises(WeightsError, match="norm_before_fc"):
-        convert(own, tmp_path / "out", to="sglang")
-    same(loaded(convert(own, tmp_path / "out", to="speculators")), loaded(own))
 
 
 def test_kinds_are_recognised(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tenfold
-from conftest import package
+from needed import package
 from tenfold.cli import main
 from tenfold.engine.conformance import check_task
 from tenfold.engine.recipe import TrainerConfig

@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from language.drafting_models import tiny_drafter, tiny_rollouts, tiny_target
+from language.drafting_models import tiny_rollouts, tiny_target
 from tenfold.errors import UsageError, WeightsError
 from tenfold.language.decoding.engine import LLM
-from tenfold.language.distillation.replay import accepted_lengths, token_ranks, tokens_per_call, walk
+from tenfold.language.distillation.replay import accepted_lengths, tokens_per_call
 from tenfold.language.drafting.dispatch import Dispatcher, Entry
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.tuning.measure import Replayed, look_up_lengths
@@ -67,39 +67,6 @@ def test_expected_tokens_are_those_that_the_walk_counts() -> None:
     for size in (1, 3, 6, 9, 12):
         counted = tokens_per_call([accepted_lengths(Tree.from_paths(paths[:size]), ranks)])
         assert counted == pytest.approx(expected[size], rel=0.02)
-
-
-def test_replay_equals_walking_by_hand() -> None:
-    """Drafting with the network step by step along the answer accepts what the ranks say."""
-    target = tiny_target()
-    drafter = tiny_drafter(target, draft_vocabulary=96)
-    answers = tiny_rollouts(target, 4, length=14)
-    ranks = token_ranks(drafter, target.embedding, answers, depth=3)
-    tree = Tree.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]])
-    for answer, table in zip(answers, ranks):
-        lengths = accepted_lengths(tree, table)
-        for s in range(answer.length):
-            text = answer.tokens[: answer.prompt + s]
-            node, length, hidden = 0, 0, drafter.fuse(answer.features[None, : len(text) - 1, :96])
-            rest = answer.tokens[len(text) :].tolist()
-            while True:
-                n = len(text) - 1 + length
-                embeds = target.embedding(answer.tokens[None, 1 : n + 1])
-                with torch.no_grad():
-                    feed, logits = drafter.step(embeds, hidden, torch.arange(n))
-                hidden = torch.cat([hidden, feed[:, -1:]], 1)
-                children = [c for c in tree.children[node].tolist() if c >= 0]
-                guesses = logits[0, -1].topk(max(1, len(children))).indices.tolist()[: len(children)]
-                if length >= len(rest) or rest[length] not in guesses:
-                    break
-                node, length = children[guesses.index(rest[length])], length + 1
-            assert length == int(lengths[s]), (s, length)
-
-
-def test_walk_counts_every_token_once() -> None:
-    assert walk(torch.tensor([2, 9, 9, 0, 1, 0, 0])) == (6, 3)
-    assert walk(torch.zeros(1, dtype=torch.int64)) == (0, 0)
-    assert tokens_per_call([torch.tensor([0, 0, 0]), torch.tensor([1, 0, 0, 0])]) == 5 / 4
 
 
 def replayed() -> Replayed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
@@ -10,109 +9,29 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from conftest import package
-from tenfold.data.sources import open_source
-from tenfold.errors import DataError, UsageError
+from needed import package
+from tenfold.errors import DataError
 from tenfold.shards.journal import NAME as JOURNAL
 from tenfold.vision.backbones.vit import VisionTransformer, VitConfig
-from tenfold.vision.curation.calibrate import copies_of
 from tenfold.vision.curation.config import CurateConfig
 from tenfold.vision.curation.curate import curate, default_levels
-from tenfold.vision.curation.duplicates import Group, Pair, drop_touched, exact_edges, group_pool, touch_references
-from tenfold.vision.curation.embeddings import Vectors, cosines, read_column, read_vectors
-
-
-def encoded(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def write_pool(path: Path, images: list[bytes]) -> Path:
-    pq.write_table(pa.table({"image": pa.array(images, pa.binary())}), path)
-    return path
-
-
-def shard_of(path: Path, vectors: np.ndarray, first: int = 0) -> Path:
-    """A shard as the embed stage writes it."""
-    rows = len(vectors)
-    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.float16).ravel()), vectors.shape[1])
-    digests = [f"{first + row:064x}"[::-1] for row in range(rows)]
-    ids, pixels = np.arange(first, first + rows), np.ones(rows, np.int64)
-    columns = {"id": ids, "name": digests, "sha256": digests, "pixels": pixels, "vector": values}
-    pq.write_table(pa.table(columns), path)
-    return path
-
-
-def angles(*degrees: float) -> np.ndarray:
-    radians = np.radians(degrees)
-    return np.stack([np.cos(radians), np.sin(radians)], axis=1).astype(np.float32)
+from tenfold.vision.curation.embeddings import Vectors, cosines, read_column
+from vision.curation_inputs import encoded, save_vit, write_pool
 
 
 def outputs(out: Path) -> dict[str, bytes]:
     """Every result and intermediate. Journals name absolute paths in their fingerprints, locks a process."""
     skipped = (JOURNAL, ".lock")
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name not in skipped}
-
-
-@pytest.fixture(scope="module")
-def photographs(test_data: Path) -> list[np.ndarray]:
-    source = open_source(test_data / "vision/imagenette160_val.parquet")
-    return [source[index].image for index in range(0, 1991, 6)]
-
-
-@pytest.fixture(scope="module")
-def pool(photographs: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 photographs, then copies of the first 100: re-encoded, resized, cropped in turn."""
-    rng = np.random.default_rng(5)
-    copies = [copies_of(image, rng)[number % 3] for number, image in enumerate(photographs[:100])]
-    images = [encoded(image) for image in [*photographs[:200], *copies]]
-    return write_pool(tmp_path_factory.mktemp("pool") / "pool.parquet", images)
-
-
-@pytest.fixture(scope="module")
-def reference(photographs: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A test set: ten photographs that are in the pool, five of them twice there, and twenty that are not."""
-    chosen = photographs[95:105] + photographs[300:320]
-    return write_pool(tmp_path_factory.mktemp("test") / "test.parquet", [encoded(image) for image in chosen])
-
-
-def test_a_chain_of_duplicates_leaves_one_though_its_ends_are_apart(tmp_path: Path) -> None:
-    shard = shard_of(tmp_path / "pool.parquet", angles(0, 40, 80, 200))  # cos 40 = 0.77, cos 80 = 0.17
-    exact_edges(Pair(shard, shard, 0, 0, 64, 0.6, ""), tmp_path / "edges.parquet")
-    group_pool(Group((tmp_path / "edges.parquet",), (shard,), 0.6, ""), tmp_path / "groups.parquet")
-    assert read_column(tmp_path / "groups.parquet", "component").tolist() == [0, 0, 0, 3]
-    assert read_column(tmp_path / "groups.parquet", "kept").tolist() == [True, False, False, True]
-
-
-def test_a_chain_that_touches_a_reference_leaves_nothing(tmp_path: Path) -> None:
-    shard = shard_of(tmp_path / "pool.parquet", angles(0, 40, 80, 200))
-    other = shard_of(tmp_path / "reference.parquet", angles(110), first=50)  # near the chain's last image alone
-    edges, touching, groups = (tmp_path / f"{name}.parquet" for name in ("edges", "touching", "groups"))
-    exact_edges(Pair(shard, shard, 0, 0, 64, 0.6, ""), edges)
-    touch_references(Pair(shard, other, 0, 0, 1, 0.6, ""), touching)
-    drop_touched(Group((edges,), (shard,), 0.6, "", (touching,)), groups)
-    assert read_column(groups, "touched").tolist() == [False, False, True, False]
-    assert read_column(groups, "kept").tolist() == [False, False, False, True]
-
-
-def test_the_image_with_most_pixels_is_the_one_that_stays(photographs: list[np.ndarray], tmp_path: Path) -> None:
-    image = photographs[0]
-    small = np.array(Image.fromarray(image).resize((image.shape[1] // 2, image.shape[0] // 2)))
-    pool = write_pool(tmp_path / "pool.parquet", [encoded(i) for i in (small, image, photographs[1])])
-    curate(CurateConfig("pixels", pool, 10, tmp_path / "out", threshold=0.8))
-    assert pq.read_table(tmp_path / "out/manifest.parquet")["id"].to_pylist() == [1, 2]
 
 
 def test_equal_pixels_are_duplicates_even_where_a_descriptor_sees_nothing(tmp_path: Path) -> None:
@@ -122,61 +41,6 @@ def test_equal_pixels_are_duplicates_even_where_a_descriptor_sees_nothing(tmp_pa
         CurateConfig("pixels", write_pool(tmp_path / "p.parquet", grey), 10, tmp_path / "out", threshold=0.99)
     )
     assert report["dedup"]["dropped"] >= 1
-
-
-def test_calibrated_dedup_finds_the_planted_copies_and_joins_nothing_else(
-    pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    report = curate(CurateConfig("pixels", pool, 1000, out, calibrate=True, workers=2), print)
-    printed = capsys.readouterr().out
-    assert "duplicates" in printed
-    assert "false pairs" in printed
-    recorded = json.loads((out / "calibration.json").read_text())
-    chosen = next(row for row in recorded["table"] if row["threshold"] == recorded["threshold"])
-    assert chosen["recall"] >= 0.99
-    assert recorded["reference_threshold"] <= recorded["threshold"]
-    labels = read_column(out / "dedup/groups/groups.parquet", "component")
-    assert (labels[200:] == np.arange(100)).mean() >= 0.99
-    assert np.bincount(labels).max() <= 2
-    assert np.array_equal(labels[:200], np.arange(200))
-    assert report["dedup"]["left"] in (200, 201)
-    again = curate(CurateConfig("pixels", pool, 1000, out))  # what was recorded is used without the flag
-    assert again["dedup"] == report["dedup"]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_planted_copies_in_all_of_imagenette_are_found_and_no_component_is_large(
-    test_data: Path, tmp_path: Path
-) -> None:
-    pool = test_data / "vision/imagenette160_train.parquet"
-    report = curate(CurateConfig("pixels", pool, 2000, tmp_path, calibrate=True, workers=2, retrieve="none"), print)
-    recorded = json.loads((tmp_path / "calibration.json").read_text())
-    chosen = next(row for row in recorded["table"] if row["threshold"] == recorded["threshold"])
-    assert recorded["images"] == 9469
-    assert chosen["recall"] >= 0.99
-    assert chosen["largest component"] <= 9
-    assert report["dedup"]["largest component"] <= 9
-    assert report["manifest"]["rows"] == 2000
-
-
-def test_a_descriptor_that_cannot_tell_copies_stops_with_its_numbers(
-    photographs: list[np.ndarray], tmp_path: Path
-) -> None:
-    pool = write_pool(tmp_path / "pool.parquet", [encoded(image) for image in photographs[:60]])
-    torch.manual_seed(0)
-    config = VitConfig(dim=32, depth=1, heads=2, patch_size=16)
-    weights = save_vit(tmp_path / "w.safetensors", VisionTransformer(config))
-    with pytest.raises(UsageError, match=r"cannot tell copies .* joins \d+ images of 60"):
-        curate(CurateConfig("pixels", pool, 10, tmp_path / "out", copies=str(weights), size=32, calibrate=True))
-    assert not (tmp_path / "out/calibration.json").exists()
-
-
-def save_vit(path: Path, model: VisionTransformer) -> Path:
-    from tenfold.export.weights import save_own
-
-    return save_own(path, model.state_dict(), "vit", model.config)
 
 
 def run(pool: Path, reference: Path, out: Path, workers: int = 1, executor: str = "local") -> list[str]:
@@ -270,17 +134,6 @@ def test_a_curation_killed_anywhere_ends_in_the_same_bytes(
     assert outputs(out) == expected
 
 
-def test_kmeans_over_workers_gives_the_tree_of_one_process(pool: Path, tmp_path: Path) -> None:
-    config = CurateConfig(
-        "pixels", pool, 50, tmp_path / "one", threshold=0.8, levels=(4,), iterations=1, shard_rows=256
-    )
-    spread = replace(config, out=tmp_path / "many", spread=0, workers=2)
-    assert curate(config) == curate(spread)
-    for name in ("tree.parquet", "centroids-1.npy"):
-        one, many = (tmp_path / side / "cluster/tree/tree" / name for side in ("one", "many"))
-        assert one.read_bytes() == many.read_bytes()
-
-
 def test_features_come_from_weights_and_whole_clusters_are_retrieved(
     pool: Path, reference: Path, tmp_path: Path
 ) -> None:
@@ -318,28 +171,13 @@ def test_without_threshold_or_calibration_the_command_stops_and_says_why(pool: P
     assert not (tmp_path / "out").exists()
 
 
-def test_a_calibration_of_another_encoder_is_refused(pool: Path, tmp_path: Path) -> None:
-    path = tmp_path / "calibration.json"
-    made_by = {"by": "sscd.pth", "size": 224, "sha256": "0"}
-    numbers = {"threshold": 0.6, "reference_threshold": 0.45, "floor": 0.4, "images": 10}
-    path.write_text(json.dumps({"describe": made_by, **numbers, "table": []}))  # the last version's word for encoder
-    with pytest.raises(UsageError, match=r"made with sscd\.pth, not pixels"):
-        curate(CurateConfig("pixels", pool, 5, tmp_path))
-    path.write_text("{}")
-    with pytest.raises(DataError, match=r"calibration\.json is not a calibration"):
-        curate(CurateConfig("pixels", pool, 5, tmp_path))
-
-
-def test_an_empty_pool_and_wrong_settings_are_refused_before_any_work(pool: Path, tmp_path: Path) -> None:
+def test_an_empty_pool_is_refused_before_any_work(pool: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         curate(CurateConfig("pixels", tmp_path / "empty", 5, tmp_path / "out", threshold=0.8))
     write_pool(tmp_path / "none.parquet", [])
     with pytest.raises(DataError, match="has no rows"):
         curate(CurateConfig("pixels", tmp_path / "none.parquet", 5, tmp_path / "out", threshold=0.8))
-    for name, value in (("target", 0), ("threshold", 1.5), ("k", 0), ("retrieve_share", 2.0), ("threshold", np.nan)):
-        with pytest.raises(UsageError, match=name):
-            replace(CurateConfig("pixels", pool, 5, tmp_path / "out"), **{name: value})
     assert not (tmp_path / "out").exists()
 
 
@@ -374,25 +212,6 @@ def test_weights_that_give_nan_leave_no_shard(photographs: list[np.ndarray], tmp
     with pytest.raises(DataError, match=r"w\.safetensors: field vector is not finite"):
         curate(CurateConfig(str(weights), pool, 5, tmp_path / "out", size=32, threshold=0.8))
     assert not list((tmp_path / "out/features").rglob("*.parquet"))
-
-
-def test_damaged_shards_name_the_file_and_the_field(tmp_path: Path) -> None:
-    good, wide = shard_of(tmp_path / "good.parquet", angles(1, 2)), shard_of(tmp_path / "wide.parquet", np.eye(3))
-    assert np.linalg.norm(read_vectors(good), axis=1) == pytest.approx([1, 1])
-    with pytest.raises(DataError, match=r"wide\.parquet: field vector has width 3; the other shards have 2"):
-        Vectors([good, wide])[1]
-    for value in (np.nan, np.inf):
-        bad = shard_of(tmp_path / "bad.parquet", np.array([[1, 0], [0, value]]))
-        with pytest.raises(DataError, match=r"bad\.parquet: field vector is not finite in 1 rows, first row 1"):
-            read_vectors(bad)
-    pq.write_table(pa.table({"vector": ["a"]}), tmp_path / "text.parquet")
-    with pytest.raises(DataError, match=r"text\.parquet: field vector is string"):
-        read_vectors(tmp_path / "text.parquet")
-    (tmp_path / "torn.parquet").write_bytes(good.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"torn\.parquet: field vector cannot be read"):
-        read_vectors(tmp_path / "torn.parquet")
-    with pytest.raises(DataError, match=r"good\.parquet.*kept"):
-        read_column(good, "kept")
 
 
 def test_default_levels_fall_ten_to_one_and_end_at_ten() -> None:

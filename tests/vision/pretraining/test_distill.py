@@ -14,7 +14,7 @@ from jobs import Job
 from tenfold.engine.checkpoint import read_model
 from tenfold.errors import CheckpointError, UsageError
 from tenfold.export.weights import load
-from tenfold.vision.backbones.convnext import CONVNEXT_CONFIGS, ConvNeXt
+from tenfold.vision.backbones.convnext import ConvNeXt
 from tenfold.vision.backbones.vit import VisionTransformer
 from tenfold.vision.pretraining.distill import DistillRecipe, teacher_recipe
 from vision.recipe_flags import flags
@@ -135,20 +135,6 @@ def test_a_convnext_student_learns_beside_a_transformer(teacher: Path, data: Pat
     trained = read_model(tmp_path / "run")
     name = "1.backbone.stages.3.0.up.weight"
     assert not trained[f"students.{name}"].equal(trained[f"averages.{name}"])
-
-
-def test_layers_of_a_convnext_count_from_the_input() -> None:
-    config = CONVNEXT_CONFIGS["dinov3-convnext-t"]
-    for name, layer in [
-        ("students.0.backbone.downsample.0.conv.weight", 0),
-        ("students.0.backbone.stages.0.0.gain", 1),
-        ("students.0.backbone.downsample.1.norm.bias", 3),
-        ("students.0.backbone.stages.1.0.gain", 4),
-        ("students.0.backbone.stages.3.2.up.bias", 18),
-    ]:
-        assert config.layer_of(name) == (layer, 19)
-    assert config.layer_of("students.0.backbone.norm.weight") is None
-    assert config.layer_of("students.0.dino_head.mlp.0.weight") is None
 
 
 def test_what_is_no_teacher_and_what_is_no_student_is_said(tmp_path: Path, teacher: Path, data: Path) -> None:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenfold.engine.parallel import Collectives
 from tenfold.vision.pretraining.objectives import dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
+from thread_ranks import on_threads
 
 
 def reference_sinkhorn(logits: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -51,40 +51,8 @@ def test_sinkhorn_over_split_rows_equals_the_whole_with_an_empty_rank_too() -> N
     logits = torch.randn(12, 9)
     whole = sinkhorn_knopp(logits, 0.05)
     parts = [logits[:7], logits[7:], logits[:0]]
-    results = _lockstep(parts, 0.05)
+    results = on_threads(lambda part, ranks: sinkhorn_knopp(part, 0.05, ranks=ranks), parts)
     torch.testing.assert_close(torch.cat(results), whole, atol=1e-6, rtol=1e-5)
-
-
-def _lockstep(parts: list[torch.Tensor], temperature: float) -> list[torch.Tensor]:
-    """Runs one sinkhorn per part in threads that meet at every reduction: real collectives without processes."""
-    import threading
-
-    barrier, slots = threading.Barrier(len(parts)), [torch.empty(0)] * len(parts)
-    results: list[torch.Tensor] = [torch.empty(0)] * len(parts)
-
-    def work(rank: int) -> None:
-        def meet(tensor: torch.Tensor) -> torch.Tensor:
-            slots[rank] = tensor
-            barrier.wait()
-            stacked = torch.stack(slots)
-            barrier.wait()
-            return stacked
-
-        class Threads(Collectives):
-            def all_reduce_sum(self, value: torch.Tensor) -> torch.Tensor:
-                return meet(value).sum(0)
-
-            def maximum(self, value: torch.Tensor) -> torch.Tensor:
-                return meet(value).amax(0)
-
-        results[rank] = sinkhorn_knopp(parts[rank], temperature, ranks=Threads(rank, len(parts)))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(parts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 def test_uniform_logits_give_uniform_targets() -> None:

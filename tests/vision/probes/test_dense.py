@@ -1,14 +1,11 @@
-"""Dense probes: a feature that holds the answer is read out, ignored pixels do not count, floors are the known ones."""
+"""Dense probes: a feature that holds the answer is read out, and ignored pixels do not count."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 
 from tenfold.errors import DataError, UsageError
-from tenfold.images.frames import open_frames
 from tenfold.vision.probes.dense import (
     at_points,
     cell_labels,
@@ -19,10 +16,6 @@ from tenfold.vision.probes.dense import (
     segmentation_probe,
     silog,
 )
-from tenfold.vision.probes.dense_baselines import handmade, segmentation_floors
-from vision.dense_inputs import cut
-
-CAMVID = "vision/camvid_val.parquet"
 
 
 def blocks(seed: int, classes: int = 4) -> torch.Tensor:
@@ -85,27 +78,6 @@ def test_depth_is_read_from_a_feature_that_holds_it_and_unknown_depth_is_left_ou
     assert planted.rmse < 0.5 * blind.rmse
     with pytest.raises(DataError, match="unknown"):
         depth_probe(cells[:1], [torch.zeros(64, 96)], cells[:1], depths[:1])
-
-
-def test_floors_of_a_cut_of_camvid_stand_in_their_order(test_data: Path, tmp_path: Path) -> None:
-    train = open_frames(cut(test_data / "vision/camvid_train.parquet", tmp_path / "t.parquet", slice(0, 24), 120, 90))
-    val = open_frames(cut(test_data / CAMVID, tmp_path / "v.parquet", slice(0, 6), 120, 90))
-    floors = segmentation_floors(train, val, 8, epochs=30)
-    assert floors["majority class"] < floors["position prior"] < floors["ceiling: true labels of 8 px patches"]
-    assert floors["colour, texture, position"] > floors["majority class"]
-    assert handmade(val.images[0]).shape[:2] == (22, 30)
-    assert handmade(val.images[0]).isfinite().all()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_floors_on_camvid_are_the_known_ones(test_data: Path) -> None:
-    train, val = (open_frames(test_data / f"vision/camvid_{part}.parquet") for part in ("train", "val"))
-    floors = segmentation_floors(train, val, 8)
-    assert floors["majority class"] == pytest.approx(2.7, abs=0.1)
-    assert floors["position prior"] == pytest.approx(16.7, abs=0.5)
-    assert floors["colour, texture, position"] == pytest.approx(28.6, abs=1.5)
-    assert floors["ceiling: true labels of 8 px patches"] == pytest.approx(85.0, abs=0.5)
 
 
 def test_a_probe_of_no_epochs_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Text alignment: dino.txt's file both ways, training on pairs on any number of ranks, and words for photographs."""
+"""Text alignment: training on pairs on any number of ranks, to the same bits, and words for photographs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,22 +16,16 @@ from PIL import Image
 
 from jobs import Job, rows, train
 from tenfold.cli import main
-from tenfold.data.sources import open_source
 from tenfold.data.tensors import save_own
 from tenfold.engine.conformance import check_task
-from tenfold.errors import DataError, UsageError, WeightsError
-from tenfold.export.weights import Weights, convert, load, read
-from tenfold.vision.backbones.vit import VIT_CONFIGS, VisionTransformer, VitConfig
+from tenfold.export.weights import load
+from tenfold.vision.backbones.vit import VIT_CONFIGS, VisionTransformer
 from tenfold.vision.recipes import dinov3_text
-from tenfold.vision.text.aligned import AlignedConfig, TextAligned
-from tenfold.vision.text.captions import fill, open_captions, templates
+from tenfold.vision.text.aligned import TextAligned
 from tenfold.vision.text.towers import TextConfig
-from tenfold.vision.text.weights import ALIGNED, dinotxt_links
 from vision.recipe_flags import flags
+from vision.text_inputs import BACKBONE
 
-BACKBONE = VitConfig(
-    dim=48, depth=2, heads=2, patch_size=16, registers=2, layer_scale=1.0, fan_in_init=True, image_size=64
-)
 SMALL = flags(
     {
         "batch": 8,
@@ -60,15 +53,6 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def labelled(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty-four labelled photographs."""
-    path = tmp_path_factory.mktemp("labelled") / "photos.parquet"
-    source = pq.ParquetFile(test_data / "vision/imagenette160_val.parquet")
-    pq.write_table(source.read_row_group(0).slice(0, 64), path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def pairs(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same photographs, each with a sentence of its own, every third one with two."""
     images = pq.read_table(labelled)["image"]
@@ -86,64 +70,6 @@ def aligned(backbone: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactor
     words = ["dinov3-text", "--backbone", backbone, "--captions", pairs, *SMALL, "--drop-path", 0]
     train(folder, *words, "--trainer.steps", 4, "--gram", 0.5, "--out", folder / "run")
     return folder / "run"
-
-
-# ------------------------------------------------------------------------------------------------------------- weights
-
-
-def dinotxt(folder: Path, embed: int | None = None) -> tuple[Path, dict[str, torch.Tensor]]:
-    config = AlignedConfig(128, 2, 2, embed, text=TextConfig(dim=64, depth=2, heads=1, vocabulary=100, positions=9))
-    torch.manual_seed(0)
-    state = {name: torch.randn_like(tensor) for name, tensor in TextAligned(config).state_dict().items()}
-    path = folder / "own.safetensors"
-    save_own(path, state, "text-aligned", config)
-    file = convert(path, folder / "dinotxt.pth", to="official")
-    return file, torch.load(file, weights_only=True)
-
-
-@pytest.mark.parametrize("embed", [None, 96])
-def test_a_dino_txt_file_comes_back_with_the_same_bits(embed: int | None, tmp_path: Path) -> None:
-    file, tensors = dinotxt(tmp_path, embed)
-    assert tensors["visual_model.head.blocks.1.mlp.w2.weight"].shape == (384, 128)  # 4 * 128 * 2/3, up to 64
-    assert tensors["logit_scale"].shape == ()
-    assert ("visual_model.head.linear_projection.weight" in tensors) == (embed is not None)
-    middle = convert(file, tmp_path / "again.safetensors")
-    back = torch.load(convert(middle, tmp_path / "back.pth", to="official"), weights_only=True)
-    assert back.keys() == tensors.keys()
-    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
-    assert read(file)[1].config == read(tmp_path / "own.safetensors")[1].config
-
-
-def test_a_missing_or_extra_key_of_a_dino_txt_file_is_listed(tmp_path: Path) -> None:
-    file, tensors = dinotxt(tmp_path)
-    tensors["text_model.backbone.blocks.1.feed_forward.fc.weight"] = tensors.pop(
-        "text_model.backbone.blocks.1.feed_forward.fc1.weight"
-    )
-    torch.save(tensors, file)
-    with pytest.raises(WeightsError, match=r"1 missing:\n.*fc1\.weight  \(nearest: .*fc\.weight\)"):
-        load(file)
-
-
-def test_the_published_sizes_have_their_shapes_and_names() -> None:
-    """ViT-L's head and the 24 x 1280 text tower, without memory."""
-    config = AlignedConfig()
-    parts = {part.name: part.shape for link in dinotxt_links(config) for part in link.parts}
-    assert config.hidden == 2752
-    assert config.width == 2048
-    assert parts["text_model.backbone.token_embedding.weight"] == (49_408, 1280)
-    assert parts["text_model.backbone.positional_embedding"] == (77, 1280)
-    assert parts["text_model.head.linear_projection.weight"] == (2048, 1280)
-    assert parts["text_model.backbone.blocks.23.attention.qkv.weight"] == (3840, 1280)
-    assert "text_model.backbone.blocks.0.attention.qkv.bias" not in parts
-    assert parts["visual_model.head.blocks.1.mlp.w1.weight"] == (2752, 1024)
-    assert not any("rope" in name or "linear_projection.bias" in name for name in parts)
-    with torch.device("meta"):
-        model = ALIGNED.build(config)
-    assert sum(p.numel() for p in model.get_submodule("text_tower").parameters()) / 1e6 == pytest.approx(535.8, abs=0.3)
-    assert Weights(config, dict(model.state_dict())).state["logit_scale"].shape == (1,)
-
-
-# ------------------------------------------------------------------------------------------------------------ training
 
 
 @pytest.mark.samples
@@ -231,40 +157,6 @@ def test_a_frozen_sentence_encoder_stays_as_it_is(backbone: Path, labelled: Path
     assert {"zeroshot_seen", "zeroshot_unseen", "zeroshot_majority", "found_unseen church"} <= set(log[-1])
 
 
-# ------------------------------------------------------------------------------------------------------------ captions
-
-
-def test_seen_and_unseen_templates_share_none_and_articles_fit() -> None:
-    seen, unseen, every = (templates(part) for part in ("seen", "unseen", "all"))
-    assert len(every) == len(set(every)) == 80
-    assert not set(seen) & set(unseen)
-    assert {*seen, *unseen} == set(every)
-    assert all(line.count("{}") == 1 for line in every)
-    assert fill("a photo of a {}.", "owl") == "a photo of an owl."
-    assert fill("a {} at night.", "church") == "a church at night."
-
-
-def test_left_out_classes_are_not_trained_on(labelled: Path) -> None:
-    source = open_source(labelled)
-    assert source.labels is not None
-    data = open_captions(labelled, source, ("church", "tench"))
-    left = {source.classes.index(name) for name in ("church", "tench")}
-    assert len(data) == sum(label not in left for label in source.labels)
-    assert all(data[i].label not in left for i in range(len(data)))
-    with pytest.raises(UsageError, match="'chruch' is no class"):
-        open_captions(labelled, source, ("chruch",))
-
-
-@pytest.mark.parametrize("bad", [None, "", "  ", [], ["fine", None]])
-def test_a_caption_that_is_none_names_file_row_and_column(bad: Any, labelled: Path, tmp_path: Path) -> None:
-    images = pq.read_table(labelled)["image"].slice(0, 3)
-    captions = ["one", bad, "three"] if isinstance(bad, str) or bad is None else [["one"], bad, ["three"]]
-    path = tmp_path / "pairs.parquet"
-    pq.write_table(pa.table({"image": images, "text": captions}), path)
-    with pytest.raises(DataError, match=r"pairs\.parquet, row 1, column text"):
-        open_captions(path, open_source(path))
-
-
 @pytest.mark.samples
 def test_captions_without_images_and_images_without_either_are_errors_of_data(
     backbone: Path, labelled: Path, tmp_path: Path
@@ -286,9 +178,6 @@ def test_captions_without_images_and_images_without_either_are_errors_of_data(
         assert said in errors, errors
         assert name in errors
         assert not (tmp_path / "run/final.safetensors").exists()
-
-
-# ------------------------------------------------------------------------------------------------------------ commands
 
 
 @pytest.fixture
@@ -338,31 +227,6 @@ def test_a_dino_txt_file_asks_for_its_backbone_and_takes_it(
     save_own(tmp_path / "mini.safetensors", VisionTransformer(wide).state_dict(), "vit", wide)
     assert main([*words, "--backbone", str(tmp_path / "mini.safetensors")]) == 2
     assert "of width 192 is not the backbone" in capsys.readouterr().err
-
-
-@pytest.mark.samples
-def test_zero_shot_scores_stand_beside_their_floors(
-    aligned: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    described = {name: [f"thing called {name}"] for name in open_source(labelled).classes}
-    (tmp_path / "described.json").write_text(json.dumps(described))
-    words = ["eval", "zeroshot", str(aligned), "--val", str(labelled), "--train", str(labelled), "--json"]
-    assert main([*words, "--descriptions", str(tmp_path / "described.json")]) == 0
-    scores = json.loads(capsys.readouterr().out)
-    for name in (
-        "zero-shot, seen templates",
-        "zero-shot, unseen templates",
-        "zero-shot, descriptions",
-        "most frequent class",
-        "zero-shot, head before training",
-        "linear probe on the backbone, labelled",
-        "  church",
-    ):
-        assert 0 <= scores[name] <= 100, name
-    del described["church"]
-    (tmp_path / "described.json").write_text(json.dumps(described))
-    assert main([*words, "--descriptions", str(tmp_path / "described.json")]) == 3
-    assert "'church' needs a list of texts" in capsys.readouterr().err
 
 
 def test_weights_without_words_say_how_to_make_some(

@@ -33,7 +33,7 @@ PRIOR_GRID = (90, 120)  # cells of the position prior
 
 def handmade(image: UInt8[Tensor, "height width 3"], cell: int = CELL) -> Float[Tensor, "h w d"]:
     """Colour, texture and position of each cell: means and standard deviations of colour and edge strength in four directions
-    over squares of three sizes, and the monomials of (y, x) up to the third degree. D = 61."""
+    over squares of three sizes, and the monomials of (y, x) up to the third degree. D = 54."""
     rows, columns = max(1, image.shape[0] // cell), max(1, image.shape[1] // cell)
     x = image.permute(2, 0, 1)[None].float() / 255
     grey = x.mean(1, keepdim=True)
