@@ -19,21 +19,18 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from gguf_files import fields, write
 from language.drafting_models import tiny_drafter, tiny_target
 from language.engine_models import HYBRID, TREE, make_engine, tiny_llama
 from language.servers import Server
+from language.small_pair import IDENTITY, computed, small_pair
 from tenfold.cli import main
-from tenfold.data.tensors import save_own
 from tenfold.language.decoding.engine import LLMEngine
 from tenfold.language.decoding.request import Page
 from tenfold.language.drafting.ngram import HybridDrafter, NgramDrafter
 from tenfold.language.drafting.protocol import Shape
 from tenfold.language.drafting.speculation import Speculation
 from tenfold.language.drafting.tree_drafter import TreeDrafter
-from tenfold.language.drafting.weights import own_tensors, state_of
 from tenfold.language.sampling.sampling import SamplingParams
-from tenfold.language.serving.prefill_client import Peer, Prefill
 from tenfold.language.serving.prefill_transfer import (
     Identity,
     TransferError,
@@ -43,7 +40,6 @@ from tenfold.language.serving.prefill_transfer import (
     unpack,
 )
 
-IDENTITY = Identity("target", "drafter", "fp32", 4)
 PROMPTS = [[5], [1, 2], [3, 1, 4, 1, 5], [3, 1, 4, 1, 5, 9, 2, 6], [7, 1, 8] * 5]
 TOKEN = "a secret of this test"
 
@@ -62,16 +58,6 @@ def eagle_engine(kind: str) -> LLMEngine:
 
 def engine_of(kind: str) -> LLMEngine:
     return make_engine(tiny_llama(), kind) if kind in ("none", "ngram") else eagle_engine(kind)
-
-
-def computed(engine: LLMEngine, prompt: list[int]) -> dict[bytes, Page]:
-    engine.add_request("prompt", prompt, SamplingParams(max_tokens=1), prefill_only=True)
-    while engine.busy:
-        for delta in engine.step():
-            assert (delta.finish_reason, delta.text, delta.token_ids) == ("prefilled", "", [])
-            assert delta.pages is not None
-            return dict(delta.pages)
-    raise AssertionError
 
 
 def answer(engine: LLMEngine, prompt: list[int], params: SamplingParams, pages: dict[bytes, Page]) -> tuple[list, int]:
@@ -195,11 +181,7 @@ class Relay:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny target and its drafter as files."""
     path = tmp_path_factory.mktemp("prefill")
-    words = fields()
-    target = tiny_target(vocabulary=len(words["tokenizer.ggml.tokens"]), dim=64, tied=False, context=300)  # type: ignore[arg-type]
-    write(path / "tiny.gguf", target, tokenizer=words)
-    drafter = tiny_drafter(target)
-    save_own(path / "drafter.safetensors", own_tensors(state_of(drafter)), "drafter", drafter.config)
+    small_pair(path)
     return path
 
 
@@ -338,7 +320,3 @@ def test_flags_that_do_not_go_together_say_so(
     ):
         assert main(["serve", "language", *words]) == 2
         assert message in capsys.readouterr().err
-    engine = make_engine(tiny_llama(), "none")
-    for url in ("127.0.0.1:8001", "ftp://a", "http://", "http://a:x", "http://a:1/path"):
-        with pytest.raises(ValueError, match="an address like"):
-            Peer(Prefill(url, TOKEN), IDENTITY, engine.runner)

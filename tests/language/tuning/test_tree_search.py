@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from tenfold.language.distillation.replay import accepted_lengths, tokens_per_ca
 from tenfold.language.drafting.dispatch import Dispatcher, Entry
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.tuning.measure import Replayed, look_up_lengths
-from tenfold.language.tuning.tree_picture import accepted_tree, node_shares, speed_svg, tree_svg
 from tenfold.language.tuning.tree_search import (
     CostTable,
     acceptance,
@@ -98,30 +96,6 @@ def test_costs_interpolate() -> None:
     assert costs.ms(2, Tree.chain(0)) == 10.5
     assert costs.ms(2, own) == 14 + 1.5 + 2
     assert costs.ms(2, own, 2) == 16 + 1.5 + 2
-
-
-def test_picture_shows_every_node_with_the_share_of_steps_that_accept_it() -> None:
-    tree = Tree.from_paths([[0], [1], [0, 0]])
-    # Starts 0, 3 and 4 of the walk: two nodes, none, rank 1.
-    ranks = torch.tensor([[0, 0], [9, 9], [9, 9], [9, 9], [1, 9], [9, 9], [9, 9]])
-    shares = node_shares(tree, [ranks])
-    assert shares == pytest.approx([1 / 3, 1 / 3, 1 / 3])
-    drawn = ElementTree.fromstring(tree_svg(tree, shares))
-    words = [e.text for e in drawn.iter("{http://www.w3.org/2000/svg}text")]
-    assert sorted(map(str, words)) == ["33 %", "33 %", "33 %", "root"]
-    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}path"))) == tree.nodes
-    assert accepted_tree([[], [[0], [1], [0, 0]]], [ranks]) == tree_svg(tree, shares)
-
-
-def test_speed_picture_has_a_dot_and_a_ring_for_every_tree_and_names_both() -> None:
-    drawn = ElementTree.fromstring(
-        speed_svg([(1, 60.0, 61.0), (8, 142.5, 150.0), (8, 120.0, 119.0), (17, 117.0, 110.0)])
-    )
-    marks = [e.get("style", "") for e in drawn.iter("{http://www.w3.org/2000/svg}use")]
-    assert sum("fill-opacity: 0" in style for style in marks) == 4
-    assert sum("fill-opacity: 0" not in style for style in marks) == 4
-    words = [e.text for e in drawn.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"measured", "predicted", "rows of a pass", "tokens per second"} <= set(words)
 
 
 @pytest.mark.slow
