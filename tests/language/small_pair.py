@@ -25,8 +25,8 @@ def small_pair(path: Path) -> tuple[Path, Path]:
 
 
 def counting_pair(path: Path) -> tuple[Path, Path]:
-    """The same with a target that counts down: behind token t comes t - 16, and the end before 0. A conversation's answer
-    starts at 200, so it has 14 tokens, in every number format."""
+    """The same with a target that counts down: behind token t comes t - 32, and the end before 0. A conversation's answer
+    starts at 200, so it has 8 tokens, in every number format."""
     words = fields()
     size = len(words["tokenizer.ggml.tokens"])  # type: ignore[arg-type]
     target = tiny_target(vocabulary=size, dim=-(-size // 32) * 32, tied=False, context=300)
@@ -36,7 +36,7 @@ def counting_pair(path: Path) -> tuple[Path, Path]:
     target.embedding.weight.copy_(torch.eye(*target.embedding.weight.shape))
     head = target.get_parameter("head.weight").zero_()
     for token in range(size):
-        head[max(token - 16, 0) if token else 200, token] = 1
+        head[max(token - 32, 0) if token else 200, token] = 1
     return _written(path, target)
 
 

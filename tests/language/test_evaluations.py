@@ -28,7 +28,7 @@ def test_every_file_has_figures_beside_the_baselines_and_the_text_stays(
         assert found[f"{name}/answers"] == 1
         assert found[f"{name}/TPC no drafter (floor)"] == 1
         assert found[f"{name}/same text as without a drafter"].startswith("1 of 1 in ")
-        # The replay and the engine count the same calls of the same answer: 14 tokens, the end among them.
+        # The replay and the engine count the same calls of the same answer: 8 tokens, the end among them.
         replayed, counted = (found[f"{name}/{kind} tree 16, all answers"] for kind in ("TPC", "engine TPC"))
         assert replayed == pytest.approx(counted)
 
