@@ -49,7 +49,7 @@ def eagle_engine(kind: str) -> LLMEngine:
     shape = TREE
     if kind == "eagle and look-up":
         drafter = HybridDrafter(drafter, NgramDrafter())
-        shape = drafter.add(HYBRID)
+        shape = HYBRID
     plan = Speculation(planner=lambda n, s: (shape, "without_replacement"))
     return LLMEngine(target, None, drafter, speculation=plan, page_size=4, chunk=5)
 
