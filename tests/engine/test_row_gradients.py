@@ -32,7 +32,7 @@ def test_only_what_a_module_names_is_a_table() -> None:
     model = Model()
     assert row_tables(model) == {model.words.weight: model.words}
     assert row_tables(model.layers) == {}
-    dense = model.layers[0].linear.weight
+    dense = model.get_parameter("layers.0.linear.weight")
     dense.grad = torch.ones(4, 4)
     assert stored_values(dense) is dense.grad
 

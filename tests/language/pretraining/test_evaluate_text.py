@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from conftest import package
+from needed import package
 from tenfold.data.tensors import save_own
 from tenfold.errors import DataError, UsageError
 from tenfold.language.models.config import LlamaConfig

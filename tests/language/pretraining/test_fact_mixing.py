@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import package
 from language.fact_books import Knows, small_book
+from needed import package
 from tenfold.config import FieldError
 from tenfold.errors import DataError, UsageError
 from tenfold.language.models.text import ByteVocabulary, Document, Vocabulary, train_bpe

@@ -3,91 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-import tenfold
+from language.memory_runs import SMALL, small, words
 from needed import package
 from tenfold.cli import main
 from tenfold.engine.conformance import check_task
-from tenfold.engine.recipe import TrainerConfig
-from tenfold.errors import CheckpointError, UsageError
-from tenfold.language.memory_commands import open_run, token_reads
-from tenfold.language.models.llama import Llama
-from tenfold.language.pretraining.fact_mixing import FactsConfig
+from tenfold.errors import UsageError
+from tenfold.language.memory_commands import token_reads
 from tenfold.language.pretraining.facts import FactWorld
-from tenfold.language.pretraining.pretrain import MemoryConfig, PretrainRecipe
+from tenfold.language.pretraining.pretrain import MemoryConfig
 from tenfold.language.recipes import lm_memory_peer, lm_memory_pkm, lm_memory_plus
-from tenfold.nn.memory import MemoryLayer
 from tenfold.nn.memory_usage import MemoryUsage
-
-SMALL = [
-    *("--trainer.steps", "3", "--trainer.device", "cpu", "--batch", "4", "--length", "24", "--val-tokens", "96"),
-    *("--facts.kind", "world"),
-    *("--facts.entities", "20", "--facts.asked", "20", "--model.dim", "16", "--model.hidden", "32"),
-    *("--model.memory-side", "16", "--model.memory-top-k", "4", "--model.memory-key-dim", "8"),
-]
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "words.txt"
-    path.write_text("the quick brown fox jumps over the lazy dog.\n" * 4000)
-    return path
-
-
-def small(recipe: PretrainRecipe, text: Path) -> PretrainRecipe:
-    model = dataclasses.replace(recipe.model, dim=16, hidden=32, memory_side=16, memory_top_k=4, memory_key_dim=8)
-    return dataclasses.replace(
-        recipe,
-        trainer=TrainerConfig(steps=3, device="cpu"),
-        model=model,
-        data=text,
-        batch=4,
-        length=24,
-        val_tokens=96,
-        facts=FactsConfig(kind="world", entities=20, asked=20),
-    )
+    return words(tmp_path_factory.mktemp("text"))
 
 
 @pytest.mark.parametrize("build", [lm_memory_plus, lm_memory_pkm, lm_memory_peer])
 def test_recipes_keep_the_promises_of_a_task(build: type, text: Path) -> None:
     check_task(small(build(), text))
-
-
-@pytest.mark.parametrize("size", ["tiny", "small", "base"])
-def test_every_size_describes_a_model_with_one_table(size: str) -> None:
-    recipe = lm_memory_plus(size)  # type: ignore[arg-type]
-    with torch.device("meta"):
-        model = Llama(recipe.model)
-    assert sum("memory.values" in name for name, _ in model.named_parameters()) == 1
-    assert sum(isinstance(m, MemoryLayer) for m in model.modules()) == len(recipe.model.memory_layers)
-
-
-def test_train_evaluate_and_look_into_the_table(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    assert main(["train", "lm-memory-plus", "--out", str(run), "--data", str(text), *SMALL]) == 0
-    trained = json.loads(capsys.readouterr().out)
-    assert 0 < trained["nats_per_byte"] < 7
-    assert {"facts_recall", "facts_floor"} <= set(trained)
-    assert main(["eval", "facts", str(run), "--json"]) == 0
-    scores = json.loads(capsys.readouterr().out)
-    assert scores["recall"] == pytest.approx(trained["facts_recall"], abs=15)
-    assert scores["facts trained"] == 152
-    assert main(["language", "memory", str(run), "--json", "--prompt", "fox", "--top", "3"]) == 0
-    usage = json.loads(capsys.readouterr().out)
-    assert usage["slots"] == 256
-    assert 0 < usage["coverage"] <= 1
-    assert [row["token"] for row in usage["prompt"]] == ["f", "o", "x"]
-    model, recipe = open_run(run)
-    assert model.config.memory_side == recipe.model.memory_side == 16
-    loaded: Any = tenfold.load(run)
-    assert loaded.memory.values.equal(model.memory.values)
 
 
 def test_usage_counts_what_a_plain_search_counts(text: Path) -> None:
@@ -121,7 +62,7 @@ def test_evenly_read_slots_have_no_divergence_and_one_slot_has_all(text: Path) -
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("flags", "code", "message"),
     [
         ("--model.memory-top-k 300", 2, "1 to memory_side"),
         ("--model.memory-key-dim 7", 2, "even number"),
@@ -138,12 +79,12 @@ def test_evenly_read_slots_have_no_divergence_and_one_slot_has_all(text: Path) -
     ],
 )
 def test_bad_input_ends_in_one_message_and_nothing_is_written(
-    words: str, code: int, message: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: str, code: int, message: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pa, pq = package("pyarrow"), package("pyarrow.parquet")
     (tmp_path / "EMPTY.txt").write_text(" \n")
     pq.write_table(pa.table({"words": ["a"]}), tmp_path / "NOTEXT.parquet")
-    given = [str(tmp_path / w) if w.endswith((".txt", ".parquet")) else w for w in words.split()]
+    given = [str(tmp_path / w) if w.endswith((".txt", ".parquet")) else w for w in flags.split()]
     run = tmp_path / "run"
     data = () if "--data" in given else ("--data", str(text))
     assert main(["train", "lm-memory-plus", "--out", str(run), *SMALL, *data, *given]) == code
@@ -158,14 +99,6 @@ def test_experts_are_not_split(text: Path) -> None:
     recipe = dataclasses.replace(small(lm_memory_peer(), text), memory=MemoryConfig(group_size=2))
     with pytest.raises(UsageError, match="pkm and plus"):
         recipe.make_task()
-
-
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no config\.json"):
-        open_run(tmp_path)
-    (tmp_path / "config.json").write_text('{"recipe": "x", "config": {"widt": 3}}')
-    with pytest.raises(CheckpointError, match="no run of a language model"):
-        open_run(tmp_path)
 
 
 def test_ranks_together_see_the_batch_of_one_process(text: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import tenfold
 from language.lm_runs import train
@@ -101,34 +100,6 @@ def test_grammar_and_questions_are_scored_beside_their_floors(
         == 0
     )
     assert json.loads(capsys.readouterr().out)["questions"] == "3"
-
-
-def test_the_sparsity_command_names_every_layer_and_the_decision_of_training(
-    shakespeare: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["language", "sparsity", str(run), "--tokens", "256", "--json"]) == 0
-    table = json.loads(capsys.readouterr().out)
-    assert [row["layer"] for row in table] == ["blocks.0.ffn", "blocks.1.ffn"]
-    assert all(row["2:4 safe"] == "yes" and row["in training"] == "sparse" for row in table)
-    for layout, most in (("sm80", 0.0), ("sm90_16bit", 0.0), ("sm90_fp8", 0.05)):
-        words = ["--tokens", "256", "--json", "--pack", str(tmp_path / f"{layout}.safetensors"), "--layout", layout]
-        assert main(["language", "sparsity", str(run), *words]) == 0
-        rows = json.loads(capsys.readouterr().out)
-        tensors = load_file(tmp_path / f"{layout}.safetensors")
-        for row in rows:
-            assert row["largest error"] <= most
-            assert row["bytes"] == sum(t.nbytes for n, t in tensors.items() if n.startswith(row["layer"]))
-            assert row["bytes"] < (0.6 if most == 0 else 0.5) * row["dense bf16 bytes"]
-    assert main(["language", "sparsity", str(run), "--pack", str(tmp_path / "p"), "--layout", "sm70"]) == 2
-    assert "Did you mean 'sm80'?" in capsys.readouterr().err
-    strict = tmp_path / "strict"
-    assert train("lm-relu2-24", strict, shakespeare, "--trainer.steps", 4, "--sparsity.max-dropped", 0) == 0
-    capsys.readouterr()
-    assert main(["language", "sparsity", str(strict), "--tokens", "256", "--json"]) == 0
-    table = json.loads(capsys.readouterr().out)
-    assert all(row["2:4 safe"].startswith("no") and "mass at step" in row["in training"] for row in table)
-    assert main(["language", "sparsity", str(strict), "--pack", str(tmp_path / "none")]) == 2
-    assert "safe in none of its layers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", ["lm-swiglu-dense", "lm-relu2-dense", "lm-moe-top1"])

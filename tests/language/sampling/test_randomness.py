@@ -20,8 +20,8 @@ def test_a_wider_draw_begins_with_the_narrow_one_and_the_device_agrees(
     found = uniforms(seeds, positions, purposes, width)
     assert bool(((found > 0) & (found < 1)).all())
     assert torch.equal(uniforms(seeds, positions, purposes, width + 3)[..., :width], found)
-    tensors = (torch.tensor(part) for part in (seeds, positions, purposes))
-    assert torch.equal(device_uniforms(*tensors, width), found)
+    seeds_, positions_, purposes_ = (torch.tensor(part) for part in (seeds, positions, purposes))
+    assert torch.equal(device_uniforms(seeds_, positions_, purposes_, width), found)
 
 
 def test_uniforms_depend_on_their_key_alone_and_are_uniform() -> None:

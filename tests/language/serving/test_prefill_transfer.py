@@ -23,7 +23,6 @@ from language.drafting_models import tiny_drafter, tiny_target
 from language.engine_models import HYBRID, TREE, make_engine, tiny_llama
 from language.servers import Server
 from language.small_pair import IDENTITY, computed, small_pair
-from tenfold.cli import main
 from tenfold.language.decoding.engine import LLMEngine
 from tenfold.language.decoding.request import Page
 from tenfold.language.drafting.ngram import HybridDrafter, NgramDrafter
@@ -303,20 +302,3 @@ def test_the_variable_of_the_last_version_is_read_with_a_warning(
     assert "TENFOLD_HANDOVER_TOKEN is now TENFOLD_PREFILL_TOKEN" in capsys.readouterr().err
     monkeypatch.setenv("TENFOLD_PREFILL_TOKEN", "another secret of ours")
     assert token_from_environment() == "another secret of ours"
-
-
-def test_flags_that_do_not_go_together_say_so(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for name in ("TENFOLD_PREFILL_TOKEN", "TENFOLD_HANDOVER_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "short").write_text("abc\n")
-    for words, message in (
-        (["--role", "decode"], "--prefill-url belong together"),
-        (["--prefill-url", "http://127.0.0.1:1"], "--prefill-url belong together"),
-        (["--role", "prefill"], "Set TENFOLD_PREFILL_TOKEN to the same secret"),
-        (["--role", "prefill", "--token-file", str(tmp_path / "short")], "has 3 characters"),
-        (["--role", "prefill", "--token-file", str(tmp_path / "none")], "cannot be read"),
-    ):
-        assert main(["serve", "language", *words]) == 2
-        assert message in capsys.readouterr().err
