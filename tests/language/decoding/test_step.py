@@ -55,7 +55,7 @@ def step(logits: Tensor, tokens: Tensor, hooks: list | None = None, simulated: f
         torch.zeros(batch, dtype=torch.int64),
         lambda: (Draft(tokens), TREE),
         forward,
-        laws=SamplingTensors.of([SamplingParams()] * batch),
+        sampling=SamplingTensors.of([SamplingParams()] * batch),
         rule="top_k",
         numbers=HostNumbers([0] * batch, [5] * batch),
         hooks=hooks or [],
