@@ -80,7 +80,7 @@ def test_the_text_command_scores_a_run_beside_its_floor(
     found = json.loads(capsys.readouterr().out)
     assert 0 < found["nats per byte"] < 5
     assert found["bits per byte"] == pytest.approx(found["nats per byte"] / 0.693147, rel=1e-4)
-    assert any("floor" in name for name in found)
+    assert any("baseline" in name for name in found)
 
 
 def test_grammar_and_questions_are_scored_beside_their_floors(

@@ -31,7 +31,7 @@ def test_left_out_classes_are_not_trained_on(labelled: Path) -> None:
     left = {source.classes.index(name) for name in ("church", "tench")}
     assert len(data) == sum(label not in left for label in source.labels)
     assert all(data[i].label not in left for i in range(len(data)))
-    with pytest.raises(UsageError, match="'chruch' is no class"):
+    with pytest.raises(UsageError, match="'chruch' is not a class"):
         open_captions(labelled, source, ("chruch",))
 
 

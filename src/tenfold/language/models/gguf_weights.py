@@ -90,7 +90,7 @@ def open_llama(path: Path) -> GGUFLlama:
     return GGUFLlama(file)
 
 
-def parameter(state: Mapping[str, Tensor], own: str, dtype: torch.dtype) -> Tensor:
+def parameter(state: Mapping[str, Any], own: str, dtype: torch.dtype) -> Tensor:
     """A parameter of any weights in a number format; from a GGUF file without the detour of all of it in fp32."""
     return state.read(own, dtype) if isinstance(state, GGUFLlama) else state[own].to(dtype)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -122,7 +121,7 @@ def prepare(source: Weights, form: Format, spend: bool = False) -> Llama:
     for number, into in enumerate(ready.blocks):
         for stem in LINEAR:
             name = f"blocks.{number}.{stem}"
-            into.set_submodule(stem, _packed(state, name, form), strict=True)
+            into.set_submodule(stem, _packed(source, name, form), strict=True)
             if spend and not _stays(name) and isinstance(state, dict):
                 del state[f"{name}.weight"]
     missing = [name for name, weight in ready.named_parameters() if weight.is_meta]
@@ -166,9 +165,10 @@ def _parts(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
 
 
-def _packed(state: Mapping[str, Tensor], name: str, form: Format) -> PackedWeight:
+def _packed(source: Weights, name: str, form: Format) -> PackedWeight:
     """A linear map of a model's weights in a format: packed from the weight, or taken over from a GGUF file's blocks."""
-    row, own, bias = formats.entry(form), f"{name}.weight", state.get(f"{name}.bias")
+    row, state, own = formats.entry(form), source.state, f"{name}.weight"
+    bias = state.get(f"{name}.bias")
     if row.pack_blocks is None:
         return pack(state[own], bias, form)
     stored = state.formats(own) if isinstance(state, GGUFLlama) else {own: "not in a GGUF file"}
