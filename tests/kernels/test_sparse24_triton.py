@@ -10,6 +10,7 @@ from tenfold.nn.pack24 import fused, pack24
 from tenfold.nn.sparse24 import select24
 
 SHAPES = [(32, 64), (5, 100), (70, 1300)]
+INTERPRETED = [(16, 64), (5, 100), (3, 1300)]  # the interpreter is slow by the row
 
 
 def inputs(shape: tuple[int, int]) -> Tensor:
@@ -23,9 +24,9 @@ def reference(y1: Tensor, layout: str):
     return pack24(y1.relu().square() * select24(y1), layout)
 
 
-def compare(device: str, values: bool) -> None:
+def compare(device: str, values: bool, shapes: list[tuple[int, int]]) -> None:
     """`values`: of fp8 too; Triton's interpreter (3.9) halves an e4m3 number whose rounding carries into the exponent."""
-    for shape in SHAPES:
+    for shape in shapes:
         y1 = inputs(shape).to(device)
         for layout, source in (("sm80", y1), ("sm90_fp8", y1.float())):
             packed, expected = fused(source, layout), reference(source, layout)
@@ -38,7 +39,7 @@ def compare(device: str, values: bool) -> None:
 
 @pytest.mark.gpu
 def test_the_kernel_writes_the_bytes_of_the_reference() -> None:
-    compare("cuda", values=True)
+    compare("cuda", values=True, shapes=SHAPES)
 
 
 def test_the_interpreted_kernel_writes_the_bytes_of_the_reference() -> None:
@@ -50,4 +51,4 @@ def test_the_interpreted_kernel_writes_the_bytes_of_the_reference() -> None:
 
 
 if __name__ == "__main__":
-    compare("cpu", values=False)
+    compare("cpu", values=False, shapes=INTERPRETED)

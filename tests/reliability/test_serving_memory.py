@@ -25,7 +25,7 @@ needs_bf16 = pytest.mark.skipif(quickest() != "bf16", reason="this machine has n
     "form",
     [
         pytest.param("bf16", marks=needs_bf16),
-        "int4",
+        pytest.param("int4", marks=pytest.mark.slow),
         pytest.param("int8", marks=pytest.mark.slow),
         pytest.param("fp32", marks=pytest.mark.slow),
     ],

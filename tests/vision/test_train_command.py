@@ -55,7 +55,7 @@ def single(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_ranks_give_the_losses_of_one_process(single: Path, test_data: Path, tmp_path: Path, parallel: str) -> None:
     run = tmp_path / "run"
     train(
@@ -98,6 +98,7 @@ def test_a_run_on_real_images_scores_beside_its_floors_and_leaves_weights_that_l
     assert "--resume" in str(again["stderr"])
 
 
+@pytest.mark.slow  # the same with smaller sizes: pretraining/test_survival.py
 def test_a_stopped_run_resumes_to_the_same_bits(test_data: Path, tmp_path: Path) -> None:
     common = [*SMALL, "--trainer.validate-every", "0", "--trainer.checkpoint-every", "2"]
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
