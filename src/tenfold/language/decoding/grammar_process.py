@@ -1,0 +1,182 @@
+"""Compilation of grammars (xgrammar) in a process of its own, which has a time and a memory limit and can be killed.
+
+    process = CompileProcess(tokenizer_info, seconds=10)
+    text = process.compile("JSON schema", '{"type": "integer"}')      xgrammar's serialised form; UsageError at a limit
+
+A schema of a few hundred characters can ask for hours or for all memory, and a call of the compiler cannot be interrupted. The
+process starts with the first grammar (python -m tenfold.language.decoding.grammar_process), takes one at a time, and ends with
+the process that started it. Messages are a length of four bytes and JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tenfold.errors import UsageError
+
+ROOM = 1 << 30  # bytes that compiling may take
+LARGEST = 64 << 20  # bytes of a compiled grammar
+START = 120.0  # seconds until the process must be ready
+SMALLER = "Ask for less: fewer or less deeply nested parts, smaller repetitions."
+
+
+class CompileProcess:
+    """Starts the process when it is needed, and again after it had to be killed. Any thread may call it; one is served at a
+    time."""
+
+    def __init__(self, tokenizer_info: str, seconds: float = 10.0, room: int = ROOM) -> None:
+        self.seconds, self.room = seconds, room
+        self._info, self._turn = tokenizer_info, threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def compile(self, what: str, text: str) -> str:
+        """The compiled grammar, serialised. Raises UsageError for one that cannot be used, and at a limit."""
+        with self._turn:
+            process = self._started()
+            try:
+                _write(process.stdin, {"what": what, "text": text})
+                answer = self._read(process, time.monotonic() + self.seconds)
+            except TimeoutError:
+                self._kill()
+                limit = f"takes more than the {self.seconds:g} s that compiling may take"
+                raise UsageError(f"this {what} cannot be used: it {limit}. {SMALLER}") from None
+            except (OSError, EOFError):  # the memory limit, or a stack that overflowed, may leave no words
+                self._kill()
+                limit = f"its compilation failed within {self.room >> 20:,} MB of memory"
+                raise UsageError(f"this {what} cannot be used: {limit}. {SMALLER}") from None
+            if "grammar" not in answer:
+                if answer.get("memory"):
+                    self._kill()  # what it holds is not given back otherwise
+                raise UsageError(f"this {what} cannot be used: {answer['reason']}")
+            return answer["grammar"]
+
+    def close(self) -> None:
+        """Ends the process; a compilation in progress ends with an error. The next one starts it again."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self._kill()
+        command = [sys.executable, "-m", __name__, str(self.seconds), str(self.room)]
+        path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env={**os.environ, "PYTHONPATH": path})
+        try:
+            _write(self._process.stdin, {"tokenizer": self._info})
+            self._read(self._process, time.monotonic() + START)
+        except (OSError, EOFError, TimeoutError) as error:
+            self._kill()
+            raise RuntimeError("the process that compiles grammars did not start; standard error says why.") from error
+        return self._process
+
+    def _kill(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):  # what it had not read yet
+                    stream.close()
+
+    def _read(self, process: subprocess.Popen[bytes], end: float) -> dict[str, Any]:
+        assert process.stdout is not None
+        place = process.stdout.fileno()
+        (size,) = struct.unpack("<I", _bytes(place, 4, end))
+        return json.loads(_bytes(place, size, end))
+
+
+def _bytes(place: int, size: int, end: float) -> bytes:
+    """Raises TimeoutError at `end`, EOFError when the process has gone."""
+    poll, found = select.poll(), bytearray()
+    poll.register(place, select.POLLIN)
+    while len(found) < size:
+        if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
+            raise TimeoutError
+        piece = os.read(place, size - len(found))
+        if not piece:
+            raise EOFError
+        found += piece
+    return bytes(found)
+
+
+def _write(stream: Any, message: dict[str, Any]) -> None:
+    data = json.dumps(message).encode()
+    stream.write(struct.pack("<I", len(data)) + data)
+    stream.flush()
+
+
+def _given(stream: BinaryIO) -> dict[str, Any] | None:
+    """The next message; None when the other side has gone."""
+    head = stream.read(4)
+    return json.loads(stream.read(struct.unpack("<I", head)[0])) if len(head) == 4 else None
+
+
+def main(seconds: float, room: int) -> None:
+    """The process: compiles what it is given until its standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    import resource
+
+    import xgrammar
+
+    first = _given(sys.stdin.buffer)
+    if first is None:
+        return
+    info = xgrammar.TokenizerInfo.deserialize_json(first["tokenizer"])
+    compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + room, held + room))
+    _write(answers, {"ready": True})
+    while (asked := _given(sys.stdin.buffer)) is not None:
+        signal.alarm(int(2 * seconds) + 2)  # ends this process when the one that would kill it has gone
+        _write(answers, _compiled(compiler, asked["what"], asked["text"]))
+        signal.alarm(0)
+
+
+def _compiled(compiler: Any, what: str, text: str) -> dict[str, Any]:
+    import torch
+    import xgrammar
+
+    try:
+        if what == "JSON schema":
+            found = compiler.compile_json_schema(text, any_whitespace=False)
+        elif what == "regular expression":
+            found = compiler.compile_regex(text)
+        else:
+            found = compiler.compile_grammar(text) if what == "grammar" else compiler.compile_builtin_json_grammar()
+        if found.memory_size_bytes > LARGEST:
+            size = f"compiled it has {found.memory_size_bytes >> 20:,} MB, and at most {LARGEST >> 20} MB are taken"
+            return {"reason": f"{size}. {SMALLER}", "memory": True}
+        bits = torch.zeros(1, -(-found.tokenizer_info.vocab_size // 32), dtype=torch.int32)
+        xgrammar.GrammarMatcher(found).fill_next_token_bitmask(bits)
+        if not bool(bits.any()):
+            return {
+                "reason": "no text follows it, not even an empty one. Check its classes of characters and its rules."
+            }
+        return {"grammar": found.serialize_json()}
+    except MemoryError:
+        return {"reason": f"compiling it takes more than {ROOM >> 20:,} MB of memory. {SMALLER}", "memory": True}
+    except Exception as error:  # xgrammar's errors are RuntimeErrors
+        reason = (str(error).strip().splitlines() or ["no reason given"])[-1][:300]
+        return {"reason": reason, "memory": "bad_alloc" in str(error)}
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]))
