@@ -64,9 +64,10 @@ class Grammars:
         return self._compiled("JSON", "")
 
     def close(self) -> None:
-        """Ends the process that compiles; a later grammar starts it again."""
-        if "_process" in self.__dict__:
-            self._process.close()
+        """Ends the process that compiles, and what waits for it; a later grammar starts another."""
+        process = self.__dict__.pop("_process", None)
+        if process is not None:
+            process.close()
 
     @property
     def kept(self) -> int:

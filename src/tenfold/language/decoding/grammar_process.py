@@ -39,10 +39,13 @@ class CompileProcess:
         self.seconds, self.room = seconds, room
         self._info, self._turn = tokenizer_info, threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
 
     def compile(self, what: str, text: str) -> str:
         """The compiled grammar, serialised. Raises UsageError for one that cannot be used, and at a limit."""
         with self._turn:
+            if self._closed:
+                raise RuntimeError("the process that compiles grammars has been closed.")
             process = self._started()
             try:
                 _write(process.stdin, {"what": what, "text": text})
@@ -62,8 +65,8 @@ class CompileProcess:
             return answer["grammar"]
 
     def close(self) -> None:
-        """Ends the process; a compilation in progress ends with an error. The next one starts it again."""
-        process = self._process
+        """Ends the process for good; compilations in progress end with an error."""
+        self._closed, process = True, self._process
         if process is not None:
             process.kill()
 

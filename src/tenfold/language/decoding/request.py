@@ -21,8 +21,8 @@ FinishReason = Literal["stop", "length", "abort", "prefilled", "error"]
 @dataclass
 class Stats:
     """What an answer has cost. `calls` are passes of the target over the root and its tree, `drafts` those with a draft token;
-    prompts are not counted. accepted[d] counts the accepted tokens of depth d + 1. simulated: by a coin, so that the text is not
-    the target's."""
+    prompts are not counted. accepted[d] counts the accepted tokens of depth d + 1. simulated: by a coin, so that the text is
+    not the target's."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0

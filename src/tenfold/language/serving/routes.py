@@ -11,7 +11,8 @@ speculation did in `metrics.speculative_decoding`. Limits, drain and errors: ten
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -62,8 +63,13 @@ Here = Annotated[Served, Depends(_served)]
 def make_language_app(llm: LLM, name: str, limits: Limits | None = None, prefill: Prefill | None = None) -> FastAPI:
     """The application with every route of `router`. prefill: another process computes the prompts."""
 
-    def lifespan(app: Any) -> AbstractAsyncContextManager[None]:
-        return service.running()
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        async with service.running():
+            try:
+                yield
+            finally:
+                llm.grammars.close()  # a compilation in progress must not keep the server from ending
 
     app = make_app("tenfold language", limits, lifespan)
     metrics = app.state.metrics
