@@ -145,7 +145,9 @@ def main(seconds: float, room: int) -> None:
     info = xgrammar.TokenizerInfo.deserialize_json(first["tokenizer"])
     compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + room, held + room))
+    most = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = held + room if most == resource.RLIM_INFINITY else min(held + room, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     _write(answers, {"ready": True})
     while (asked := _given(sys.stdin.buffer)) is not None:
         signal.alarm(int(2 * seconds) + 2)  # ends this process when the one that would kill it has gone
