@@ -249,8 +249,11 @@ def _too_large(limit: int) -> Refusal:
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's API words it, which clients know how to show. Half a surrogate pair, which a request may hold and
     an answer may not, is written as its escape."""
-    message, param = (text and text.encode(errors="backslashreplace").decode() for text in (message, param))
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return {"error": {"message": _printable(message), "type": kind, "param": param and _printable(param), "code": code}}
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 async def _answer(send: Send, refusal: Refusal) -> None:

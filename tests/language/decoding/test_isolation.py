@@ -42,10 +42,12 @@ class FailingGrammar:
 
 
 class FailingState(GrammarState):
-    complete = False
-
     def __init__(self, where: str) -> None:
         self.where = where
+
+    @property
+    def complete(self) -> bool:
+        return False
 
     def forced(self) -> list[int]:
         return self._at("forced", [])

@@ -46,7 +46,8 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, seconds: float = 10.0) -> None:
         self.tokenizer, self.vocabulary, self.seconds = tokenizer, vocabulary, seconds
         self._kept: OrderedDict[tuple[str, str], tuple[Grammar | UsageError, int]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._process: CompileProcess | None = None
+        self._lock, self._one = threading.Lock(), threading.Lock()
 
     def json_schema(self, schema: str | dict[str, Any]) -> Grammar:
         """Compact JSON that is valid under the schema. Raises UsageError for a schema that cannot be used."""
@@ -63,9 +64,14 @@ class Grammars:
         """Any JSON."""
         return self._compiled("JSON", "")
 
+    def start(self) -> None:
+        """Starts the process that compiles, which takes some seconds."""
+        self._compiling().start()
+
     def close(self) -> None:
         """Ends the process that compiles, and what waits for it; a later grammar starts another."""
-        process = self.__dict__.pop("_process", None)
+        with self._lock:
+            process, self._process = self._process, None
         if process is not None:
             process.close()
 
@@ -77,20 +83,25 @@ class Grammars:
     def _compiled(self, what: str, text: str) -> Grammar:
         if len(text) > LONGEST:
             raise UsageError(f"a {what} of {len(text):,} characters: at most {LONGEST:,} are taken.")
-        key = (what, text)
-        with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-        made = found[0] if found is not None else self._make(what, text)
+        made = self._known(what, text)
+        if made is None:
+            with self._one:  # another thread may have been busy with the same one
+                made = self._known(what, text) or self._make(what, text)
         if isinstance(made, UsageError):  # a refusal is kept too: it may have cost all of its time
             raise UsageError(str(made))
         return made
 
+    def _known(self, what: str, text: str) -> Grammar | UsageError | None:
+        with self._lock:
+            if (what, text) not in self._kept:
+                return None
+            self._kept.move_to_end((what, text))
+            return self._kept[what, text][0]
+
     def _make(self, what: str, text: str) -> Grammar | UsageError:
         size = 2 * len(text) + 1000
         try:
-            compiled = _xgrammar().CompiledGrammar.deserialize_json(self._process.compile(what, text), self._info)
+            compiled = _xgrammar().CompiledGrammar.deserialize_json(self._compiling().compile(what, text), self._info)
             made: Grammar | UsageError = Grammar(compiled, self.vocabulary, self.tokenizer, self._first_bytes)
             size += compiled.memory_size_bytes
         except UsageError as error:
@@ -112,9 +123,11 @@ class Grammars:
         listed = [words.get(i, "") for i in range(self.vocabulary)]
         return x.TokenizerInfo(listed, kind, vocab_size=self.vocabulary, stop_token_ids=stops)
 
-    @cached_property
-    def _process(self) -> CompileProcess:
-        return CompileProcess(self._info.serialize_json(), self.seconds)
+    def _compiling(self) -> CompileProcess:
+        with self._lock:
+            if self._process is None:
+                self._process = CompileProcess(self._info.serialize_json(), self.seconds)
+            return self._process
 
     @cached_property
     def _first_bytes(self) -> FirstBytes:

@@ -5,7 +5,7 @@
 
 A schema of a few hundred characters can ask for hours or for all memory, and a call of the compiler cannot be interrupted. The
 process starts with the first grammar (python -m tenfold.language.decoding.grammar_process), takes one at a time, and ends with
-the process that started it. Messages are a length of four bytes and JSON.
+the process that started it. Messages are two lengths of four bytes, JSON, and a compiled grammar as it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import struct
@@ -26,7 +27,7 @@ from typing import Any, BinaryIO
 from tenfold.errors import UsageError
 
 ROOM = 1 << 30  # bytes that compiling may take
-LARGEST = 64 << 20  # bytes of a compiled grammar
+LARGEST = 16 << 20  # bytes of a compiled grammar; serialised it may be four times as long
 START = 120.0  # seconds until the process must be ready
 SMALLER = "Ask for less: fewer or less deeply nested parts, smaller repetitions."
 
@@ -49,7 +50,7 @@ class CompileProcess:
             process = self._started()
             try:
                 _write(process.stdin, {"what": what, "text": text})
-                answer = self._read(process, time.monotonic() + self.seconds)
+                answer, compiled = self._read(process, time.monotonic() + self.seconds)
             except TimeoutError:
                 self._kill()
                 limit = f"takes more than the {self.seconds:g} s that compiling may take"
@@ -58,11 +59,17 @@ class CompileProcess:
                 self._kill()
                 limit = f"its compilation failed within {self.room >> 20:,} MB of memory"
                 raise UsageError(f"this {what} cannot be used: {limit}. {SMALLER}") from None
-            if "grammar" not in answer:
+            if not compiled:
                 if answer.get("memory"):
                     self._kill()  # what it holds is not given back otherwise
                 raise UsageError(f"this {what} cannot be used: {answer['reason']}")
-            return answer["grammar"]
+            return compiled.decode()
+
+    def start(self) -> None:
+        """Starts the process, so that the first grammar need not wait for it."""
+        with self._turn:
+            if not self._closed:
+                self._started()
 
     def close(self) -> None:
         """Ends the process for good; compilations in progress end with an error."""
@@ -97,11 +104,11 @@ class CompileProcess:
                 with contextlib.suppress(OSError):  # what it had not read yet
                     stream.close()
 
-    def _read(self, process: subprocess.Popen[bytes], end: float) -> dict[str, Any]:
+    def _read(self, process: subprocess.Popen[bytes], end: float) -> tuple[dict[str, Any], bytes]:
         assert process.stdout is not None
         place = process.stdout.fileno()
-        (size,) = struct.unpack("<I", _bytes(place, 4, end))
-        return json.loads(_bytes(place, size, end))
+        size, more = struct.unpack("<II", _bytes(place, 8, end))
+        return json.loads(_bytes(place, size, end)), _bytes(place, more, end)
 
 
 def _bytes(place: int, size: int, end: float) -> bytes:
@@ -118,16 +125,17 @@ def _bytes(place: int, size: int, end: float) -> bytes:
     return bytes(found)
 
 
-def _write(stream: Any, message: dict[str, Any]) -> None:
+def _write(stream: Any, message: dict[str, Any], grammar: bytes = b"") -> None:
     data = json.dumps(message).encode()
-    stream.write(struct.pack("<I", len(data)) + data)
+    stream.write(struct.pack("<II", len(data), len(grammar)) + data)
+    stream.write(grammar)
     stream.flush()
 
 
 def _given(stream: BinaryIO) -> dict[str, Any] | None:
     """The next message; None when the other side has gone."""
-    head = stream.read(4)
-    return json.loads(stream.read(struct.unpack("<I", head)[0])) if len(head) == 4 else None
+    head = stream.read(8)
+    return json.loads(stream.read(struct.unpack("<II", head)[0])) if len(head) == 8 else None
 
 
 def main(seconds: float, room: int) -> None:
@@ -151,11 +159,16 @@ def main(seconds: float, room: int) -> None:
     _write(answers, {"ready": True})
     while (asked := _given(sys.stdin.buffer)) is not None:
         signal.alarm(int(2 * seconds) + 2)  # ends this process when the one that would kill it has gone
-        _write(answers, _compiled(compiler, asked["what"], asked["text"]))
+        found = _compiled(compiler, asked["what"], asked["text"])
+        if isinstance(found, bytes):
+            _write(answers, {}, found)
+        else:
+            _write(answers, found)
         signal.alarm(0)
 
 
-def _compiled(compiler: Any, what: str, text: str) -> dict[str, Any]:
+def _compiled(compiler: Any, what: str, text: str) -> bytes | dict[str, Any]:
+    """The serialised grammar, or why there is none."""
     import torch
     import xgrammar
 
@@ -175,12 +188,15 @@ def _compiled(compiler: Any, what: str, text: str) -> dict[str, Any]:
             return {
                 "reason": "no text follows it, not even an empty one. Check its classes of characters and its rules."
             }
-        return {"grammar": found.serialize_json()}
-    except MemoryError:
-        return {"reason": f"compiling it takes more than {ROOM >> 20:,} MB of memory. {SMALLER}", "memory": True}
+        data = found.serialize_json().encode()
+        if len(data) > 4 * LARGEST:
+            return {"reason": f"compiled it takes {len(data) >> 20:,} MB to pass on. {SMALLER}", "memory": True}
+        return data
     except Exception as error:  # xgrammar's errors are RuntimeErrors
+        if isinstance(error, MemoryError) or "bad_alloc" in str(error):
+            return {"reason": f"compiling it takes more memory than there is for it. {SMALLER}", "memory": True}
         reason = (str(error).strip().splitlines() or ["no reason given"])[-1][:300]
-        return {"reason": reason, "memory": "bad_alloc" in str(error)}
+        return {"reason": re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", reason)}  # its clock, and a place in its source
 
 
 if __name__ == "__main__":

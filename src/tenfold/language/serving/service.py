@@ -95,9 +95,9 @@ class Service:
                     finished = True
                     raise found
                 finished = found.finish_reason is not None
+                begun = begun or bool(found.token_ids)
                 if found.error is not None and not (begun and isinstance(found.error, UsageError)):
                     raise found.error
-                begun = begun or bool(found.token_ids)
                 yield found
         finally:
             if not finished:
