@@ -36,7 +36,7 @@ from tenfold.language.models.tokenizer import Tokenizer
 LONGEST = 64 << 10  # characters of a schema, expression or grammar
 CACHE = 64 << 20  # bytes of compiled grammars that are kept
 PIECE = 128  # bytes of forced text that are asked for at once: there may be no end of it
-SPECIAL = 256  # in place of a first byte, for tokens that are no text
+SPECIAL = 256  # in place of a first byte, for tokens that have no text
 
 
 class Grammars:
@@ -201,7 +201,7 @@ class GrammarState:
         if self._following is None:
             text, cut = self._forced_text()
             found = self._tokenizer.encode(text, special=False) if text else []
-            # Where the text goes on beyond the piece its last tokens are not those that the tokenizer would write.
+            # Where the text continues beyond the piece its last tokens are not those that the tokenizer would write.
             self._following = found[: max(1, 3 * len(found) // 4)] if cut else found
         return self._following
 
@@ -209,9 +209,9 @@ class GrammarState:
         """At most PIECE bytes, and whether there may be more. Characters that are not whole are left out."""
         found = bytearray()
         if not self.complete:
-            ahead = self._matcher.fork()
-            while len(found) < PIECE and (byte := self._first_bytes.common(self._mask(ahead))) is not None:
-                if not ahead.accept_string(bytes([byte])):
+            probe = self._matcher.fork()
+            while len(found) < PIECE and (byte := self._first_bytes.common(self._mask(probe))) is not None:
+                if not probe.accept_string(bytes([byte])):
                     break
                 found.append(byte)
         try:

@@ -1,4 +1,4 @@
-"""Isolation of requests that share a step: when a pass fails for all, whoever fails alone too is ended, and the others go on.
+"""Isolation of requests that share a step: when a pass fails for all, whichever fails alone too is ended, and the others continue.
 
     prefill(runner, parts)
     steps = decode(runner, requests, shape, rule, None)        usually one Step; none when every request has failed

@@ -141,7 +141,7 @@ class Request:
 
     @contextmanager
     def own_part(self) -> Iterator[None]:
-        """Around what is done for this request alone: what fails there ends it, and the step goes on for the others."""
+        """Around what is done for this request alone: what fails there ends it, and the step continues for the others."""
         try:
             yield
         except Exception as error:

@@ -47,7 +47,7 @@ class Common(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _whole_characters(cls, body: Any) -> Any:
-        """Half a surrogate pair is no text: JavaScript's slice() leaves one of an emoji."""
+        """Half a surrogate pair cannot be text: JavaScript's slice() leaves one of an emoji."""
         left = [body]
         while left:
             part = left.pop()

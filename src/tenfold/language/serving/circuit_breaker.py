@@ -1,4 +1,4 @@
-"""A circuit breaker with exponential back-off: a peer that does not answer is left alone for a while, then tried again.
+"""Circuit breaker of disaggregated prefill, with exponential back-off: a peer that does not answer is tried again later.
 
     breaker = CircuitBreaker()
     if breaker.closed: ...                              ask it, and say `succeeded()` or `failed()`

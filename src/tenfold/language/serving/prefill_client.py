@@ -38,7 +38,10 @@ from tenfold.language.serving.prefill_transfer import (
     unpack,
 )
 
-SILENT, SLOWEST = 2.0, 250.0  # seconds for any prompt, and tokens a second on top: a peer that takes longer is no help
+SILENT, SLOWEST = (
+    2.0,
+    250.0,
+)  # seconds for any prompt, and tokens a second on top: a peer that takes longer does not help
 ATTEMPTS, PAUSE = 2, 0.2  # tries of one prompt, and seconds between them
 AGAIN = frozenset({429, 502, 503, 504})  # answers after which another try may help
 REASONS: dict[int, Reason] = {409: "other model", 413: "too large"}
@@ -161,7 +164,9 @@ class Peer:
                 connection.sock.settimeout(max(0.05, end - time.monotonic()))
             answer = connection.getresponse()
             read = bytearray()
-            while piece := answer.read1(PIECE):  # what is there: a peer that sends byte by byte does not go on for ever
+            while piece := answer.read1(
+                PIECE
+            ):  # what is there: a peer that sends byte by byte does not hold it for ever
                 read += piece
                 if len(read) > most:
                     raise TransferError("too large", f"{self.url} sends more than the {most:,} bytes of these pages.")
