@@ -1,4 +1,4 @@
-"""Isolation of requests that share a step: when a pass fails for all, whichever fails alone too is ended, and the others continue.
+"""Isolation of requests that share a step: when a pass fails for all, those that fail alone too are ended; the others continue.
 
     prefill(runner, parts)
     steps = decode(runner, requests, shape, rule, None)        usually one Step; none when every request has failed
