@@ -53,7 +53,7 @@ def test_an_error_says_what_is_wrong_and_holds_no_traceback_or_path(
     assert "secret" not in answer.text
 
 
-def test_broken_data_of_the_server_is_not_the_client_s_mistake() -> None:
+def test_broken_data_of_the_server_is_not_the_client_s_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     app = make_app("x")
 
     @app.get("/data")
@@ -63,6 +63,9 @@ def test_broken_data_of_the_server_is_not_the_client_s_mistake() -> None:
     answer = ask(app, "GET", "/data")
     assert answer.status_code == 500
     assert "secret" not in answer.text
+    logged = capsys.readouterr().err
+    assert "Traceback" in logged
+    assert "DataError: /root/secret.bin is torn" in logged
 
 
 def test_health_turns_to_503_while_the_server_drains_and_nothing_new_is_taken() -> None:

@@ -177,3 +177,14 @@ def test_a_stopping_server_ends_what_runs_and_leaves_with_zero() -> None:
         assert stopped.headers["retry-after"]
         assert small.process.wait(10) == 0
         assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("keep", ["keep-alive", "close"])
+def test_every_500_leaves_its_trace_in_the_log(keep: str) -> None:
+    with server() as small:
+        assert httpx.get(f"{small.url}/broken", headers={"connection": keep}).status_code == 500
+        small.process.send_signal(signal.SIGTERM)
+        assert small.process.stderr is not None
+        logged = small.process.stderr.read()
+    assert "Traceback" in logged
+    assert "RuntimeError: a secret at /root/secret.txt" in logged

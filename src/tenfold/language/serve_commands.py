@@ -45,7 +45,9 @@ class ServeLanguage:
     drain: float = 8.0  # seconds
     role: Literal["both", "prefill", "decode"] = "both"  # disaggregated prefill: what this process does of a request
     prefill_url: str | None = None  # for --role decode: where prompts are computed
-    prefill_timeout: float = 30.0  # seconds for a prompt over there; then it is computed here
+    prefill_timeout: float = (
+        8.0  # seconds for a prompt over there at most (2 and 4 per 1,000 tokens); then it is computed here
+    )
     replicas: int = 1  # processes with the whole model, behind one address; more than one needs the extra [cluster]
     token_file: Path | None = None  # the secret of the two processes, instead of TENFOLD_PREFILL_TOKEN
 

@@ -4,13 +4,14 @@
     app.include_router(router)
     serve(app, port=8000)                                       (protocol.py)
 
-Errors are JSON in the words of OpenAI's API and never hold a traceback or a path: a TenfoldError or a field that does not
-validate is 400, anything unforeseen 500 (its traceback goes to standard error). `/health` says 503 while the server
+Errors are JSON in the words of OpenAI's API and never hold a traceback or a path: a UsageError or a field that does not
+validate is 400, anything else 500 (its traceback goes to standard error). `/health` says 503 while the server
 drains; `/metrics` is for Prometheus.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ def make_app(title: str, limits: Limits | None = None, lifespan: Lifespan | None
     def own(request: Request, error: Exception) -> JSONResponse:
         # A mistake in the request is the client's; data, weights or storage that fail are the server's.
         status = 400 if isinstance(error, UsageError) else 500
+        if status == 500:
+            traceback.print_exception(error)
         return answer(status, str(error) if status == 400 else "the server could not do this; its log says why.")
 
     def invalid(request: Request, error: Exception) -> JSONResponse:

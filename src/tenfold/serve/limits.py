@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from dataclasses import dataclass
@@ -229,8 +230,8 @@ class Gate:
                 work.cancel()
                 await asyncio.wait({work})
         if gone.done():
-            if not work.cancelled():
-                work.exception()  # seen: whom could it be told
+            if not work.cancelled() and (error := work.exception()) is not None:
+                traceback.print_exception(error)  # the client may have its 500 and be gone: the log is all that is left
             return
         if work.cancelled():
             raise _draining()
@@ -246,8 +247,13 @@ def _too_large(limit: int) -> Refusal:
 
 
 def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """An error as OpenAI's API words it, which clients know how to show."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    """An error as OpenAI's API words it, which clients know how to show. Half a surrogate pair, which a request may hold and
+    an answer may not, is written as its escape."""
+    return {"error": {"message": _printable(message), "type": kind, "param": param and _printable(param), "code": code}}
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 async def _answer(send: Send, refusal: Refusal) -> None:

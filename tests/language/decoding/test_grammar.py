@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
 import jsonschema
@@ -16,12 +17,14 @@ from hypothesis import strategies as st
 from gguf_files import bytes_tokenizer
 from language.engine_models import NoisyTarget, tiny_llama
 from tenfold.errors import UsageError
+from tenfold.language.decoding import grammar as grammar_module
 from tenfold.language.decoding.engine import LLMEngine
-from tenfold.language.decoding.grammar import Grammars, lead
+from tenfold.language.decoding.grammar import PIECE, Grammar, Grammars, lead
 from tenfold.language.drafting.ngram import NgramDrafter
 from tenfold.language.drafting.protocol import Draft
 from tenfold.language.drafting.speculation import Speculation
 from tenfold.language.drafting.tree import Tree
+from tenfold.language.models.tokenizer import Tokenizer
 from tenfold.language.sampling.sampling import SamplingParams
 
 TOKENIZER = bytes_tokenizer()
@@ -168,3 +171,61 @@ def test_what_cannot_be_compiled_is_the_users_mistake() -> None:
     ):
         with pytest.raises(UsageError, match=r"cannot be used|at most"):
             make()
+
+
+@pytest.mark.parametrize("make", [lambda g: g.regex("[^\\s\\S]"), lambda g: g.ebnf("root ::= root")])
+def test_a_grammar_that_allows_no_text_is_refused_before_a_request_begins(make: Callable[[Grammars], Grammar]) -> None:
+    with pytest.raises(UsageError, match="no text follows it"):
+        make(GRAMMARS)
+
+
+def test_forced_text_without_an_end_is_asked_for_in_pieces() -> None:
+    """An endless one took all memory; the limit of the test is the number of tokens."""
+    tree = {"type": "array", "items": {"$ref": "#"}, "minItems": 1}
+    schema = {"type": "object", "properties": {"a": tree}, "required": ["a"], "additionalProperties": False}
+    for grammar in (GRAMMARS.ebnf('root ::= "a" root'), GRAMMARS.json_schema(schema)):
+        state = grammar.matcher()
+        written: list[int] = []
+        for _ in range(3 * PIECE):
+            following = state.forced()
+            assert 0 < len(following) <= PIECE
+            state.advance(following[0])
+            written.append(following[0])
+        text = TOKENIZER.decode(written)
+        assert text.startswith('{"a": [') or set(text) == {"a"}
+
+
+def test_forced_text_is_tokenised_once_and_not_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "some words and more of them " * 40
+    state = GRAMMARS.json_schema({"const": text}).matcher()
+    expected, given, encode = TOKENIZER.encode(json.dumps(text), special=False), [], Tokenizer.encode
+
+    def counted(self: Tokenizer, words: str, special: bool = True) -> list[int]:
+        given.append(len(words))
+        return encode(self, words, special)
+
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+    for token in expected:
+        assert state.forced()[0] == token
+        state.advance(token)
+    assert sum(given) < 2 * len(text)
+    assert max(given) <= PIECE
+
+
+def test_forced_text_ends_at_a_choice_and_holds_whole_characters() -> None:
+    state = GRAMMARS.ebnf('root ::= "a€" ("é" | "è")').matcher()
+    assert TOKENIZER.decode(state.forced()) == "a€"
+    for token in state.forced()[:2]:  # into the character
+        state.advance(token)
+    assert state.forced() == follow("a€")[2:]
+
+
+def test_what_was_compiled_is_kept_within_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    grammars = Grammars(TOKENIZER, VOCABULARY)
+    monkeypatch.setattr(grammar_module, "CACHE", 100_000)
+    first = grammars.regex("a{1,9}")
+    assert grammars.regex("a{1,9}") is first
+    for i in range(80):
+        grammars.regex(f"a{{1,{i + 10}}}")
+        assert grammars.kept <= 100_000
+    assert grammars.regex("a{1,9}") is not first

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
@@ -57,3 +59,19 @@ def test_a_response_format_without_its_text_says_which_field_is_missing() -> Non
     with pytest.raises(UsageError, match="regex lacks the field value"):
         grammar_of(ResponseFormat(type="regex"), grammars)
     assert grammar_of(ResponseFormat(type="regex", value="a+"), grammars) is not None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "a\ud83d"},
+        {"prompt": ["a", "\udc00b"]},
+        {"prompt": "a", "stop": ["x", "\ud800"]},
+        {"prompt": "a", "model": "\ud83d"},
+        {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"schema": {"\ud83d": 1}}}},
+    ],
+)
+def test_half_a_character_is_the_clients_mistake_wherever_it_is(body: dict) -> None:
+    with pytest.raises(ValidationError, match="half of a surrogate pair"):
+        Completion.model_validate(json.loads(json.dumps(body)))
+    assert Completion.model_validate({"prompt": "\U0001f600", "stop": ["é"]}).prompt == "\U0001f600"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -258,6 +259,70 @@ def test_a_peer_that_misbehaves_costs_a_recomputation_and_is_counted(
     assert [served(decode, i) for i in (1, 2)] == expected[1:3]
     assert counted(decode, reason) == before + 2
     relay.manner = "honest"
+
+
+@pytest.mark.parametrize("manner", ["silent", "dead", "drips"])
+def test_a_dead_or_silent_peer_is_waited_for_once_and_comes_back(manner: str) -> None:
+    held = threading.Event()
+    answers: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = answers[0] if answers else b""
+            if not answers and manner == "drips":
+                self.send_response(200)
+                self.end_headers()
+                with suppress(OSError):
+                    while not held.wait(0.1):
+                        self.wfile.write(b"x")
+            elif not answers:
+                held.wait(20)
+            with suppress(OSError):
+                self.send_response(200)
+                self.send_header("x-tenfold-sha256", digest(body))
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}" if manner != "dead" else "http://127.0.0.1:9"
+    engine, results = make_engine(tiny_llama(), "none"), []
+    peer = Peer(Prefill(url, TOKEN), IDENTITY, engine.runner, counted=results.append)
+    prompt = PROMPTS[3]
+
+    async def ask(times: int) -> float:
+        start = time.monotonic()
+        for _ in range(times):
+            await peer.pages(prompt)
+        return time.monotonic() - start
+
+    async def everything() -> None:
+        first = await ask(1)
+        assert first < 2.6
+        assert await ask(20) < 0.3  # not asked, or tried beside
+        await asyncio.sleep(1.1)
+        assert await ask(20) < 0.3
+        assert results == ["unreachable"] * 41
+        if manner == "dead":
+            return
+        answers.append(pack(computed(make_engine(tiny_llama(), "none"), prompt), IDENTITY))
+        held.set()
+        end = time.monotonic() + 15
+        while "used" not in results and time.monotonic() < end:
+            await peer.pages(prompt)
+            await asyncio.sleep(0.05)
+        assert "used" in results
+
+    try:
+        asyncio.run(everything())
+    finally:
+        held.set()
+        server.shutdown()
+        server.server_close()
 
 
 def test_no_token_no_pages(pair: tuple[Server, Relay, Server]) -> None:

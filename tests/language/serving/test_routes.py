@@ -233,6 +233,53 @@ def test_no_request_made_from_the_api_document_makes_a_server_error(server: Serv
         assert found.status_code == 400
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    text=st.text(st.characters(categories=["Cs", "L", "So", "Cc"]), min_size=1, max_size=8),
+    place=st.sampled_from(["prompt", "stop", "model", "content", "role", "schema", "regex", "ebnf"]),
+)
+def test_any_text_anywhere_is_answered_or_a_400(server: Server, text: str, place: str) -> None:
+    """Half a surrogate pair among them, as JavaScript's slice() leaves one of an emoji."""
+    path, body = "completions", {"prompt": "a", "max_tokens": 2}
+    if place in ("content", "role"):
+        message = {"role": "user", "content": "a", place: text}
+        path, body = "chat/completions", {"messages": [message], "max_tokens": 2}
+    elif place == "schema":
+        body["response_format"] = {"type": "json_schema", "json_schema": {"schema": {"const": text}}}
+    elif place in ("regex", "ebnf"):
+        body["response_format"] = {"type": place, "value": text}
+    else:
+        body[place] = text
+    headers = {"content-type": "application/json"}
+    found = httpx.post(f"{server.url}/v1/{path}", content=json.dumps(body), headers=headers, timeout=60)
+    assert found.status_code in (200, 400), found.text
+    if any("\ud800" <= c <= "\udfff" for c in json.loads(json.dumps(text))):
+        assert found.status_code == 400
+
+
+def test_a_dead_end_is_a_400_or_the_end_of_its_own_answer(server: Server, llm: LLM) -> None:
+    expected = llm.generate(["the "], SamplingParams(max_tokens=60))[0].text
+    formats = [{"type": "regex", "value": value} for value in ("[^\\s\\S]", "a[^\\s\\S]")]
+
+    def good(_: int) -> str:
+        asked = {"model": "tiny", "prompt": "the ", "max_tokens": 60, "temperature": 0}
+        return server.client.completions.create(**asked).choices[0].text
+
+    def bad(form: dict) -> httpx.Response:
+        body = {"prompt": "a", "max_tokens": 5, "response_format": form}
+        return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+
+    with ThreadPoolExecutor(10) as pool:
+        texts = pool.map(good, range(8))
+        none, some = pool.map(bad, formats)
+        assert list(texts) == [expected] * 8
+    assert none.status_code == 400
+    assert "no text follows it" in none.json()["error"]["message"]
+    choice = some.json()["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("a", "error")
+    assert "dead end" in choice["error"]["message"]
+
+
 def test_sigterm_refuses_what_comes_and_exits_with_zero(model: Path) -> None:
     own = Server(model, "--drain", "3")
     body = {"prompt": "a", "max_tokens": 200, "ignore_eos": True, "temperature": 0, "stream": True}

@@ -24,12 +24,14 @@ from pathlib import Path
 from tenfold.errors import UsageError, nearest
 from tenfold.kernels.formats import Format
 from tenfold.kernels.machine import bf16_refusal
+from tenfold.language.decoding import isolation
 from tenfold.language.decoding.async_steps import AsyncSteps
 from tenfold.language.decoding.grammar import Grammars
 from tenfold.language.decoding.prefix_cache import PrefixCache
 from tenfold.language.decoding.request import Delta, FinishReason, Logprob, Page, Request, Stats
 from tenfold.language.decoding.runner import Runner
 from tenfold.language.decoding.scheduler import Scheduler
+from tenfold.language.decoding.step import record
 from tenfold.language.drafting.protocol import Drafter, Rule
 from tenfold.language.drafting.speculation import Shape, Speculation, choose_drafter
 from tenfold.language.drafting.weights import fingerprint
@@ -43,13 +45,14 @@ SAMPLES = {"smollm2-135m-instruct": ("smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf
 
 @dataclass(frozen=True)
 class Result:
-    """A whole answer."""
+    """A whole answer. error: why it ended before its end, with the finish reason "error"."""
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
     stats: Stats
     logprobs: list[Logprob]
+    error: Exception | None = None
 
 
 class LLMEngine:
@@ -143,16 +146,18 @@ class LLMEngine:
 
     def step(self) -> list[Delta]:
         """Admits, computes the next chunk of prompts, and decodes once whatever is ready. With `async_scheduling` what is
-        returned may be that of a step before, while the next one runs."""
+        returned may be that of a step before, while the next one runs. What fails for one request ends that one, with its
+        error in its last Delta."""
         scheduler, runner = self.scheduler, self.runner
         scheduler.admit()
         parts = scheduler.prompts()
         if parts:
-            runner.prefill(parts)
+            isolation.prefill(runner, parts)
             for request, _ in parts:
                 if request.ready:
-                    scheduler.prefixes.add(request)
-        deltas = self._prefilled()
+                    with request.own_part():
+                        scheduler.prefixes.add(request)
+        deltas = self._prefilled() + self._failed()
         ready = [r for r in scheduler.running if r.ready]
         if not ready:
             return deltas + self._finished()
@@ -166,15 +171,17 @@ class LLMEngine:
         ready = scheduler.decodable(tree.nodes)
         if not ready:
             return deltas
-        step = runner.decode(ready, tree, rule, self.speculation.simulated_accept)
-        alive = []
-        for b, request in enumerate(ready):
-            deltas.append(request.take(step.emitted[b], step.logprobs[b]))
-            if request.finish_reason is None:
-                alive.append(b)
-        runner.commit(step, alive)
-        self._let_go(ready)
-        return deltas
+        for step in isolation.decode(runner, ready, tree, rule, self.speculation.simulated_accept):
+            alive = []
+            for b, request in enumerate(step.requests):
+                record(request, len(step.paths[b]) - 1, step.drafted[b], step.height, simulated=step.simulated)
+                deltas.append(request.take(step.emitted[b], step.logprobs[b]))
+                if request.finish_reason is None:
+                    alive.append(b)
+                else:
+                    self._let_go([request])
+            runner.commit(step, alive)
+        return deltas + self._failed()
 
     def _step_async(self, steps: AsyncSteps, ready: list[Request], shape: Shape, rule: Rule) -> list[Delta]:
         """Starts the next step on the device, and returns what the oldest one there has brought."""
@@ -201,6 +208,13 @@ class LLMEngine:
         self._let_go([request for request, _ in finished])
         return deltas
 
+    def _failed(self) -> list[Delta]:
+        """Ends the requests that failed outside of `take`."""
+        failed = [r for r in self.scheduler.running if r.error is not None]
+        deltas = [request.end() for request in failed]
+        self._let_go(failed)
+        return deltas
+
     def _let_go(self, requests: Sequence[Request]) -> None:
         """Frees what belongs to the requests that have ended."""
         for request in requests:
@@ -211,12 +225,13 @@ class LLMEngine:
     def _prefilled(self) -> list[Delta]:
         """Ends the requests that wanted no more than their pages."""
         deltas = []
-        for request in [r for r in self.scheduler.running if r.prefill_only and r.ready]:
-            request.finish_reason = "prefilled"
-            pages = self.scheduler.prefixes.export(request)
-            deltas.append(replace(request.end(), pages=pages))
-            self.scheduler.remove(request.id)
-            self._names.discard(request.id)
+        wanted = [r for r in self.scheduler.running if r.prefill_only and r.ready and r.error is None]
+        for request in wanted:
+            with request.own_part():
+                pages = self.scheduler.prefixes.export(request)
+                request.finish_reason = "prefilled"
+                deltas.append(replace(request.end(), pages=pages))
+                self._let_go([request])
         return deltas
 
 
@@ -267,7 +282,8 @@ class LLM:
     def generate(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
     ) -> list[Result]:
-        """Answers in the order of the prompts, computed together. A prompt is a text or its ids."""
+        """Answers in the order of the prompts, computed together. A prompt is a text or its ids. One that fails (a grammar at
+        a dead end) has the finish reason "error" and its error; the others are whole."""
         given = params if params is not None else SamplingParams()
         each = list(given) if isinstance(given, Sequence) else [given] * len(prompts)
         if len(each) != len(prompts):
@@ -325,4 +341,4 @@ def _joined(deltas: list[Delta]) -> Result:
     assert last.finish_reason is not None
     ids = [token for delta in deltas for token in delta.token_ids]
     logprobs = [entry for delta in deltas for entry in delta.logprobs]
-    return Result("".join(d.text for d in deltas), ids, last.finish_reason, last.stats, logprobs)
+    return Result("".join(d.text for d in deltas), ids, last.finish_reason, last.stats, logprobs, last.error)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,18 +15,20 @@ from tenfold.language.drafting.protocol import DraftState
 from tenfold.language.models.tokenizer import Stream, Tokenizer
 from tenfold.language.sampling.sampling import SamplingParams
 
-FinishReason = Literal["stop", "length", "abort", "prefilled"]
+FinishReason = Literal["stop", "length", "abort", "prefilled", "error"]
 
 
 @dataclass
 class Stats:
-    """What an answer has cost. `calls` are passes of the target over the root and its tree; prompts are not counted.
-    accepted[d] counts the accepted tokens of depth d + 1. simulated: by a coin, so that the text is not the target's."""
+    """What an answer has cost. `calls` are passes of the target over the root and its tree, `drafts` those with a draft token;
+    prompts are not counted. accepted[d] counts the accepted tokens of depth d + 1. simulated: by a coin, so that the text is
+    not the target's."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
     calls: int = 0
+    drafts: int = 0
     drafted: int = 0
     accepted: list[int] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
@@ -36,6 +39,7 @@ class Stats:
     def count(self, accepted: int, drafted: int, height: int) -> None:
         """Adds a pass over a tree of this height."""
         self.calls += 1
+        self.drafts += drafted > 0
         self.drafted += drafted
         self.accepted += [0] * (height - len(self.accepted))
         for depth in range(accepted):
@@ -76,7 +80,8 @@ class Page:
 @dataclass(frozen=True)
 class Delta:
     """What one step added to one answer. The last one has `finish_reason` and `stats`; that of a prompt which was only to be
-    computed has its `pages` (decoding/prefix_cache.py)."""
+    computed has its `pages` (decoding/prefix_cache.py). error: why an answer ended with the reason "error"; a UsageError where
+    the request itself is the cause."""
 
     request_id: str
     text: str
@@ -85,6 +90,7 @@ class Delta:
     logprobs: list[Logprob] = field(default_factory=list)
     stats: Stats | None = None
     pages: Mapping[bytes, Page] | None = None
+    error: Exception | None = None
 
 
 class Request:
@@ -114,6 +120,7 @@ class Request:
         self.stats = Stats(prompt_tokens=len(prompt))
         self.grammar: Any = None
         self.finish_reason: FinishReason | None = None
+        self.error: Exception | None = None
         self._stream = Stream(tokenizer) if tokenizer else None
         self._held = ""  # text that may be the beginning of a stop text
         self._stopped = False
@@ -127,25 +134,38 @@ class Request:
         """Tokens that may still be emitted."""
         return self.params.max_tokens - (len(self.tokens) - self.prompt_length)
 
+    def fail(self, error: Exception) -> None:
+        """Ends this request, and no other, with the first error that it met."""
+        if self.error is None:
+            self.error, self.finish_reason = error, "error"
+
+    @contextmanager
+    def own_part(self) -> Iterator[None]:
+        """Around what is done for this request alone: what fails there ends it, and the step continues for the others."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(error)
+
     def take(self, ids: list[int], logprobs: list[Logprob]) -> Delta:
-        """Appends emitted tokens up to the one that ends the answer, and says what became certain."""
+        """Appends emitted tokens up to the one that ends the answer, and says what became certain. Of a request that has
+        failed nothing is appended."""
         text, count = "", 0
-        for token in ids[: self.left]:
-            count += 1
-            self.tokens.append(token)
-            self.stats.tokens += 1
-            if self.grammar is not None:
-                self.grammar.advance(token)
-            if token in self.stops and not self.params.ignore_eos:
-                self.finish_reason = "stop"
-                break
-            text += self._stream.add(token) if self._stream else ""
-            text, stopped = self._cut(text)
-            if stopped:
-                self.finish_reason = "stop"
-                break
-            if self.grammar is not None and self.grammar.complete:
-                self.finish_reason = "stop"
+        for token in ids[: self.left] if self.error is None else []:
+            with self.own_part():
+                if self.grammar is not None:
+                    self.grammar.advance(token)
+                count += 1
+                self.tokens.append(token)
+                self.stats.tokens += 1
+                if token in self.stops and not self.params.ignore_eos:
+                    self.finish_reason = "stop"
+                    break
+                text += self._stream.add(token) if self._stream else ""
+                text, stopped = self._cut(text)
+                if stopped or (self.grammar is not None and self.grammar.complete):
+                    self.finish_reason = "stop"
+            if self.finish_reason is not None:
                 break
         if self.finish_reason is None and self.left <= 0:
             self.finish_reason = "length"
@@ -160,8 +180,10 @@ class Request:
         """The last delta. What was held back comes out, unless a stop text begins in it."""
         self.stats.finished = time.monotonic()
         if not self._stopped and self._stream:
-            text, _ = self._cut(text + self._stream.end())
-        return Delta(self.id, self._held + text, ids or [], self.finish_reason, logprobs or [], self.stats)
+            with self.own_part():
+                text, _ = self._cut(text + self._stream.end())
+        whole = self._held + text
+        return Delta(self.id, whole, ids or [], self.finish_reason, logprobs or [], self.stats, error=self.error)
 
     def _cut(self, text: str) -> tuple[str, bool]:
         """`text` follows what is held back. Where a stop text is complete, only what is before it."""

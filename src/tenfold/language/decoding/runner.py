@@ -21,7 +21,7 @@ from torch import Tensor
 from tenfold.inference.pages import PageAllocator, PagedCache, PageTable
 from tenfold.language.decoding.grammar import lead
 from tenfold.language.decoding.request import Logprob, Request
-from tenfold.language.decoding.step import HostNumbers, decoding_step, hooks_of, record
+from tenfold.language.decoding.step import HostNumbers, decoding_step, hooks_of
 from tenfold.language.drafting.protocol import Draft, Drafter, DraftState, DraftTrees, Rule, Shape
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.models.llama import Llama, Output
@@ -31,7 +31,8 @@ from tenfold.language.sampling.sampling import SamplingTensors
 
 @dataclass(frozen=True)
 class Step:
-    """What a decoding step found: paths[b] are the root and the accepted nodes, emitted[b] the new tokens."""
+    """What a decoding step found: paths[b] are the root and the accepted nodes, emitted[b] the new tokens; drafted[b] counts
+    draft tokens, of a tree of this height."""
 
     requests: list[Request]
     starts: list[int]
@@ -39,7 +40,9 @@ class Step:
     emitted: list[list[int]]
     logprobs: list[list[Logprob]]
     features: Float[Tensor, "B N F"] | None
-    drafted: bool
+    drafted: list[int]
+    height: int
+    simulated: bool
 
 
 class Runner:
@@ -130,16 +133,15 @@ class Runner:
         lengths, drafted = outcome.accepted.length.tolist(), outcome.drafted.tolist()
         paths = [row[: length + 1] for row, length in zip(outcome.path.tolist(), lengths)]
         emitted = [row[: length + 1] for row, length in zip(outcome.tokens.tolist(), lengths)]
-        for request, length, proposed in zip(requests, lengths, drafted):
-            record(request, length, proposed, outcome.trees.height, simulated=simulated is not None)
         every = zip(requests, outcome.logits, paths, emitted)
         logprobs = [self._logprobs(request, logits, path, tokens) for request, logits, path, tokens in every]
-        features = self.features(outcome.out)
-        return Step(requests, starts, paths, emitted, logprobs, features, outcome.trees.nodes > 0)
+        features, height = self.features(outcome.out), outcome.trees.height
+        return Step(requests, starts, paths, emitted, logprobs, features, drafted, height, simulated is not None)
 
     @torch.inference_mode()
     def commit(self, step: Step, alive: Sequence[int]) -> None:
-        """Keeps the accepted rows of the requests that continue (their tokens are appended already); drops all others."""
+        """Keeps the accepted rows of the requests that continue (their tokens are appended already); drops all others, and
+        gives back the pages that only the tree needed."""
         if not alive:
             return
         requests = [step.requests[b] for b in alive]
@@ -147,22 +149,38 @@ class Runner:
         self.cache.keep([_table(r) for r in requests], [step.starts[b] for b in alive], paths)
         for request, path in zip(requests, paths):
             request.rows += len(path)
-        if self.drafter is None:
-            return
+        if self.drafter is not None:
+            self._feed(step, alive, requests)
+        for request in requests:
+            self.pages.trim(_table(request), request.rows)
+
+    def _feed(self, step: Step, alive: Sequence[int], requests: Sequence[Request]) -> None:
         for b, request in zip(alive, requests):
             rows, all_rows = step.paths[b], step.features
             kept = None if all_rows is None else all_rows[b, :1] if len(rows) == 1 else all_rows[b, rows]
             _state(request).waiting.append((step.emitted[b], kept))
-        if step.drafted:  # else it may be long until the next draft: a batch too large to speculate pays nothing for it
+        if (
+            step.height > 0
+        ):  # else it may be long until the next draft: a batch too large to speculate pays nothing for it
             self.catch_up(requests)
 
     def catch_up(self, requests: Sequence[Request]) -> None:
         """Gives the drafter the rows that it does not have yet."""
         if self.drafter is None:
             return
-        states = [state for r in requests if (state := _state(r)).waiting]
-        if not states:
+        behind = [r for r in requests if _state(r).waiting]
+        if not behind:
             return
+        try:
+            self._extend([_state(r) for r in behind])
+        except Exception:
+            for request in behind:  # which one it was
+                if _state(request).waiting:
+                    with request.own_part():
+                        self._extend([_state(request)])
+
+    def _extend(self, states: list[DraftState]) -> None:
+        assert self.drafter is not None
         counts = [sum(len(tokens) for tokens, _ in state.waiting) for state in states]
         rows = [row for state in states for row in state.waiting]
         features = [feature for _, feature in rows if feature is not None]
@@ -190,13 +208,10 @@ class Runner:
         return draft.spread(able, len(requests)), trees.spread(able, len(requests))
 
     def _logprobs(self, request: Request, logits: Tensor, path: list[int], emitted: list[int]) -> list[Logprob]:
-        wanted = request.params.logprobs
-        if wanted is None:
-            return []
-        logs = logits[path].float().log_softmax(-1)
-        best = logs.topk(max(1, wanted), dim=-1)
-        rows = zip(emitted, logs, best.indices.tolist(), best.values.tolist())
-        return [Logprob(t, float(row[t]), tuple(zip(ids, values))[:wanted]) for t, row, ids, values in rows]
+        wanted, found = request.params.logprobs, []
+        with request.own_part():
+            found = _logprobs_of(wanted, logits, path, emitted) if wanted is not None else []
+        return found
 
     @property
     def aux_layers(self) -> tuple[int, ...]:
@@ -217,3 +232,10 @@ def _table(request: Request) -> PageTable:
 def _state(request: Request) -> DraftState:
     assert request.draft is not None, "a request without a drafter's state"
     return request.draft
+
+
+def _logprobs_of(wanted: int, logits: Tensor, path: list[int], emitted: list[int]) -> list[Logprob]:
+    logs = logits[path].float().log_softmax(-1)
+    best = logs.topk(max(1, wanted), dim=-1)
+    rows = zip(emitted, logs, best.indices.tolist(), best.values.tolist())
+    return [Logprob(t, float(row[t]), tuple(zip(ids, values))[:wanted]) for t, row, ids, values in rows]

@@ -45,16 +45,17 @@ class Scheduler:
             if self.runner.pages.free * self.runner.pages.size < len(request.tokens) + self.runner.pages.size:
                 return
             self.waiting.popleft()
-            self.runner.start(request)
-            request.stats.cached_tokens = self.prefixes.reuse(request)
             self.running.append(request)
-            if request.ready:
-                self.prefixes.add(request)
+            with request.own_part():
+                self.runner.start(request)
+                request.stats.cached_tokens = self.prefixes.reuse(request)
+                if request.ready:
+                    self.prefixes.add(request)
 
     def prompts(self) -> list[tuple[Request, int]]:
         """The next rows to compute of requests whose text is not in the pages yet, within one chunk."""
         parts, room = [], self.chunk
-        for request in list(self.running):
+        for request in [r for r in self.running if r.error is None]:
             count = min(len(request.tokens) - 1 - request.rows, room)
             if count > 0 and request in self.running and self._cover(request, request.rows + count):
                 parts.append((request, count))
@@ -63,10 +64,11 @@ class Scheduler:
 
     def decodable(self, nodes: int) -> list[Request]:
         """The requests that can be decoded with a tree of this size; others are preempted until these fit."""
-        for request in [r for r in self.running if r.ready]:
+        for request in [r for r in self.running if r.ready and r.error is None]:
             if request in self.running:
                 self._cover(request, request.rows + nodes + 1)
-        return [r for r in self.running if r.ready and r.table and r.table.capacity > r.rows + nodes]
+        able = [r for r in self.running if r.ready and r.error is None]
+        return [r for r in able if r.table and r.table.capacity > r.rows + nodes]
 
     def _cover(self, request: Request, rows: int) -> bool:
         """Pages for `rows`, taken from the youngest requests if need be; False when the request itself had to go."""

@@ -184,7 +184,8 @@ def _penalised(requests: Sequence[Request], logits: Tensor, draft: Draft, trees:
     for b, request in enumerate(requests):
         if request.params.penalised:
             before = request.tokens, request.prompt_length
-            rows[b] = penalise(rows[b], request.params, *before, draft.tokens[b], trees.mask_of(b))
+            with request.own_part():
+                rows[b] = penalise(rows[b], request.params, *before, draft.tokens[b], trees.mask_of(b))
     return torch.stack(rows)
 
 
@@ -193,5 +194,6 @@ def _allowed(requests: Sequence[Request], vocabulary: int, logits: Tensor, draft
     allowed = torch.ones(len(requests), trees.nodes + 1, vocabulary, dtype=torch.bool)
     for b, request in enumerate(requests):
         if request.grammar is not None:
-            allowed[b] = request.grammar.allowed(trees.one(b), draft.tokens[b])
+            with request.own_part():
+                allowed[b] = request.grammar.allowed(trees.one(b), draft.tokens[b])
     return allow(logits, allowed)

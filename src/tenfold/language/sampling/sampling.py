@@ -165,6 +165,6 @@ def draw(p: Float[Tensor, "m v"], u: Float[Tensor, " m"]) -> Int[Tensor, " m"]:
 
 
 def allow(logits: Float[Tensor, "*b v"], allowed: Bool[Tensor, "*b v"]) -> Float[Tensor, "*b v"]:
-    """Logits with what a grammar forbids at -inf. A row that allows nothing belongs to no reachable node: it stays."""
-    reachable = allowed.any(-1, keepdim=True)
-    return logits.masked_fill(~allowed & reachable, -torch.inf)
+    """Logits with what a grammar forbids at -inf. A row that allows nothing has no distribution: it belongs to a node that is
+    not reached, or to a dead end, where the caller ends the answer (decoding/grammar.py, `advance`)."""
+    return logits.masked_fill(~allowed, -torch.inf)

@@ -8,6 +8,7 @@ Importing this needs the extra [serve].
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from tenfold.errors import MissingExtra, UsageError
@@ -15,11 +16,12 @@ from tenfold.language.decoding.grammar import Grammars
 from tenfold.language.sampling.sampling import SamplingParams
 
 try:
-    from pydantic import BaseModel, Field
+    from pydantic import BaseModel, Field, model_validator
 except ImportError as error:
     raise MissingExtra("pydantic", "serve") from error
 
 PROMPTS, CHOICES = 64, 16  # of one request at most
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class StreamOptions(BaseModel):
@@ -41,6 +43,22 @@ class ResponseFormat(BaseModel):
 
 class Common(BaseModel):
     """The fields that both routes have."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_characters(cls, body: Any) -> Any:
+        """Half a surrogate pair cannot be text: JavaScript's slice() leaves one of an emoji."""
+        left = [body]
+        while left:
+            part = left.pop()
+            if isinstance(part, dict):
+                left += [*part, *part.values()]
+            elif isinstance(part, list):
+                left += part
+            elif isinstance(part, str) and not part.isascii() and (half := SURROGATE.search(part)):
+                code = f"\\u{ord(half[0]):04x}"
+                raise ValueError(f"{code} is half of a surrogate pair and no character. Send the whole character.")
+        return body
 
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=1, le=1 << 20)

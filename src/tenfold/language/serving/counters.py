@@ -35,8 +35,7 @@ def counters(metrics: Metrics) -> Callable[[Stats], None]:
     written = metrics.counter("generation_tokens", "emitted tokens")
 
     def count(stats: Stats) -> None:
-        if stats.drafted:
-            drafts.inc(stats.calls)
+        drafts.inc(stats.drafts)
         drafted.inc(stats.drafted)
         accepted.inc(sum(stats.accepted))
         for depth, times in enumerate(stats.accepted):

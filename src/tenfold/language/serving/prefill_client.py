@@ -3,7 +3,9 @@
     peer = Peer(Prefill("http://127.0.0.1:8001", token), identity, runner)
     pages = await peer.pages(prompt)                a dict of pages, or an empty one: then the prompt is computed here
 
-Nothing that goes wrong over there ends a request here; it is counted by reason and costs the time of the prompt.
+Nothing that goes wrong over there ends a request here; it is counted by reason and costs the time of the prompt. A peer that
+is dead or silent is waited for once: after that prompts are computed here until a trial beside them succeeds
+(circuit_breaker.py).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from urllib.parse import urlsplit
 from tenfold.errors import UsageError
 from tenfold.language.decoding.request import Page
 from tenfold.language.decoding.runner import Runner
+from tenfold.language.serving.circuit_breaker import CircuitBreaker
 from tenfold.language.serving.prefill_transfer import (
     DIGEST,
     PATH,
@@ -35,6 +38,10 @@ from tenfold.language.serving.prefill_transfer import (
     unpack,
 )
 
+SILENT, SLOWEST = (
+    2.0,
+    250.0,
+)  # seconds for any prompt, and tokens a second on top: a peer that takes longer does not help
 ATTEMPTS, PAUSE = 2, 0.2  # tries of one prompt, and seconds between them
 AGAIN = frozenset({429, 502, 503, 504})  # answers after which another try may help
 REASONS: dict[int, Reason] = {409: "other model", 413: "too large"}
@@ -43,11 +50,12 @@ PIECE = 1 << 20  # bytes read at once
 
 @dataclass(frozen=True)
 class Prefill:
-    """Where prompts are computed, the shared secret, and the seconds that one may take, all attempts together."""
+    """Where prompts are computed, the shared secret, and the seconds that one may take at most, all attempts together; a short
+    prompt may take SILENT seconds."""
 
     url: str
     token: str
-    timeout: float = 30.0
+    timeout: float = 8.0
 
 
 class Peer:
@@ -76,6 +84,8 @@ class Peer:
         self._identity, self._runner, self._counted = identity, runner, counted
         self._room = asyncio.Semaphore(workers)
         self._said: set[str] = set()
+        self._breaker = CircuitBreaker()
+        self._trials: set[asyncio.Task[None]] = set()
 
     async def pages(self, prompt: Sequence[int]) -> dict[bytes, Page]:
         """Of a prompt of one token there are none."""
@@ -83,7 +93,14 @@ class Peer:
             return {}
         try:
             async with self._room:
-                found = await _in_thread(self.fetch, prompt)
+                if not self._breaker.closed:
+                    if self._breaker.take_trial():
+                        trial = asyncio.create_task(self._try(list(prompt)))
+                        self._trials.add(trial)
+                        trial.add_done_callback(self._trials.discard)
+                    self._counted("unreachable")
+                    return {}
+                found = await self._asked(prompt)
         except TransferError as error:
             self._counted(error.reason)
             if error.reason not in self._said:  # once each: a dead peer must not fill the log
@@ -93,9 +110,34 @@ class Peer:
         self._counted("used")
         return found
 
+    async def _asked(self, prompt: Sequence[int]) -> dict[bytes, Page]:
+        """`fetch` in a thread; the breaker learns whether the peer answers, whatever it answers."""
+        try:
+            # Names that are not resolved and headers that never end keep to no timeout of a socket.
+            found = await asyncio.wait_for(_in_thread(self.fetch, prompt), self._seconds(prompt) + 0.2)
+        except TimeoutError:
+            self._breaker.failed()
+            raise TransferError("unreachable", f"{self.url} gives no pages in time.") from None
+        except TransferError as error:
+            if error.reason == "unreachable":
+                self._breaker.failed()
+            else:
+                self._breaker.succeeded()
+            raise
+        self._breaker.succeeded()
+        return found
+
+    async def _try(self, prompt: Sequence[int]) -> None:
+        """A trial: the request itself does not wait for it."""
+        with contextlib.suppress(TransferError):
+            await self._asked(prompt)
+
+    def _seconds(self, prompt: Sequence[int]) -> float:
+        return min(self._timeout, SILENT + len(prompt) / SLOWEST)
+
     def fetch(self, prompt: Sequence[int]) -> dict[bytes, Page]:
         """Raises TransferError."""
-        end = time.monotonic() + self._timeout
+        end = time.monotonic() + self._seconds(prompt)
         body = json.dumps({"tokens": list(prompt), "identity": asdict(self._identity)}).encode()
         for attempt in range(ATTEMPTS):
             last = attempt == ATTEMPTS - 1
@@ -118,14 +160,18 @@ class Peer:
         try:
             headers = {"content-type": "application/json", TOKEN: self._token}
             connection.request("POST", PATH, body, headers)
+            if connection.sock is not None:  # what connecting and sending took is gone
+                connection.sock.settimeout(max(0.05, end - time.monotonic()))
             answer = connection.getresponse()
             read = bytearray()
-            while piece := answer.read(PIECE):
+            while piece := answer.read1(
+                PIECE
+            ):  # what is there: a peer that sends byte by byte does not hold it for ever
                 read += piece
                 if len(read) > most:
                     raise TransferError("too large", f"{self.url} sends more than the {most:,} bytes of these pages.")
                 if time.monotonic() > end:
-                    raise TimeoutError(f"{len(read):,} bytes in {self._timeout:g} s")
+                    raise TimeoutError(f"{len(read):,} bytes in time")
             return answer.status, answer.getheader(DIGEST), bytes(read)
         finally:
             connection.close()

@@ -30,6 +30,7 @@ class Answer:
     reason: str
     stats: Stats
     logprobs: list[Logprob]
+    error: Exception | None = None
 
 
 async def collect(deltas: AsyncIterator[Delta]) -> Answer:
@@ -38,7 +39,7 @@ async def collect(deltas: AsyncIterator[Delta]) -> Answer:
     last = parts[-1]
     assert last.stats is not None
     entries = [entry for part in parts for entry in part.logprobs]
-    return Answer("".join(p.text for p in parts), str(last.finish_reason), last.stats, entries)
+    return Answer("".join(p.text for p in parts), str(last.finish_reason), last.stats, entries, last.error)
 
 
 async def merge(streams: list[AsyncIterator[Delta]]) -> AsyncIterator[tuple[int, Delta]]:
@@ -98,6 +99,11 @@ def _event(values: dict[str, Any]) -> str:
     return f"data: {json.dumps(values)}\n\n"
 
 
+def _ended(error: Exception | None) -> dict[str, Any]:
+    """Why a choice ended with the finish reason "error"; nothing for all others."""
+    return error_body(str(error), "invalid_request_error", code="400") if error is not None else {}
+
+
 def _usage(prompt: int, completion: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
@@ -121,7 +127,7 @@ class Reply:
             if self.chat:
                 content = {"message": {"role": "assistant", "content": answer.text, "refusal": None}}
             ending = {"finish_reason": answer.reason, "logprobs": self._logprobs(answer.logprobs)}
-            choices.append({"index": index, **content, **ending})
+            choices.append({"index": index, **content, **ending, **_ended(answer.error)})
         tokens = sum(answer.stats.tokens for answer in answers)
         return {
             **self.head(chunk=False),
@@ -138,10 +144,8 @@ class Reply:
             content = {"delta": {"content": text} if delta else {"role": "assistant", "content": ""}}
         logprobs = self._logprobs(delta.logprobs) if delta else None
         reason = delta.finish_reason if delta else None
-        values = {
-            **self.head(),
-            "choices": [{"index": index, **content, "finish_reason": reason, "logprobs": logprobs}],
-        }
+        choice = {"index": index, **content, "finish_reason": reason, "logprobs": logprobs}
+        values = {**self.head(), "choices": [{**choice, **_ended(delta.error if delta else None)}]}
         if delta and delta.stats:
             values["metrics"] = {"speculative_decoding": [_speculation(delta.stats)]}
         return values

@@ -11,12 +11,15 @@ speculation did in `metrics.speculative_decoding`. Limits, drain and errors: ten
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from tenfold.errors import MissingExtra, UsageError, unknown_name
 from tenfold.language.decoding.engine import LLM
+from tenfold.language.decoding.grammar import Grammars
 from tenfold.language.sampling.sampling import SamplingParams
 from tenfold.language.serving.bodies import (
     PROMPTS,
@@ -62,11 +65,17 @@ Here = Annotated[Served, Depends(_served)]
 def make_language_app(llm: LLM, name: str, limits: Limits | None = None, prefill: Prefill | None = None) -> FastAPI:
     """The application with every route of `router`. prefill: another process computes the prompts."""
 
-    def lifespan(app: Any) -> AbstractAsyncContextManager[None]:
-        return service.running()
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        async with service.running():
+            threading.Thread(target=_start, args=(grammars,), name="grammars", daemon=True).start()
+            try:
+                yield
+            finally:
+                grammars.close()  # a compilation in progress must not keep the server from ending
 
     app = make_app("tenfold language", limits, lifespan)
-    metrics = app.state.metrics
+    metrics, grammars = app.state.metrics, llm.grammars
     watch(llm, metrics)
     fetch = None
     if prefill is not None:
@@ -76,6 +85,12 @@ def make_language_app(llm: LLM, name: str, limits: Limits | None = None, prefill
     app.state.served = Served(llm, name, service)
     app.include_router(router)
     return app
+
+
+def _start(grammars: Grammars) -> None:
+    """Gets ready to compile grammars. Without xgrammar a request that has one says so."""
+    with suppress(MissingExtra, RuntimeError):
+        grammars.start()
 
 
 @router.post("/v1/completions", response_model=None)

@@ -4,8 +4,9 @@
     async with service.running():
         async for delta in service.answer(ids, params): ...          leaving early aborts it and frees its pages
 
-Only this thread touches the engine. When a step fails, every answer in progress ends with the error; the next request finds
-the engine empty and working.
+Only this thread touches the engine. What fails for one request ends that one (decoding/isolation.py): with UsageError before
+its first token, later with the finish reason "error" where the request is the cause. Only when a whole step fails does every
+answer in progress end with the error; the next request finds the engine empty and working.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import queue
 import threading
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from tenfold.errors import TenfoldError, UsageError
+from tenfold.errors import UsageError
 from tenfold.language.decoding.engine import LLMEngine
 from tenfold.language.decoding.request import Delta, Page, Stats
 from tenfold.language.sampling.sampling import SamplingParams
@@ -86,7 +87,7 @@ class Service:
         loop = asyncio.get_running_loop()
         ask = _Ask(next(self._names), prompt, params, pages, prefill_only, loop, asyncio.Queue())
         self._inbox.put(ask)
-        finished = False
+        finished = begun = False
         try:
             while not finished:
                 found = await ask.answer.get()
@@ -94,6 +95,9 @@ class Service:
                     finished = True
                     raise found
                 finished = found.finish_reason is not None
+                begun = begun or bool(found.token_ids)
+                if found.error is not None and not (begun and isinstance(found.error, UsageError)):
+                    raise found.error
                 yield found
         finally:
             if not finished:
@@ -113,6 +117,8 @@ class Service:
                     self._tell(name, error)
                 continue
             for delta in deltas:
+                if delta.error is not None and not isinstance(delta.error, UsageError):
+                    traceback.print_exception(delta.error)
                 self._tell(delta.request_id, delta)
                 if delta.stats and self._done:
                     self._done(delta.stats)
@@ -132,7 +138,9 @@ class Service:
             self._asked[item.name] = item
             try:
                 self.engine.add_request(item.name, item.prompt, item.params, item.pages, item.prefill_only)
-            except TenfoldError as error:
+            except Exception as error:  # whatever it was, it concerns this request
+                if not isinstance(error, UsageError):
+                    traceback.print_exc()
                 self._tell(item.name, error)
 
     def _tell(self, name: str, what: Delta | Exception) -> None:
@@ -141,5 +149,5 @@ class Service:
             return
         if isinstance(what, Exception) or what.finish_reason:
             del self._asked[name]
-        if not ask.loop.is_closed():
+        with suppress(RuntimeError):  # its loop has ended
             ask.loop.call_soon_threadsafe(ask.answer.put_nowait, what)
