@@ -31,6 +31,7 @@ from tenfold.language.drafting.protocol import Shape
 from tenfold.language.drafting.speculation import Speculation
 from tenfold.language.drafting.tree_drafter import TreeDrafter
 from tenfold.language.sampling.sampling import SamplingParams
+from tenfold.language.serving.prefill_client import Peer, Prefill
 from tenfold.language.serving.prefill_transfer import (
     Identity,
     TransferError,
