@@ -54,3 +54,86 @@ class Fields:
                 + "\n".join(wrong)
                 + "\nA model that needs them cannot be read. Remove a field only where it changes nothing."
             )
+
+
+_TRAINING = "acts in training alone"
+_GENERATE = "how transformers generates, or what its calls return"
+_MADE = "says how the file was made, not what it computes"
+_TASK = "belongs to heads of other tasks, whose tensors would be refused"
+
+# What config.json of any transformers model may carry.
+GENERAL_IGNORED = {
+    "architectures": "the tensors' names decide",
+    "_name_or_path": _MADE,
+    "transformers_version": _MADE,
+    "transformers.js_config": _MADE,
+    "unsloth_*": _MADE,
+    "is_llama_config": _MADE,
+    "torch_dtype": "the tensors have their own number format",
+    "dtype": "the tensors have their own number format",
+    "initializer_*": _TRAINING,
+    "*dropout*": _TRAINING,
+    "*drop_path*": _TRAINING,
+    "out_features": _GENERATE,
+    "out_indices": _GENERATE,
+    "stage_names": _GENERATE,
+    "reshape_hidden_states": _GENERATE,
+    "drop_rate": _TRAINING,
+    "use_cache": _GENERATE,
+    "return_dict": _GENERATE,
+    "output_*": _GENERATE,
+    "_attn_implementation*": "another order of the same sums",
+    "attn_implementation": "another order of the same sums",
+    "pad_token_id": "nothing is padded",
+    "sep_token_id": "belongs to encoders",
+    "decoder_start_token_id": "belongs to encoder-decoder models",
+    "id2label": _TASK,
+    "label2id": _TASK,
+    "num_labels": _TASK,
+    "problem_type": _TASK,
+    "finetuning_task": _TASK,
+    "chunk_size_feed_forward": "another order of the same products",
+    "tokenizer_class": "the vocabulary is in tokenizer.json",
+    "torchscript": _GENERATE,
+    "tie_encoder_decoder": "belongs to encoder-decoder models",
+    "prefix": _TASK,
+    "task_specific_params": _GENERATE,
+    **dict.fromkeys(
+        (
+            "min_length",
+            "max_length",
+            "do_sample",
+            "early_stopping",
+            "num_beams",
+            "num_beam_groups",
+            "diversity_penalty",
+            "temperature",
+            "top_k",
+            "top_p",
+            "typical_p",
+            "repetition_penalty",
+            "length_penalty",
+            "no_repeat_ngram_size",
+            "encoder_no_repeat_ngram_size",
+            "bad_words_ids",
+            "num_return_sequences",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "remove_invalid_values",
+            "exponential_decay_length_penalty",
+            "suppress_tokens",
+            "begin_suppress_tokens",
+        ),
+        _GENERATE,
+    ),
+}
+# Switches of any transformers model that would make it another one.
+GENERAL_ONLY: dict[str, tuple[Any, ...]] = {
+    "pruned_heads": ({},),
+    "is_encoder_decoder": (False,),
+    "is_decoder": (False, True),  # both see the text before alone
+    "add_cross_attention": (False,),
+    "cross_attention_hidden_size": (),
+    "quantization_config": (),
+    "use_bfloat16": (False,),
+}
