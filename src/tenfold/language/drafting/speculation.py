@@ -28,6 +28,7 @@ from tenfold.kernels import decode
 from tenfold.kernels.formats import Format, entry, memory_bound_rows, quickest
 from tenfold.language.drafting.dispatch import Proposes, kind_of, machine_class, shipped
 from tenfold.language.drafting.dynamic import DynamicTree
+from tenfold.language.drafting.hybrid_trees import FittedTree
 from tenfold.language.drafting.ngram import HybridDrafter, NgramDrafter
 from tenfold.language.drafting.protocol import Drafter, Planner, Rule, Shape
 from tenfold.language.drafting.tree import Tree
@@ -57,8 +58,15 @@ class Speculation:
         if share is not None and not 0 <= share <= 1:
             raise UsageError(f"simulated_accept = {share}: allowed are None or a probability from 0 to 1.")
 
-    def plan(self, batch: int, sampled: bool, drafter: Drafter | None) -> tuple[Shape, Rule]:
-        """What the next step does."""
+    def plan(self, batch: int, sampled: bool, drafter: Drafter | None, seeded: bool = False) -> tuple[Shape, Rule]:
+        """What the next step does. seeded: something is sampled with a seed of its own. The tree decides which draws are made,
+        so it may then depend neither on how many requests there are nor on which of them is alone."""
+        if not seeded:
+            return self._plan(batch, sampled, drafter)
+        shape, rule = self._plan(1, sampled, drafter)
+        return (shape.tree if isinstance(shape, FittedTree) else shape), rule
+
+    def _plan(self, batch: int, sampled: bool, drafter: Drafter | None) -> tuple[Shape, Rule]:
         if drafter is None:
             return NONE, "top_k"
         if self.planner is not None:

@@ -109,7 +109,7 @@ def _block_link(
 
 
 def read_dinotxt(source: Source) -> Weights:
-    tensors = source.tensors
+    tensors = dict(source.tensors)
     config = config_of(source, lambda: infer_dinotxt(tensors, source.path), "dino.txt")
     if "logit_scale" in tensors and tensors["logit_scale"].ndim == 0:  # as earlier versions of tenfold wrote it
         tensors["logit_scale"] = tensors["logit_scale"].reshape(1)
