@@ -36,7 +36,7 @@ def test_what_changes_nothing_is_taken(values: dict[str, Any]) -> None:
     ("values", "words"),
     [
         ({"causal": False}, "causal = False; allowed is True"),
-        ({"experts": 0}, "experts = 0"),
+        ({"experts": 0}, "experts = 0; allowed is null"),
         ({"witdh": 3}, "is it width?"),
         ({"x": "y" * 500}, r"\.\.\."),
     ],

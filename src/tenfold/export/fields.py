@@ -4,7 +4,7 @@
     FIELDS.check(config, path)            raises WeightsError for a field that would change what the model computes
     FIELDS.fate("use_cache")              "ignored: how transformers generates"
 
-A field that nobody has thought of may be what makes the model another one, so an unknown field is refused.
+A field that is not in the table may be what makes the model another one, so an unknown field is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Fields:
         if name in self.used:
             return "used"
         if name in self.only:
-            return f"refused unless {' or '.join(map(repr, self.only[name]))}"
+            return f"refused unless {' or '.join(map(repr, self.only[name])) or 'null'}"
         reason = next((why for pattern, why in self.ignored.items() if fnmatchcase(name, pattern)), None)
         return "refused" if reason is None else f"ignored: {reason}"
 
@@ -44,7 +44,7 @@ class Fields:
                 continue
             if name in self.only and any(value == one for one in self.only[name]):
                 continue
-            allowed = f"; allowed is {' or '.join(map(repr, self.only[name]))}" if name in self.only else ""
+            allowed = f"; allowed is {' or '.join(map(repr, self.only[name])) or 'null'}" if name in self.only else ""
             close = "" if name in self.only else nearest(name, [*self.used, *self.only])
             shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:80] + " ..."
             wrong.append(f"  {name} = {shown}{allowed}" + (f" (is it {close}?)" if close else ""))

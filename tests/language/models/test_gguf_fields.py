@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 import tenfold
 from gguf_files import write
 from tenfold.errors import WeightsError
-from tenfold.export.weights import convert
+from tenfold.export.weights import convert, read
 from tenfold.language.models.config import LlamaConfig
 from tenfold.language.models.gguf_fields import GGUF_FIELDS
 from tenfold.language.models.llama import Llama
@@ -62,8 +62,7 @@ def test_divisors_of_the_frequencies_are_honoured_and_never_lost(scaling: RopeSc
 def test_divisors_without_a_frequency_between_the_limits_are_honoured(tmp_path: Path) -> None:
     given = np.array([1.0, 1.0, 8.0, 8.0], np.float32)  # of a narrow head: wavelengths 6, 167, 4443, 118175
     model = Llama(LlamaConfig(vocabulary=40, dim=16, hidden=16, depth=1, heads=2, kv_heads=2, rope_theta=5e5))
-    again = tenfold.load(write(tmp_path / "m.gguf", model, divisors=given))
-    scaling = again.config.rope_scaling
+    scaling = read(write(tmp_path / "m.gguf", model, divisors=given))[1].config.rope_scaling
     assert np.allclose(divisors(scaling, 8), given)
 
 
@@ -81,7 +80,7 @@ def test_divisors_without_a_frequency_between_the_limits_are_honoured(tmp_path: 
 def test_fields_of_a_scaling_mean_what_llama_cpp_takes_them_for(
     more: dict[str, Any], scaling: RopeScaling, tmp_path: Path
 ) -> None:
-    assert tenfold.load(write(tmp_path / "m.gguf", llama(), more=more)).config.rope_scaling == scaling
+    assert read(write(tmp_path / "m.gguf", llama(), more=more))[1].config.rope_scaling == scaling
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import transformers
 import tenfold
 from tenfold.errors import WeightsError
 from tenfold.export.fields import Fields
-from tenfold.export.weights import convert
+from tenfold.export.weights import convert, read
 from tenfold.vision.backbones.hf_fields import CONVNEXT_FIELDS, VIT_FIELDS, theta_of
 
 SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 1}
@@ -65,7 +65,7 @@ def test_a_base_is_kept_or_the_layout_refused(tmp_path: Path) -> None:
 
 def test_a_training_rescale_is_read(tmp_path: Path) -> None:
     dinov3(tmp_path / "hf", pos_embed_rescale=None)
-    assert tenfold.load(tmp_path / "hf").config.rope_rescale is None
+    assert read(tmp_path / "hf")[1].config.rope_rescale is None
 
 
 @pytest.mark.parametrize(

@@ -162,8 +162,8 @@ def scaling_of_divisors(divisors: Float[Tensor, " f"], theta: float, width: int,
     kept = (1 / divisors.double() - 1 / factor) / (1 - 1 / factor)  # the share of a frequency that stays as it is
     between = (kept > 1e-4) & (kept < 1 - 1e-4)
     if bool(between.any()):
-        guess = wavelengths[between] * (kept[between] * (HIGH - LOW) + LOW)
-        candidates = [int(guess.median().round())]
+        lengths = wavelengths[between] * (kept[between] * (HIGH - LOW) + LOW)
+        candidates = [int(lengths.median().round())]
     else:  # no frequency lies between the two limits, so that any length which splits them there makes the same ones
         longest_kept = float(wavelengths[kept >= 0.5].max()) if bool((kept >= 0.5).any()) else 0.0
         shortest = float(wavelengths[kept < 0.5].min())

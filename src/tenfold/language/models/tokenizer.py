@@ -183,7 +183,7 @@ def from_gguf(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
             f"{path}: its prompts begin with a beginning-of-text token (tokenizer.ggml.add_bos_token, or the splitting "
             f"{pre}), but tokenizer.ggml.bos_token_id names no token of its vocabulary."
         )
-    ends = frozenset(i for name in ("eot", "eom") if (i := ids[name]) is not None)
+    ends = frozenset(i for i in (ids["eot"], ids["eom"]) if i is not None)
     return Tokenizer(backend, ids["bos"], ids["eos"], bool(add_bos), template, specials, ends)
 
 

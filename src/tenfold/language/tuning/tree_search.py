@@ -22,6 +22,7 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -121,7 +122,7 @@ def interpolate(points: Mapping[int, float], at: int) -> float:
 def search(
     replayed: Replayed,
     costs: CostTable,
-    temperature: str,
+    temperature: Literal["0", ">0"],
     lookups: Sequence[int] = CHAINS,
     sizes: Sequence[int] = SIZES,
     width: int = 8,
