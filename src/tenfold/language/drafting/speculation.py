@@ -28,7 +28,6 @@ from tenfold.kernels import decode
 from tenfold.kernels.formats import Format, entry, memory_bound_rows, quickest
 from tenfold.language.drafting.dispatch import Proposes, kind_of, machine_class, shipped
 from tenfold.language.drafting.dynamic import DynamicTree
-from tenfold.language.drafting.hybrid_trees import FittedTree
 from tenfold.language.drafting.ngram import HybridDrafter, NgramDrafter
 from tenfold.language.drafting.protocol import Drafter, Planner, Rule, Shape
 from tenfold.language.drafting.tree import Tree
@@ -64,7 +63,7 @@ class Speculation:
         if not seeded:
             return self._plan(batch, sampled, drafter)
         shape, rule = self._plan(1, sampled, drafter)
-        return (shape.tree if isinstance(shape, FittedTree) else shape), rule
+        return shape.in_company, rule
 
     def _plan(self, batch: int, sampled: bool, drafter: Drafter | None) -> tuple[Shape, Rule]:
         if drafter is None:
