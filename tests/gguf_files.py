@@ -37,8 +37,16 @@ def bytes_tokenizer(**changes: object) -> Tokenizer:
     return from_gguf(fields(**changes), Path("m.gguf"))
 
 
-def write(path: Path, model: Llama, quantised: bool = False, tokenizer: dict[str, Any] | None = None) -> Path:
-    """A GGUF file as llama.cpp writes one: q and k with interleaved pairs. `tokenizer` are fields of one that works."""
+def write(
+    path: Path,
+    model: Llama,
+    quantised: bool = False,
+    tokenizer: dict[str, Any] | None = None,
+    more: dict[str, Any] | None = None,
+    divisors: np.ndarray | None = None,
+) -> Path:
+    """A GGUF file as llama.cpp writes one: q and k with interleaved pairs. `tokenizer` are fields of one that works, `more`
+    are further fields, `divisors` are those of the rotary frequencies."""
     c = model.config
     out = gguf.GGUFWriter(path, "llama")
     out.add_block_count(c.depth)
@@ -61,6 +69,11 @@ def write(path: Path, model: Llama, quantised: bool = False, tokenizer: dict[str
         out.add_token_merges(t["merges"])
         out.add_eos_token_id(t["eos_token_id"])
         out.add_chat_template(t["chat_template"])
+    for name, value in (more or {}).items():
+        kind = gguf.GGUFValueType.UINT32 if type(value) is int else gguf.GGUFValueType.get_type(value)
+        out.add_key_value(name, value, kind)
+    if divisors is not None:
+        out.add_tensor("rope_freqs.weight", divisors.astype(np.float32))
     state = model.state_dict()
     for link in links(c, "blk.{}.", GGUF_STEMS, GGUF_OUTSIDE):
         pieces = state[link.own].split([part.shape[0] for part in link.parts])

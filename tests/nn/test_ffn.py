@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -124,3 +126,62 @@ def test_the_router_learns_from_the_balance() -> None:
 def test_more_choices_than_experts_are_refused() -> None:
     with pytest.raises(UsageError, match="1 to 3"):
         ExpertFFN(4, 4, experts=3, top_k=4)
+
+
+def gathering(dim: int = 16, hidden: int = 64) -> SquaredReLUFFN:
+    torch.manual_seed(0)
+    ffn = SquaredReLUFFN(dim, hidden).eval()
+    ffn.mode = "gather"
+    return ffn
+
+
+def fused(optimizer: type, ffn: SquaredReLUFFN) -> None:
+    steps = optimizer(ffn.parameters(), lr=0.1, fused=True)
+    for p in ffn.parameters():
+        p.grad = torch.randn_like(p)
+    steps.step()
+
+
+CHANGES: dict[str, Callable[[SquaredReLUFFN], object]] = {
+    "fused AdamW": lambda ffn: fused(torch.optim.AdamW, ffn),
+    "fused SGD": lambda ffn: fused(torch.optim.SGD, ffn),
+    "assign": lambda ffn: ffn.load_state_dict({n: 2 * t for n, t in ffn.state_dict().items()}, assign=True),
+    "copy": lambda ffn: ffn.load_state_dict({n: 2 * t for n, t in ffn.state_dict().items()}),
+    "data": lambda ffn: ffn.down.weight.data.mul_(2),
+    "in place": lambda ffn: ffn.down.weight.detach().mul_(2),
+    "another tensor": lambda ffn: setattr(ffn.down, "weight", torch.nn.Parameter(2 * ffn.down.weight.detach())),
+    "another type": lambda ffn: ffn.double().float().down.weight.data.mul_(3),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.parametrize("inference", [False, True])
+def test_gather_reads_the_weights_of_now(change: Callable[[SquaredReLUFFN], object], inference: bool) -> None:
+    ffn, x = gathering(), torch.randn(1, 16)
+    mode = torch.inference_mode if inference else torch.no_grad
+    with mode():
+        before = ffn(x)
+    change(ffn)
+    with mode():
+        after = ffn(x)
+        ffn.mode = "dense"
+        assert torch.allclose(after, ffn(x), atol=1e-5)
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+def test_gather_takes_weights_that_were_loaded_in_inference_mode() -> None:
+    with torch.inference_mode():
+        ffn, x = gathering(), torch.randn(1, 16)
+        before = ffn(x)
+        ffn.load_state_dict({n: 2 * t for n, t in ffn.state_dict().items()})
+        assert torch.allclose(ffn(x), 8 * before, atol=1e-4)  # up counts twice
+
+
+@torch.inference_mode()
+def test_gather_of_no_tokens_is_empty_and_a_copied_network_has_its_own_rows() -> None:
+    ffn = gathering()
+    assert ffn(torch.randn(0, 16)).shape == (0, 16)
+    assert ffn(torch.randn(2, 0, 16)).shape == (2, 0, 16)
+    x = torch.randn(1, 16)
+    assert torch.equal(copy.deepcopy(ffn)(x), ffn(x))
+    assert ffn.down_rows() is ffn.down_rows()  # and is made once

@@ -69,7 +69,7 @@ def tree(options: SearchTree) -> None:
     print("comparing rules at temperature 1 ...", file=sys.stderr)
     sampled = rules_at_temperature(llm, entries, prompts[:SAMPLED])
     hot = [replace(e, temperature=">0", rule=rule, tpc=tpc[rule]) for e, (rule, tpc) in zip(entries, sampled)]
-    Dispatcher(network.config.target, options.drafter.name, machine(), (*entries, *hot)).save(options.out)
+    Dispatcher(network.config.target, own.fingerprint(), machine(), (*entries, *hot)).save(options.out)
     if options.picture is not None:
         from tenfold.language.tuning.tree_picture import accepted_tree
 

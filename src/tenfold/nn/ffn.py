@@ -10,10 +10,14 @@ SwiGLU: arXiv 2002.05202. Squared-ReLU: arXiv 2109.08668; it is what 2:4 activat
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tenfold.errors import UsageError, unknown_name
 from tenfold.kernels.bag import nonzero_bag
@@ -71,7 +75,7 @@ class SquaredReLUFFN(nn.Module):
         self.zeros = 0.5  # of a network that was not trained
         self.watched: list[Dropped] | None = None  # filled by every forward in training while it is a list
         self._mode: str = "dense"
-        self._rows: tuple[int, Tensor] | None = None
+        self._rows: NeuronMajor | None = None
 
     @property
     def mode(self) -> str:
@@ -93,8 +97,10 @@ class SquaredReLUFFN(nn.Module):
             return sparse24_ffn(tokens, self.up.weight, self.down.weight, self.sparsity).view(x.shape)
         y2 = F.relu(self.up(x)).square()
         tokens = x.numel() // x.shape[-1]
+        if torch.is_grad_enabled():
+            self._rows = None  # training: an update follows, which a copy may not see
         # The rows that any of T tokens needs are about 1 - zeros^T of all; above one half the whole matrix is faster.
-        gathers = self._mode == "gather" and not torch.is_grad_enabled()
+        gathers = self._mode == "gather" and tokens > 0 and not torch.is_grad_enabled()
         if gathers and (tokens == 1 or 1 - self.zeros**tokens < 0.5):
             y = nonzero_bag(self.down_rows(), y2.reshape(tokens, -1)).view(x.shape)
             return y if self.down.bias is None else y + self.down.bias
@@ -103,9 +109,16 @@ class SquaredReLUFFN(nn.Module):
     def down_rows(self) -> Float[Tensor, "h d"]:
         """`down` with one row per hidden unit, copied once and again after the weights have changed."""
         weight = self.down.weight
-        if self._rows is None or self._rows[0] != weight._version or self._rows[1].dtype != weight.dtype:
-            self._rows = (weight._version, neuron_major(weight))
-        return self._rows[1]
+        if self._rows is None or not self._rows.is_of(weight):
+            self._rows = NeuronMajor(weight)
+        return self._rows.rows
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._rows = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rows": None}  # a copy of the network makes its own
 
     @torch.no_grad()
     def _watch(self, x: Tensor) -> None:
@@ -119,6 +132,43 @@ def neuron_major(down: Float[Tensor, "d h"]) -> Float[Tensor, "h d"]:
     small page, and every row that is read would first wait for its page's address."""
     rows = large_pages(torch.empty(down.shape[::-1], dtype=down.dtype, device=down.device))
     return rows.copy_(down.detach().t())
+
+
+_optimizer_steps = 0  # of this process
+
+
+def _count_step(*_: Any) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+# Fused optimizers write to a weight without raising its version.
+register_optimizer_step_post_hook(_count_step)
+
+
+class NeuronMajor:
+    """`neuron_major` of a weight, and what tells whether the weight is still the one that was copied: the tensor, where its
+    numbers lie, their version, the optimizer steps since, and on a CPU some of the numbers: `weight.data` has no version."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.rows = neuron_major(weight)
+        self._weight, self._state, self._some = weakref.ref(weight), _state(weight), _some(weight).clone()
+
+    def is_of(self, weight: Tensor) -> bool:
+        same = self._weight() is weight and self._state == _state(weight)
+        return same and (weight.device.type != "cpu" or torch.equal(self._some, _some(weight)))
+
+
+def _state(weight: Tensor) -> tuple[object, ...]:
+    # A tensor that was made in inference mode has no version.
+    version = -1 if weight.is_inference() else weight._version
+    return weight.data_ptr(), version, weight.dtype, weight.device, weight.shape, _optimizer_steps
+
+
+def _some(weight: Tensor) -> Tensor:
+    """About 64 numbers, from everywhere in the matrix."""
+    rows, columns = weight.shape
+    return weight.detach()[:: max(1, rows // 8), :: max(1, columns // 8)]
 
 
 class ExpertFFN(nn.Module):

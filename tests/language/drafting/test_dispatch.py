@@ -29,7 +29,8 @@ def test_dispatch_file_comes_back_and_plans(tmp_path: Path) -> None:
     plan = table.planner(drafter)
     assert plan(1, False) == (HybridTree.of(Tree.from_paths([[0], [1], [0, 0]]), 2), "top_k")
     assert plan(3, False)[0].nodes == plan(64, False)[0].nodes == 0
-    assert plan(1, True) == plan(9, True) == (Tree.chain(2), "without_replacement")
+    assert plan(1, True) == (Tree.chain(2), "without_replacement")
+    assert plan(2, True) == plan(9, True) == (Tree.chain(0), "top_k")  # beyond the largest measured batch
     with pytest.raises(UsageError, match="prompt lookup"):
         table.planner(NgramDrafter())
     values = json.loads((tmp_path / "dispatch.json").read_text())
@@ -87,3 +88,43 @@ def test_entries_that_differ_in_text_are_one_fitted_shape() -> None:
     shape, _ = Dispatcher("", "", "", entries).planner(HybridDrafter(NgramDrafter(), NgramDrafter()))(1, False)
     one = Tree.chain(1)
     assert shape == FittedTree(HybridTree.of(one, 2), HybridTree.of(one, 1), Tree.from_paths([[0], [1]]))
+
+
+GOOD = {
+    "batch": 1,
+    "temperature": "0",
+    "weights": "",
+    "rule": "top_k",
+    "paths": [[0]],
+    "looked_up": 0,
+    "tpc": None,
+    "ms": 9,
+}
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([{"rule": "Z"}], "entry.rule = 'Z'"),
+        ([{"batch": "1"}], "entry.batch = '1'"),
+        ([{"batch": 0}], "entry.batch = 0"),
+        ([{"temperature": "1"}], "entry.temperature"),
+        ([{"weights": "bf61"}], "entry.weights = 'bf61'"),
+        ([{"paths": [["0"]]}], "entry.paths"),
+        ([{"looked_up": -1}], "entry.looked_up"),
+        ([{"ms": -3.0}], "entry.ms"),
+        ([{"tpc": "fast"}], "entry.tpc"),
+        ([{"proposes": "both"}], "entry.proposes"),
+        ([{"colour": "red"}], "colour"),
+        ([{}, {}], "two entries"),
+        ([{}, {"text": "known"}], "known and unknown"),
+        ([{}, {"text": "known"}, {"text": "unknown", "looked_up": 1}], "nothing to look up"),
+        ([{}, {"text": "known", "looked_up": 3}, {"text": "unknown"}], "most nodes"),
+        ([], "at least one entry"),
+    ],
+)
+def test_a_table_that_says_what_cannot_be_is_refused(entries: list[dict], words: str, tmp_path: Path) -> None:
+    values = {"version": 1, "target": "", "drafter": "", "machine": "", "entries": [GOOD | e for e in entries]}
+    (tmp_path / "t.json").write_text(json.dumps(values))
+    with pytest.raises(WeightsError, match=words):
+        Dispatcher.load(tmp_path / "t.json")

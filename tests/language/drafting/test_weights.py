@@ -12,10 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from language.drafter_folders import edited, folder, loaded, same
 from language.drafting_models import AUX, saved, tiny_drafter, tiny_target
-from tenfold.errors import WeightsError
+from language.engine_models import finish
+from tenfold.errors import UsageError, WeightsError
 from tenfold.export.weights import convert
+from tenfold.language.decoding.engine import LLMEngine
 from tenfold.language.drafting.drafter import DrafterConfig, Eagle1Drafter, Eagle3Drafter
+from tenfold.language.drafting.tree_drafter import TreeDrafter
 from tenfold.language.drafting.weights import check_target, fingerprint
+from tenfold.language.sampling.sampling import SamplingParams
 from tenfold.nn.rope import RopeScaling
 
 VARIANTS: list[dict[str, Any]] = [
@@ -150,3 +154,39 @@ def test_kinds_are_recognised(tmp_path: Path) -> None:
     one = saved(tiny_drafter(target, method="eagle1"), tmp_path / "one.safetensors")
     assert isinstance(loaded(one), Eagle1Drafter)
     assert isinstance(loaded(own).config, DrafterConfig)
+
+
+@pytest.mark.parametrize("to", ["sglang", "speculators"])
+def test_a_drafter_of_another_width_has_its_own_embedding_and_drafts(to: str, tmp_path: Path) -> None:
+    """The released class embeds in the drafter's width (V, H), whatever the width of the target."""
+    target = tiny_target()
+    narrow = {"dim": 16, "hidden": 24, "heads": 2, "kv_heads": 1, "head_dim": 8, "target_dim": target.config.dim}
+    drafter = tiny_drafter(target, own_embedding=True, **narrow)
+    there = folder(tmp_path, drafter, to)
+    tensors = load_file(there / "model.safetensors")
+    assert tensors["embed_tokens.weight"].shape == (96, 16)
+    same(loaded(there), drafter)
+    check_target(drafter.config, target, there)
+    alone = LLMEngine(target, max_batch=1, cache_tokens=400)
+    drafted = LLMEngine(target, None, TreeDrafter(loaded(there), target), max_batch=1, cache_tokens=400)
+    request = {"a": ([1, 2, 3], SamplingParams(max_tokens=12))}
+    assert finish(drafted, request) == finish(alone, request)
+
+    del tensors["embed_tokens.weight"]
+    save_file(tensors, there / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"own_embedding = False.*own width 16: the target's is 32"):
+        loaded(there)
+
+
+def test_an_eagle1_drafter_of_another_width_is_refused() -> None:
+    with pytest.raises(UsageError, match="eagle1 predicts the target's feature"):
+        DrafterConfig("eagle1", dim=16, heads=2, kv_heads=2, target_dim=32)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    drafter = tiny_drafter(tiny_target())
+    with torch.no_grad():
+        drafter.get_parameter("head.weight")[3, 1] = value
+    with pytest.raises(WeightsError, match=r"not finite numbers .* in lm_head\.weight"):
+        loaded(saved(drafter, tmp_path / "own.safetensors"))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_files import bytes_tokenizer
+from gguf_files import bytes_tokenizer, fields
 from tenfold.errors import DataError, UsageError, WeightsError
-from tenfold.language.models.tokenizer import Stream, load_tokenizer, read_prompts
+from tenfold.language.models.tokenizer import Stream, from_gguf, load_tokenizer, read_prompts
 
 
 @settings(max_examples=40, deadline=None)
@@ -87,3 +88,61 @@ def test_prompts_come_one_per_line(tmp_path: Path) -> None:
     file.write_text('{"prompt": "a"}\n{"text": "b"}\n')
     with pytest.raises(DataError, match="line 2"):
         read_prompts(file)
+
+
+BOS = {"tokenizer.ggml.bos_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "adds"),
+    [
+        ({"tokenizer.ggml.pre": "llama-bpe"}, True),
+        ({"tokenizer.ggml.pre": "llama3"}, True),
+        ({"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": False}, False),
+        ({"tokenizer.ggml.pre": "smollm"}, False),
+        ({"tokenizer.ggml.pre": "smollm", "tokenizer.ggml.add_bos_token": True}, True),
+    ],
+)
+def test_bos_is_added_where_llama_cpp_adds_it_and_never_twice(changes: dict[str, object], adds: bool) -> None:
+    tokenizer = bytes_tokenizer(**BOS, **changes)
+    assert (tokenizer.encode("ab")[0] == 0) == adds
+    assert tokenizer.encode("<end>ab").count(0) == 1  # a template that writes it
+    assert 0 not in tokenizer.encode("ab", special=False)
+
+
+def test_a_vocabulary_that_asks_for_a_bos_without_naming_one_is_refused() -> None:
+    with pytest.raises(WeightsError, match="bos_token_id names no token"):
+        bytes_tokenizer(**{"tokenizer.ggml.pre": "llama-bpe"})
+    with pytest.raises(WeightsError, match="add_eos_token = True"):
+        bytes_tokenizer(**{"tokenizer.ggml.add_eos_token": True})
+
+
+def test_ends_of_a_gguf_file_are_eos_eot_and_eom() -> None:
+    changes = {"tokenizer.ggml.eot_token_id": 5, "tokenizer.ggml.eom_token_id": 7}
+    assert bytes_tokenizer(**changes).stop_ids == {0, 5, 7}
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ends"),
+    [(5, None, {0, 5}), ([5, 6], 7, {0, 5, 6, 7}), (None, [8], {0, 8}), (99999, None, {0})],
+)
+def test_ends_of_a_folder_are_those_of_both_its_configurations(
+    generation: object, config: object, ends: set[int], tmp_path: Path
+) -> None:
+    bytes_tokenizer().backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    for name, value in (("generation_config.json", generation), ("config.json", config)):
+        (tmp_path / name).write_text(json.dumps({"eos_token_id": value}))
+    assert load_tokenizer(tmp_path).stop_ids == ends
+    (tmp_path / "config.json").write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(WeightsError, match=r"config\.json: eos_token_id = '</s>'; allowed are"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("pre", [None, "default"])
+def test_a_file_without_a_splitting_is_cut_as_llama_cpp_cuts_it(pre: str | None) -> None:
+    given = {**fields(), "tokenizer.ggml.pre": pre}
+    tokenizer = from_gguf({name: value for name, value in given.items() if value is not None}, Path("m.gguf"))
+    pieces = tokenizer.backend.pre_tokenizer.pre_tokenize_str("In 2024 we paid $1,234.56!")
+    wanted = ["In", "Ġ", "202", "4", "Ġwe", "Ġpaid", "Ġ", "$", "1", ",", "234", ".", "56", "!"]
+    assert [piece for piece, _ in pieces] == wanted

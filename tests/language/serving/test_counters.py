@@ -24,7 +24,7 @@ def samples(metrics: Metrics) -> dict[str, float]:
 def test_answers_add_up_by_depth_and_only_drafts_count_as_drafts() -> None:
     metrics = Metrics()
     count = counters(metrics)
-    count(Stats(prompt_tokens=5, cached_tokens=2, tokens=7, calls=4, drafted=12, accepted=[2, 1]))
+    count(Stats(prompt_tokens=5, cached_tokens=2, tokens=7, calls=5, drafts=4, drafted=12, accepted=[2, 1]))
     count(Stats(prompt_tokens=3, tokens=3, calls=3))
     found = samples(metrics)
     assert found["spec_decode_num_drafts_total"] == 4

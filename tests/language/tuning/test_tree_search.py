@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from tenfold.errors import UsageError, WeightsError
 from tenfold.language.decoding.engine import LLM
 from tenfold.language.distillation.replay import accepted_lengths, tokens_per_call
 from tenfold.language.drafting.dispatch import Dispatcher, Entry
+from tenfold.language.drafting.ngram import NgramDrafter
 from tenfold.language.drafting.tree import Tree
 from tenfold.language.tuning.measure import Replayed, look_up_lengths
 from tenfold.language.tuning.tree_search import (
@@ -22,6 +25,7 @@ from tenfold.language.tuning.tree_search import (
     best_paths,
     dispatch,
     interpolate,
+    machine,
     search,
 )
 
@@ -96,6 +100,30 @@ def test_costs_interpolate() -> None:
     assert costs.ms(2, Tree.chain(0)) == 10.5
     assert costs.ms(2, own) == 14 + 1.5 + 2
     assert costs.ms(2, own, 2) == 16 + 1.5 + 2
+
+
+def test_a_table_of_another_target_or_drafter_is_refused_and_another_machine_is_said(tmp_path: Path) -> None:
+    notes: list[str] = []
+    target, path = "0123456789abcdef", tmp_path / "t.json"
+    engine = SimpleNamespace(speculation=None)
+    llm: Any = LLM.__new__(LLM)  # nothing of the model is asked
+    llm.__dict__.update(drafter=NgramDrafter(), fingerprint=target, format="fp32", notes=notes, engine=engine)
+    both = tuple(Entry(1, t, "fp32", "top_k", [[0]], 0, None, None) for t in ("0", ">0"))
+    for table, words in (
+        (Dispatcher("f" * 16, "ngram", "", both), "another target"),
+        (Dispatcher(target, "f" * 16, "", both), "another drafter"),
+        (Dispatcher(target, "ngram", "", both[:1]), "no entry for temperature >0"),
+    ):
+        table.save(path)
+        with pytest.raises(WeightsError, match=words):
+            dispatch(llm, path)
+    Dispatcher(target, "ngram", machine(), both).save(path)
+    dispatch(llm, path)
+    assert notes == []
+    assert engine.speculation is not None
+    Dispatcher(target, "drafter.safetensors", "a Cray", both).save(path)
+    dispatch(llm, path)
+    assert ["drafter.safetensors" in notes[0], "a Cray" in notes[1]] == [True, True]
 
 
 @pytest.mark.slow

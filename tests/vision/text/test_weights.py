@@ -34,13 +34,23 @@ def dinotxt(folder: Path, embed: int | None = None) -> tuple[Path, dict[str, tor
 def test_a_dino_txt_file_comes_back_with_the_same_bits(embed: int | None, tmp_path: Path) -> None:
     file, tensors = dinotxt(tmp_path, embed)
     assert tensors["visual_model.head.blocks.1.mlp.w2.weight"].shape == (384, 128)  # 4 * 128 * 2/3, up to 64
-    assert tensors["logit_scale"].shape == ()
+    assert tensors["logit_scale"].shape == (1,)  # the official class has nn.Parameter(torch.empty(1))
     assert ("visual_model.head.linear_projection.weight" in tensors) == (embed is not None)
     middle = convert(file, tmp_path / "again.safetensors")
     back = torch.load(convert(middle, tmp_path / "back.pth", to="official"), weights_only=True)
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
     assert read(file)[1].config == read(tmp_path / "own.safetensors")[1].config
+
+
+@pytest.mark.parametrize("shape", [(1,), ()])  # as published, and as earlier versions of tenfold wrote it
+def test_a_logit_scale_of_either_shape_is_read_and_written_as_published(shape: tuple[int, ...], tmp_path: Path) -> None:
+    file, tensors = dinotxt(tmp_path)
+    torch.save(tensors | {"logit_scale": torch.full(shape, 4.5)}, file)
+    _, weights = read(file)
+    assert weights.state["logit_scale"].tolist() == [4.5]
+    again = torch.load(convert(file, tmp_path / "b.pth", to="official"), weights_only=True)
+    assert again["logit_scale"].shape == (1,)
 
 
 def test_a_missing_or_extra_key_of_a_dino_txt_file_is_listed(tmp_path: Path) -> None:

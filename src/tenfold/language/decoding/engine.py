@@ -162,9 +162,8 @@ class LLMEngine:
         if not ready:
             return deltas + self._finished()
         sampled = any(r.params.temperature > 0 for r in ready)
-        # The tree decides which draws are made: with a seed it may not depend on which requests share the batch.
         seeded = any(r.params.temperature > 0 and r.params.seed is not None for r in ready)
-        tree, rule = self.speculation.plan(1 if seeded else len(ready), sampled, runner.drafter)
+        tree, rule = self.speculation.plan(len(ready), sampled, runner.drafter, seeded)
         steps = self.async_steps
         if steps is not None and (steps.in_flight or steps.accepts(ready, tree)):
             return deltas + self._step_async(steps, ready, tree, rule)

@@ -17,19 +17,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
+from tenfold.config import from_dict, require
 from tenfold.data.atomic import write_atomic
 from tenfold.errors import UsageError, WeightsError
 from tenfold.export.reading import ASSETS, read_json
 from tenfold.kernels import decode
+from tenfold.kernels.formats import FORMATS
 from tenfold.language.drafting.hybrid_trees import FittedTree, HybridTree
 from tenfold.language.drafting.protocol import Drafter, Planner, Rule, Shape
 from tenfold.language.drafting.tree import Tree
 
 VERSION = 1
+NOTHING = Tree.chain(0)
 OLD_RULES: dict[str, Rule] = {"A": "top_k", "B": "independent", "C": "without_replacement"}  # names before version 0.2
 MachineClass = Literal["avx2", "avx512", "gpu"]
 Proposes = Literal["", "lookup", "model", "model and lookup"]
@@ -41,7 +44,7 @@ class Entry:
     """The plan for batches up to `batch` (of the next smaller entry's size on)."""
 
     batch: int
-    temperature: str  # "0" or ">0"
+    temperature: Literal["0", ">0"]
     weights: str
     rule: Rule
     paths: list[list[int]]
@@ -63,14 +66,35 @@ class Entry:
 
 
 def entry_of(values: Mapping[str, Any]) -> Entry:
-    """An entry as a file holds it. Raises UsageError for a rule or a tree that is none."""
-    rule = OLD_RULES.get(values["rule"], values["rule"])
-    if rule not in get_args(Rule):
-        raise UsageError(f"rule = {rule!r}: allowed are {', '.join(get_args(Rule))}.")
-    given: dict[str, Any] = {**values, "rule": rule}
-    entry = Entry(**given)
+    """An entry as a file holds it. Raises UsageError for a field, rule or tree that is none."""
+    entry = from_dict(Entry, {**values, "rule": OLD_RULES.get(values["rule"], values["rule"])}, "entry")
+    require(entry.batch >= 1, "entry.batch", entry.batch, "a whole number >= 1")
+    require(entry.looked_up >= 0, "entry.looked_up", entry.looked_up, "a whole number >= 0")
+    known = ("", *FORMATS)
+    require(entry.weights in known, "entry.weights", entry.weights, '"" or one of ' + ", ".join(FORMATS))
+    for name in ("tpc", "ms"):
+        figure = getattr(entry, name)
+        require(figure is None or figure > 0, f"entry.{name}", figure, "null or a number above 0")
     _ = entry.shape
     return entry
+
+
+def check_entries(entries: Sequence[Entry]) -> None:
+    """Raises UsageError for two entries of one case, or a fitted shape that lacks a part or room for it."""
+    groups: dict[tuple[object, ...], dict[str, Entry]] = {}
+    for e in entries:
+        group = groups.setdefault((e.batch, e.temperature, e.weights, e.proposes), {})
+        if e.text in group:
+            raise UsageError(f"two entries for batch {e.batch}, temperature {e.temperature}, weights {e.weights!r}.")
+        group[e.text] = e
+    for (batch, temperature, *_), group in groups.items():
+        where = f"the entries for batch {batch}, temperature {temperature}"
+        if set(group) not in ({""}, {"", "known", "unknown"}):
+            raise UsageError(f'{where} have text = {sorted(group)}: allowed are "" alone, or "", known and unknown.')
+        if len(group) > 1 and group["unknown"].looked_up:
+            raise UsageError(f"{where}: a text that has nothing to look up has looked_up 0.")
+        if any(e.nodes > group[""].nodes for e in group.values()):
+            raise UsageError(f'{where}: the shape of text "" must have the most nodes, for which room is made.')
 
 
 @dataclass(frozen=True)
@@ -91,9 +115,12 @@ class Dispatcher:
             if values["version"] != VERSION:
                 raise WeightsError(f"{path}: version {values['version']}; this tenfold reads version {VERSION}.")
             entries = tuple(entry_of(entry) for entry in values["entries"])
+            check_entries(entries)
             names = values["target"], values["drafter"], values["machine"]
+            if not entries or not all(isinstance(name, str) for name in names):
+                raise UsageError("target, drafter and machine are texts, and there is at least one entry.")
             return Dispatcher(*names, entries, values.get("note", ""))
-        except (KeyError, TypeError, UsageError) as error:
+        except (KeyError, TypeError, AttributeError, UsageError) as error:
             raise WeightsError(f"{path} is not a dispatch table ({error}). Make one: tenfold language tree") from error
 
     def save(self, path: Path) -> None:
@@ -114,13 +141,15 @@ class Dispatcher:
         return replace(self, entries=own or tuple(e for e in self.entries if not e.weights))
 
     def entry(self, batch: int, sampled: bool, rows: int | None = None) -> Entry:
-        """The entry of the smallest measured batch that is not below this one, else of the largest. rows: a later one,
-        while a batch has more roots and nodes than these."""
+        """The entry of the smallest measured batch that is not below this one; beyond the largest one without draft tokens.
+        rows: a later one, while a batch has more roots and nodes than these."""
         wanted = ">0" if sampled else "0"
         fitting = sorted((e for e in self.entries if e.temperature == wanted and not e.text), key=lambda e: e.batch)
         if not fitting:
             raise UsageError(f"the dispatch table has no entry for temperature {wanted}.")
-        least = [e for e in fitting if e.batch >= batch] or fitting[-1:]
+        least = [e for e in fitting if e.batch >= batch]
+        if not least:
+            return replace(fitting[-1], batch=batch, rule="top_k", paths=[], looked_up=0, tpc=None, ms=None)
         return next((e for e in least if rows is None or batch * (e.nodes + 1) <= rows), least[-1])
 
     def planner(self, drafter: Drafter, weights: str | None = None, rows: int | None = None) -> Planner:
@@ -145,7 +174,7 @@ class Dispatcher:
 
         def plan(batch: int, sampled: bool) -> tuple[Shape, Rule]:
             entry = table.entry(batch, sampled, rows)
-            return shapes[entry.batch, entry.temperature], entry.rule
+            return shapes.get((entry.batch, entry.temperature), NOTHING), entry.rule
 
         return plan
 

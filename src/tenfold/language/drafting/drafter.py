@@ -86,9 +86,18 @@ class DrafterConfig:
             require(self.aux_count >= 1, "drafter.aux_count", self.aux_count, "a whole number >= 1")
             fits = len(self.aux_layers) in (0, self.aux_count) and (self.aux_layers or self.aux_count == 3)
             require(bool(fits), "drafter.aux_layers", self.aux_layers, f"{self.aux_count} layers of the target")
+            alone = self.target_dim in (None, self.dim) or self.own_embedding
+            words = (
+                f"true, with an embedding of the drafter's own width {self.dim}: the target's is {self.target_dim} wide"
+            )
+            require(alone, "drafter.own_embedding", self.own_embedding, words)
         else:
             whole = self.draft_vocabulary == self.vocabulary
             require(whole, "drafter.draft_vocabulary", self.draft_vocabulary, "the vocabulary: eagle1 uses its head")
+            same = self.target_dim in (None, self.dim)
+            require(
+                same, "drafter.target_dim", self.target_dim, "the drafter's width: eagle1 predicts the target's feature"
+            )
 
     @property
     def width(self) -> int:
@@ -156,7 +165,7 @@ class EagleDrafter(nn.Module):
         super().__init__()
         self.config = c = config
         self.rope = TextRope(c.width, c.rope_theta, c.rope_scaling)
-        self.embedding = nn.Embedding(c.vocabulary, c.target_dim or c.dim) if c.own_embedding else None
+        self.embedding = nn.Embedding(c.vocabulary, c.dim) if c.own_embedding else None
         if c.reduced:
             self.register_buffer("ids", torch.arange(c.draft_vocabulary))
 
@@ -313,7 +322,7 @@ class Eagle1Drafter(EagleDrafter):
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__(config)
         c = config
-        self.fc = nn.Linear(c.dim + (c.target_dim or c.dim), c.dim, bias=c.fc_bias)
+        self.fc = nn.Linear(2 * c.dim, c.dim, bias=c.fc_bias)
         self.blocks = nn.ModuleList(_block(c) for _ in range(c.layers))
         self.blocks[0].norm1 = nn.Identity()
         self._target: tuple[Llama, ...] = ()  # in a tuple, so that it does not become a part of this module

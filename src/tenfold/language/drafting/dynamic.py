@@ -48,6 +48,11 @@ class DynamicTree:
         require(2 <= self.total <= LIMIT + 1, "tree.total", self.total, f"2 to {LIMIT + 1}, the root among them")
 
     @property
+    def in_company(self) -> DynamicTree:
+        """Itself: it is one for each request."""
+        return self
+
+    @property
     def fixed(self) -> None:
         """No such tree exists."""
         return None

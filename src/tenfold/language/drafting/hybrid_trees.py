@@ -52,6 +52,11 @@ class HybridTree:
         return len(self.chain)
 
     @property
+    def in_company(self) -> HybridTree:
+        """Itself: it is the same in any company."""
+        return self
+
+    @property
     def fixed(self) -> None:
         """No such tree exists: the text decides."""
         return None
@@ -105,6 +110,11 @@ class FittedTree:
 
     def __post_init__(self) -> None:
         assert max(self.known.nodes, self.unknown.nodes) <= self.tree.nodes, "room is made for the nodes of `tree`"
+
+    @property
+    def in_company(self) -> HybridTree:
+        """The shape for several requests at once."""
+        return self.tree
 
     @property
     def fixed(self) -> None:

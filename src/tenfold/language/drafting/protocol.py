@@ -190,6 +190,11 @@ class Shape(Protocol):
     needs_lookup: ClassVar[bool]  # has nodes that are looked up
 
     @property
+    def in_company(self) -> Shape:
+        """The shape that these texts have together with others, whatever the texts are."""
+        ...
+
+    @property
     def fixed(self) -> Tree | None:
         """The tree, where it is the same for every text."""
         ...

@@ -57,8 +57,15 @@ class Speculation:
         if share is not None and not 0 <= share <= 1:
             raise UsageError(f"simulated_accept = {share}: allowed are None or a probability from 0 to 1.")
 
-    def plan(self, batch: int, sampled: bool, drafter: Drafter | None) -> tuple[Shape, Rule]:
-        """What the next step does."""
+    def plan(self, batch: int, sampled: bool, drafter: Drafter | None, seeded: bool = False) -> tuple[Shape, Rule]:
+        """What the next step does. seeded: something is sampled with a seed of its own. The tree decides which draws are made,
+        so it may then depend neither on how many requests there are nor on which of them is alone."""
+        if not seeded:
+            return self._plan(batch, sampled, drafter)
+        shape, rule = self._plan(1, sampled, drafter)
+        return shape.in_company, rule
+
+    def _plan(self, batch: int, sampled: bool, drafter: Drafter | None) -> tuple[Shape, Rule]:
         if drafter is None:
             return NONE, "top_k"
         if self.planner is not None:

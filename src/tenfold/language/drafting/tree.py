@@ -118,6 +118,11 @@ class Tree:
         return len(self.parents) - 1
 
     @property
+    def in_company(self) -> Tree:
+        """The tree itself."""
+        return self
+
+    @property
     def fixed(self) -> Tree:
         """The tree itself: it is the same for every text."""
         return self

@@ -151,6 +151,12 @@ def _outward(name: str, layout: LayoutName) -> str:
 def from_canonical(config: DrafterConfig, tensors: dict[str, Tensor], where: Path) -> dict[str, Tensor]:
     d2t, t2d = tensors.pop("d2t", None), tensors.pop("t2d", None)
     state = read_links(links(config), tensors, where)
+    damaged = sorted(name for name, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all()))
+    if damaged:
+        raise WeightsError(
+            f"{where}: not finite numbers (NaN or infinite) in {', '.join(damaged[:8])}{' ...' if len(damaged) > 8 else ''}: "
+            "the training diverged or the file is damaged. Fetch or train it again."
+        )
     if not config.reduced:
         # A file whose draft vocabulary is the whole one may still carry the two tables, if they say so.
         if d2t is not None and d2t.count_nonzero():

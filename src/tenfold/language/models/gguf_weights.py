@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from tenfold.errors import UsageError, WeightsError
@@ -24,8 +24,8 @@ from tenfold.export.keymap import check_names
 from tenfold.export.reading import Source
 from tenfold.export.weights import Layout, Weights
 from tenfold.language.models.config import LlamaConfig
+from tenfold.language.models.gguf_fields import ROPE_FREQS, check_model_fields, gguf_scaling
 from tenfold.language.models.weights import links
-from tenfold.nn.rope import RopeScaling
 
 # GGUF's names of our Linear maps.
 GGUF_STEMS = {
@@ -44,12 +44,13 @@ class GGUFLlama(Mapping[str, Tensor]):
 
     def __init__(self, file: GGUFFile) -> None:
         self.file = file
-        self.config = config = gguf_config(file.metadata, "output.weight" not in file.stored, file.path)
+        divisors = file.tensor(ROPE_FREQS) if ROPE_FREQS in file.stored else None
+        self.config = config = gguf_config(file.metadata, "output.weight" not in file.stored, file.path, divisors)
         _check_claims(config, file)
         self._links = {link.own: link for link in links(config, "blk.{}.", GGUF_STEMS, GGUF_OUTSIDE)}
         expected = {part.name: part.shape for link in self._links.values() for part in link.parts}
-        # The rotary frequencies, which some files store, are computed from the configuration.
-        check_names(expected, {n: t for n, t in file.outline().items() if n != "rope_freqs.weight"}, file.path)
+        # The divisors of the rotary frequencies are in the configuration now.
+        check_names(expected, {n: t for n, t in file.outline().items() if n != ROPE_FREQS}, file.path)
 
     def __getitem__(self, own: str) -> Tensor:
         return self.read(own)
@@ -126,33 +127,53 @@ def gguf_rows(heads: int, width: int) -> Tensor:
     return torch.arange(heads * width).view(heads, width // 2, 2).transpose(1, 2).flatten()
 
 
-def gguf_config(values: dict[str, Any], tied: bool, path: Path) -> LlamaConfig:
-    """Raises WeightsError for a field that is missing or says that this is not a plain Llama."""
+def gguf_config(
+    values: dict[str, Any], tied: bool, path: Path, divisors: Float[Tensor, " f"] | None = None
+) -> LlamaConfig:
+    """Raises WeightsError for a field that is missing or says that this is not a plain Llama. divisors: of the rotary
+    frequencies (`rope_freqs.weight`)."""
     where = f"{path}"
+    check_model_fields(values, path)
     heads = field(values, "llama.attention.head_count", int, where)
-    scaling = values.get("llama.rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
-        raise WeightsError(f"{path}: RoPE scaling {scaling!r} is not known in GGUF; known are none, linear.")
-    factor = float(values.get("llama.rope.scaling.factor", 1.0))
+    width = _head_width(values, heads, path)
+    vocabulary = len(field(values, "tokenizer.ggml.tokens", list, where))
+    if values.get("llama.vocab_size", vocabulary) != vocabulary:
+        raise WeightsError(f"{path}: llama.vocab_size = {values['llama.vocab_size']}, but it has {vocabulary} tokens.")
+    theta = float(values.get("llama.rope.freq_base", 10000.0))
+    dim = field(values, "llama.embedding_length", int, where)
+    if theta <= 0 or heads < 1:  # refused below, by its name
+        divisors = None
     # The exporter rounds to fp32: 1e-5 comes back as 9.99999974e-06.
     eps = float(f"{field(values, 'llama.attention.layer_norm_rms_epsilon', float, where):.6g}")
     try:
         return LlamaConfig(
-            vocabulary=len(field(values, "tokenizer.ggml.tokens", list, where)),
-            dim=field(values, "llama.embedding_length", int, where),
+            vocabulary=vocabulary,
+            dim=dim,
             hidden=field(values, "llama.feed_forward_length", int, where),
             depth=field(values, "llama.block_count", int, where),
             heads=heads,
             kv_heads=values.get("llama.attention.head_count_kv", heads),
-            head_dim=values.get("llama.attention.key_length") or values.get("llama.rope.dimension_count"),
+            head_dim=width,
             norm_eps=eps,
-            rope_theta=float(values.get("llama.rope.freq_base", 10000.0)),
-            rope_scaling=RopeScaling("linear", factor) if scaling == "linear" else RopeScaling(),
+            rope_theta=theta,
+            rope_scaling=gguf_scaling(values, divisors, theta, width or dim // max(1, heads), path),
             context=field(values, "llama.context_length", int, where),
             tied=tied,
         )
-    except UsageError as error:
+    except (UsageError, TypeError) as error:  # a list where the layers differ
         raise WeightsError(f"{path}: its fields cannot be used ({error}).") from error
+
+
+def _head_width(values: dict[str, Any], heads: int, path: Path) -> int | None:
+    """None is the embedding's width shared among the heads. Raises WeightsError where keys, values and rotation differ."""
+    names = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    said = {f"llama.{name}": values[f"llama.{name}"] for name in names if values.get(f"llama.{name}")}
+    if not said.keys() - {"llama.rope.dimension_count"} and said and heads:
+        said["llama.embedding_length / head_count"] = field(values, "llama.embedding_length", int, f"{path}") // heads
+    if len(set(said.values())) > 1:
+        words = ", ".join(f"{name} = {value}" for name, value in said.items())
+        raise WeightsError(f"{path}: keys, values and rotation must have one width of a head; it has {words}.")
+    return next(iter(said.values()), None)
 
 
 def no_gguf(weights: Weights, path: Path) -> None:

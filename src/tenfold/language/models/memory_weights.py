@@ -62,6 +62,9 @@ def write(held: Weights, path: Path) -> None:
             f"the layout 'memory' holds models with memory layers, SwiGLU and qk_norm none; this one has "
             f"{len(config.memory_layers)} memory layers, {config.activation} and qk_norm {config.qk_norm}. Allowed: own."
         )
+    if config.rope_scaling.kind != "none":
+        kind = config.rope_scaling.kind
+        raise WeightsError(f"the layout 'memory' has no place for the RoPE scaling {kind}. Allowed: own.")
     tensors = write_links(memory_links(config), held.state)
     _reorder(config, tensors, inverse=True)
     path.mkdir()

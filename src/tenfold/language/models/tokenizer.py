@@ -20,6 +20,7 @@ from typing import Any
 from tenfold.errors import DataError, MissingExtra, UsageError, WeightsError
 from tenfold.export.gguf import field as gguf_field
 from tenfold.export.reading import read_json
+from tenfold.language.models.gguf_fields import check_fields
 
 BROKEN = "\ufffd"  # what a decoder writes for bytes that are not a character (yet)
 CONTROL, USER_DEFINED = 3, 4  # ggml's kinds of tokens that are matched as a whole
@@ -28,13 +29,15 @@ ENDS = (
     "<|endoftext|>",
     "<|eot_id|>",
     "<|end_of_text|>",
+    "<|eom_id|>",
     "</s>",
 )  # an answer ends here, whatever eos says
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """`stop_ids` end an answer. `template` is the chat template, None for a model without one."""
+    """`stop_ids` end an answer: `ends` are those that the model's files name besides eos. `template` is the chat template,
+    None for a model without one."""
 
     backend: Any
     bos: int | None = None
@@ -42,6 +45,7 @@ class Tokenizer:
     add_bos: bool = False
     template: str | None = None
     specials: Mapping[str, str] = field(default_factory=dict)  # bos_token, eos_token for the template
+    ends: frozenset[int] = frozenset()
 
     @property
     def size(self) -> int:
@@ -50,7 +54,7 @@ class Tokenizer:
     @property
     def stop_ids(self) -> frozenset[int]:
         named = [self.backend.token_to_id(token) for token in ENDS]
-        return frozenset(i for i in (*named, self.eos) if i is not None)
+        return frozenset(i for i in (*named, self.eos, *self.ends) if i is not None)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Ids of a text. With `special` the text of a control token is that token (chat templates need it), and the
@@ -143,6 +147,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def from_gguf(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
     """The vocabulary in a GGUF file's fields."""
     values = dict(metadata)
+    check_fields(values, ("tokenizer.",), path)
     kind, pre = gguf_field(values, "tokenizer.ggml.model", str, path), values.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2":
         raise WeightsError(f"{path}: a tokenizer of the kind {kind!r}; known in GGUF is gpt2 (byte-level BPE).")
@@ -166,30 +171,52 @@ def from_gguf(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
     backend.add_special_tokens([tokenizers.AddedToken(word, normalized=False, special=True) for word in special])
     extra = [words[i] for i, k in enumerate(kinds) if k == USER_DEFINED]
     backend.add_tokens([tokenizers.AddedToken(word, normalized=False) for word in extra])
-    ids = {name: values.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    ids = {name: values.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "eom")}
     ids = {name: i if isinstance(i, int) and 0 <= i < len(words) else None for name, i in ids.items()}
-    specials = {f"{name}_token": words[i] for name, i in ids.items() if i is not None}
+    specials = {f"{name}_token": words[i] for name in ("bos", "eos") if (i := ids[name]) is not None}
     template = values.get("tokenizer.chat_template")
-    return Tokenizer(
-        backend, ids["bos"], ids["eos"], bool(values.get("tokenizer.ggml.add_bos_token")), template, specials
-    )
+    add_bos = values.get("tokenizer.ggml.add_bos_token")
+    if add_bos is None:  # llama.cpp adds it for this splitting unless the file says no
+        add_bos = SPLITS[pre] is LLAMA3
+    if add_bos and ids["bos"] is None:
+        raise WeightsError(
+            f"{path}: its prompts begin with a beginning-of-text token (tokenizer.ggml.add_bos_token, or the splitting "
+            f"{pre}), but tokenizer.ggml.bos_token_id names no token of its vocabulary."
+        )
+    ends = frozenset(i for i in (ids["eot"], ids["eom"]) if i is not None)
+    return Tokenizer(backend, ids["bos"], ids["eos"], bool(add_bos), template, specials, ends)
 
 
-# How text is cut into words before merging, by ggml's name of it.
+# How text is cut into words before merging, by ggml's name of it. A file without the name is cut as llama.cpp's "default".
 GPT2 = "gpt2"  # the regular expression of GPT-2
 DIGITS = "digits"  # every digit alone, then GPT-2's
+_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+DEFAULT = (
+    r"[\p{P}\$\+<=>\^~\|]+",
+    _GPT2_WORDS,
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+)  # one after the other, each inside the pieces
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SPLITS = {"smollm": DIGITS, "default": GPT2, "gpt-2": GPT2, "llama-bpe": LLAMA3, "llama3": LLAMA3}
+SPLITS: dict[str, str | tuple[str, ...]] = {
+    "smollm": DIGITS,
+    "default": DEFAULT,
+    "gpt-2": GPT2,
+    "llama-bpe": LLAMA3,
+    "llama3": LLAMA3,
+    "llama-v3": LLAMA3,
+}
 
 
-def _splitter(tokenizers: Any, kind: str) -> Any:
+def _splitter(tokenizers: Any, kind: str | tuple[str, ...]) -> Any:
     pre = tokenizers.pre_tokenizers
     if kind == GPT2:
         return pre.ByteLevel(add_prefix_space=False)
     if kind == DIGITS:
         return pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)])
-    split = pre.Split(tokenizers.Regex(kind), behavior="isolated")
-    return pre.Sequence([split, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
+    expressions = (kind,) if isinstance(kind, str) else kind
+    splits = [pre.Split(tokenizers.Regex(one), behavior="isolated") for one in expressions]
+    return pre.Sequence([*splits, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def from_folder(folder: Path) -> Tokenizer:
@@ -215,11 +242,26 @@ def from_folder(folder: Path) -> Tokenizer:
     if add_bos is None:  # newer files say it in the post-processor alone
         add_bos = ids["bos"] is not None and backend.encode("a").ids[:1] == [ids["bos"]]
     specials = {f"{name}_token": word for name, word in names.items() if word}
+    ends = frozenset(i for i in _named_ends(folder) if i < backend.get_vocab_size(with_added_tokens=True))
     backend.no_truncation()
     backend.no_padding()
     return Tokenizer(
-        backend, ids["bos"], ids["eos"], bool(add_bos), template if isinstance(template, str) else None, specials
+        backend, ids["bos"], ids["eos"], bool(add_bos), template if isinstance(template, str) else None, specials, ends
     )
+
+
+def _named_ends(folder: Path) -> list[int]:
+    """eos_token_id of generation_config.json and config.json: a number, or a list. Raises WeightsError for anything else."""
+    ends: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        said = read_json(folder / name).get("eos_token_id") if (folder / name).is_file() else None
+        listed = said if isinstance(said, list) else [] if said is None else [said]
+        if not all(type(i) is int for i in listed):
+            raise WeightsError(
+                f"{folder / name}: eos_token_id = {said!r}; allowed are a token's number, or a list of them."
+            )
+        ends += [i for i in listed if i >= 0]
+    return ends
 
 
 def read_prompts(path: Path) -> list[str]:

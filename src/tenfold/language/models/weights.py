@@ -23,9 +23,9 @@ from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import Source
 from tenfold.export.weights import Layout, Weights
 from tenfold.language.models.config import LlamaConfig
+from tenfold.language.models.hf_fields import LLAMA_FIELDS, rope_of
 from tenfold.language.models.llama import Llama
 from tenfold.nn.outline import outline
-from tenfold.nn.rope import RopeScaling
 
 _BLOCK = "model.layers.{}."
 _STEMS = {
@@ -97,9 +97,8 @@ def config_of(source: Source) -> LlamaConfig:
         raise WeightsError(
             f"{source.path}: Llama weights need the config.json that belongs to them, in the same folder."
         )
-    if values.get("hidden_act", "silu") != "silu":
-        raise WeightsError(f"{source.path}: hidden_act = {values['hidden_act']!r}; a Llama has silu.")
-    rope: dict[str, Any] = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    LLAMA_FIELDS.check(values, source.path)
+    theta, scaling = rope_of(values, source.path)
     try:
         return LlamaConfig(
             vocabulary=values["vocab_size"],
@@ -110,15 +109,13 @@ def config_of(source: Source) -> LlamaConfig:
             kv_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
             head_dim=values.get("head_dim"),
             norm_eps=values.get("rms_norm_eps", 1e-6),
-            rope_theta=float(values.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-            rope_scaling=_scaling(rope, source.path),
+            rope_theta=theta,
+            rope_scaling=scaling,
             context=values.get("max_position_embeddings", 2048),
-            tied=values.get("tie_word_embeddings", False),
-            attention_bias=values.get("attention_bias", False),
-            ffn_bias=values.get("mlp_bias", False),
+            tied=values.get("tie_word_embeddings") or False,
+            attention_bias=values.get("attention_bias") or False,
+            ffn_bias=values.get("mlp_bias") or False,
         )
-    except WeightsError:
-        raise
     except (KeyError, TypeError, ValueError, TenfoldError) as error:
         raise WeightsError(f"{source.path}: its config.json cannot be used ({error!s}).") from error
 
@@ -156,23 +153,6 @@ def hf_config(config: LlamaConfig, state: Mapping[str, Tensor]) -> dict[str, Any
         "mlp_bias": config.ffn_bias,
         "dtype": str(state["embedding.weight"].dtype).removeprefix("torch."),
     }
-
-
-def _scaling(rope: dict[str, Any], path: Path) -> RopeScaling:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return RopeScaling()
-    if kind == "linear":
-        return RopeScaling("linear", float(rope["factor"]))
-    if kind == "llama3":
-        return RopeScaling(
-            "llama3",
-            float(rope["factor"]),
-            float(rope["low_freq_factor"]),
-            float(rope["high_freq_factor"]),
-            int(rope["original_max_position_embeddings"]),
-        )
-    raise WeightsError(f"{path}: RoPE scaling {kind!r} is not known; known are default, linear, llama3.")
 
 
 LAYOUT = Layout("hf", recognises, read, write)

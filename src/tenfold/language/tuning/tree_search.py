@@ -19,8 +19,10 @@ from __future__ import annotations
 import heapq
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -30,7 +32,7 @@ from tenfold.errors import UsageError, WeightsError
 from tenfold.kernels.machine import simd
 from tenfold.language.decoding.engine import LLM
 from tenfold.language.distillation.replay import accepted_lengths
-from tenfold.language.drafting.dispatch import Dispatcher, Entry
+from tenfold.language.drafting.dispatch import Dispatcher, Entry, kind_of
 from tenfold.language.drafting.hybrid_trees import HybridTree
 from tenfold.language.drafting.protocol import Rule
 from tenfold.language.drafting.speculation import Speculation
@@ -120,7 +122,7 @@ def interpolate(points: Mapping[int, float], at: int) -> float:
 def search(
     replayed: Replayed,
     costs: CostTable,
-    temperature: str,
+    temperature: Literal["0", ">0"],
     lookups: Sequence[int] = CHAINS,
     sizes: Sequence[int] = SIZES,
     width: int = 8,
@@ -182,16 +184,35 @@ def halves(replayed: Replayed) -> tuple[Replayed, Replayed]:
 
 
 def dispatch(llm: LLM, path: Path) -> None:
-    """Lets a dispatch table choose the trees of a model. Raises UsageError where the model has no drafter, WeightsError for a
-    table of another target or weights that it has no entry for."""
+    """Lets a dispatch table choose the trees of a model; a table of another machine is said in the model's notes. Raises
+    UsageError where the model has no drafter, WeightsError for a table of another target or drafter, or without entries for
+    these weights."""
     table = Dispatcher.load(path)
     if llm.drafter is None:
         raise UsageError(f"{path}: a dispatch table needs a drafter. Leave out --drafter none.")
-    if llm.drafter.trained_for and table.target not in ("", llm.drafter.trained_for):
-        raise WeightsError(f"{path} was made for another target. Make one for this: tenfold language tree DRAFTER")
+    own = llm.drafter.fingerprint()
+    for what, said, this in (("target", table.target, llm.fingerprint), ("drafter", table.drafter, own)):
+        if said not in ("", this) and re.fullmatch(r"[0-9a-f]{16}|ngram", said):
+            raise WeightsError(
+                f"{path} was made for another {what} ({said}; this one is {this}). "
+                "Make one for this: tenfold language tree DRAFTER"
+            )
+        if said not in ("", this):  # tables of earlier versions have the name of a file
+            llm.notes.append(f"{path}: made for the {what} {said!r}, which cannot be compared with this one ({this})")
+    if table.machine not in ("", machine()):
+        llm.notes.append(
+            f"{path}: measured on {table.machine}, this machine is {machine()}: other trees may be faster here"
+        )
     if not any(entry.weights in ("", llm.format) for entry in table.entries):
         known = ", ".join(sorted({entry.weights for entry in table.entries}))
         raise WeightsError(f"{path} has no entry for weights in {llm.format}, only for {known}.")
+    usable = table.for_weights(llm.format).entries
+    for temperature in ("0", ">0"):
+        if not any(e.temperature == temperature and e.proposes in ("", kind_of(llm.drafter)) for e in usable):
+            raise WeightsError(
+                f"{path} has no entry for temperature {temperature} with weights in {llm.format} and this drafter. "
+                "Make one that has: tenfold language tree DRAFTER"
+            )
     llm.engine.speculation = Speculation(planner=table.planner(llm.drafter, llm.format))
 
 

@@ -25,6 +25,7 @@ from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import SIDE, Source
 from tenfold.export.weights import Family, Layout, Weights, config_of
 from tenfold.vision.backbones.convnext import ConvNeXt, ConvNextConfig
+from tenfold.vision.backbones.hf_fields import CONVNEXT_FIELDS, check_config
 
 ALIAS = "norms.3."  # the official model keeps a norm per stage; the last is the final one
 # Fields that a reader without our side file decides by itself; writing refuses a model that they would change.
@@ -123,6 +124,8 @@ def links(config: ConvNextConfig, spelling: Spelling) -> list[Link]:
 def read(source: Source, spelling: Spelling) -> Weights:
     tensors = spelling.normalized(source.tensors)
     config = config_of(source, lambda: infer(tensors, spelling, source), "ConvNeXt")
+    if spelling.layout == "hf":
+        check_config(source, "gelu", CONVNEXT_FIELDS)
     if spelling.layout == "official":
         for name in [name for name in tensors if name.startswith(ALIAS)]:
             alias, norm = tensors.pop(name), "norm." + name.removeprefix(ALIAS)

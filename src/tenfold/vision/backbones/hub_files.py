@@ -40,8 +40,9 @@ TIMM_NAMES = {
 }
 
 
-def hf_files(config: VitConfig) -> dict[str, Any]:
-    """config.json and preprocessor_config.json of transformers. Raises WeightsError for a size its classes cannot have."""
+def hf_files(config: VitConfig, theta: float = 100.0) -> dict[str, Any]:
+    """config.json and preprocessor_config.json of transformers. theta: the base of the rotary periods. Raises WeightsError
+    for a size its classes cannot have."""
     version3 = config.positions == "rope"
     hidden = config.hidden or 4 * config.dim
     common = {
@@ -67,7 +68,7 @@ def hf_files(config: VitConfig) -> dict[str, Any]:
             "query_bias": config.qkv_bias,
             "key_bias": config.qkv_bias and not config.mask_k_bias,
             "value_bias": config.qkv_bias,
-            "rope_theta": 100.0,
+            "rope_theta": theta,
             "pos_embed_rescale": config.rope_rescale,
         }
     else:

@@ -28,6 +28,7 @@ from tenfold.export.keymap import Link, Part, read_links, write_links
 from tenfold.export.reading import SIDE, Source
 from tenfold.export.weights import Family, Layout, Weights, config_of
 from tenfold.nn.rope import AxialRope
+from tenfold.vision.backbones.hf_fields import RELEASED_THETA, VIT_FIELDS, check_config, rope_theta, theta_of
 from tenfold.vision.backbones.spellings import OFFICIAL_V2, OFFICIAL_V3, SPELLINGS, Spelling
 from tenfold.vision.backbones.vit import VisionTransformer, VitConfig
 
@@ -40,10 +41,22 @@ DECIDED = ("norm_eps", "heads", "positions", "mask_k_bias", "qkv_bias", "local_c
 def read(source: Source, spelling: Spelling) -> Weights:
     tensors = spelling.normalized(source.tensors)
     config = config_of(source, lambda: infer(tensors, spelling, source), "vision transformer")
+    theta = RELEASED_THETA
+    if spelling.layout == "hf":
+        plain = "gelu" if config.ffn == "gelu" else "silu"
+        # transformers' DINOv2 looks at the activation of plain networks alone.
+        check_config(source, plain if spelling.version == 3 or plain == "gelu" else None, VIT_FIELDS)
+        theta = rope_theta(source) if spelling.version == 3 else theta
+    exact = "exact" in (config.rope_periods, source.hints.get("rope_periods"))
+    if theta != RELEASED_THETA and exact:
+        raise WeightsError(
+            f'{source.path}: rope_periods "exact" computes those of the released base {RELEASED_THETA}; config.json says '
+            f'rope_theta = {theta}, whose periods are exact with rope_periods "file".'
+        )
     tensors |= {BESIDE + name: tensor for name, tensor in source.side.items()}
     if spelling.merged_cls:
         tensors = _split_cls(tensors)
-    state = read_links(links(config, spelling), tensors, source.path)
+    state = read_links(links(config, spelling, theta), tensors, source.path)
     for name in [name for name in state if name.endswith("bias_mask")]:
         mask = state.pop(name)
         if not torch.equal(mask.float(), _bias_mask(mask)):
@@ -66,8 +79,8 @@ def split(weights: Weights, spelling: Spelling) -> tuple[dict[str, Tensor], dict
     return written, side
 
 
-def links(config: VitConfig, spelling: Spelling) -> list[Link]:
-    """Where each of our parameters stands in this layout."""
+def links(config: VitConfig, spelling: Spelling, theta: float = RELEASED_THETA) -> list[Link]:
+    """Where each of our parameters stands in this layout. theta: the base of rotary periods that it does not hold."""
     with torch.device("meta"):
         shapes = {name: tuple(t.shape) for name, t in VisionTransformer(config).state_dict().items()}
     result = []
@@ -81,7 +94,7 @@ def links(config: VitConfig, spelling: Spelling) -> list[Link]:
             rows = (1, *shape) if own == "mask_token" and spelling.wide_mask_token else rows
             result.append(Link(own, shape, *(Part(name, rows) for name in names)))
         else:
-            result.append(Link(own, shape, Part(BESIDE + own, shape, _absent(own, shape, config))))
+            result.append(Link(own, shape, Part(BESIDE + own, shape, _absent(own, shape, config, theta))))
     return result
 
 
@@ -98,10 +111,10 @@ def _bias_links(own: str, shape: tuple[int, ...], config: VitConfig, spelling: S
     return [Link(own, shape, Part(q, third), Part(k, third) if inside else beside, Part(v, third))]
 
 
-def _absent(own: str, shape: tuple[int, ...], config: VitConfig) -> Tensor:
+def _absent(own: str, shape: tuple[int, ...], config: VitConfig, theta: float) -> Tensor:
     """What an entry is when the file came without our side file."""
     if own == "rope.periods":
-        return AxialRope.exact(config.dim // config.heads, 100.0)
+        return AxialRope.exact(config.dim // config.heads, theta)
     return torch.ones(shape) if own == "local_cls_norm.weight" else torch.zeros(shape)
 
 
@@ -148,7 +161,7 @@ def infer(tensors: Mapping[str, Tensor], spelling: Spelling, source: Source) -> 
         norm_eps=source.config.get("layer_norm_eps") or (1e-6 if v2 else 1e-5),
         qkv_bias=biased,
         mask_k_bias=not v2 and biased and _masked(spelling, blocks),
-        rope_rescale=None if v2 else 2.0,
+        rope_rescale=None if v2 else source.config.get("pos_embed_rescale", 2.0),
         local_cls_norm=any(name.startswith("local_cls_norm.") for name in tensors),
     )
     mean, std = source.preprocessor.get("image_mean"), source.preprocessor.get("image_std")
@@ -213,11 +226,16 @@ def write_folder(weights: Weights, path: Path, layout: Literal["hf", "timm"]) ->
         and not s.in_memory
     )
     _require_layout_fits(weights, layout, spelling, path)
+    theta = theta_of(weights.state["rope.periods"], path) if version == 3 else RELEASED_THETA
+    if layout == "timm" and theta != RELEASED_THETA:
+        raise WeightsError(
+            f"the timm layout does not store rope_theta, and this model has {theta}. Use --to hf, or own."
+        )
     written, side = split(weights, spelling)
     path.mkdir()
     write_safetensors(path / "model.safetensors", written)
     write_safetensors(path / SIDE, side, own_metadata("vit", weights.config))
-    files: dict[str, Any] = hf_files(weights.config) if layout == "hf" else timm_files(weights.config)
+    files: dict[str, Any] = hf_files(weights.config, theta) if layout == "hf" else timm_files(weights.config)
     for name, content in files.items():
         write_json(path / name, content)
 

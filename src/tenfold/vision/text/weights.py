@@ -79,9 +79,6 @@ def dinotxt_links(config: AlignedConfig) -> list[Link]:
     for own, shape in shapes.items():
         if own.startswith("backbone."):
             continue
-        if own == "logit_scale":
-            result.append(Link(own, shape, Part(own, ())))
-            continue
         side, table = (VISION, VISION_BLOCK) if own.startswith("vision_head.") else (TEXT, TEXT_BLOCK)
         result.append(
             _block_link(own, shape, r"(?:vision_head|text_tower)\.blocks\.", side + "blocks.", table)
@@ -112,8 +109,10 @@ def _block_link(
 
 
 def read_dinotxt(source: Source) -> Weights:
-    tensors = source.tensors
+    tensors = dict(source.tensors)
     config = config_of(source, lambda: infer_dinotxt(tensors, source.path), "dino.txt")
+    if "logit_scale" in tensors and tensors["logit_scale"].ndim == 0:  # as earlier versions of tenfold wrote it
+        tensors["logit_scale"] = tensors["logit_scale"].reshape(1)
     return Weights(config, read_links(dinotxt_links(config), tensors, source.path))
 
 
