@@ -42,11 +42,13 @@ LARGEST = 0.001  # largest component allowed, as a share of the pool
 
 @dataclass(frozen=True)
 class Plant:
-    """Images of the pool, by their ids, to be copied; the crops are drawn from `seed` and the id."""
+    """Images of the pool, by their ids, to be copied; the crops are drawn from `seed` and the id. `inputs` is the digest of the
+    pool's shards: other images under the same ids are planted again."""
 
     source: Path
     ids: tuple[int, ...]
     seed: int
+    inputs: str
 
     @property
     def name(self) -> str:
