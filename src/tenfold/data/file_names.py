@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 LONGEST = 200  # bytes of a file name that is made here, which leaves room for the prefix of a temporary
-UNWANTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029:*?\"<>|]")  # control characters, and what other systems refuse
+UNWANTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # control characters and line ends
 
 
 def readable_name(path: Path | str) -> str:

@@ -57,23 +57,23 @@ def walk_images(folder: Path) -> Walk:
     return Walk(tuple(top), below, skipped)
 
 
-def find_images(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """The image files named and those below the folders named, sorted in each folder; and notes of what was skipped.
+def find_images(paths: Sequence[Path], notes: list[str] | None = None) -> list[Path]:
+    """The image files named, and those below the folders named, sorted in each; what was skipped is added to `notes`.
 
     Raises DataError when there are none.
     """
     found: list[Path] = []
-    notes: list[str] = []
+    said: list[str] = [] if notes is None else notes
     for path in paths:
         if not path.is_dir():
             found.append(path)
             continue
         walk = walk_images(path)
         found += sorted(walk.files)
-        notes += [walk.note(path)] if walk.skipped else []
+        said += [walk.note(path)] if walk.skipped else []
     if not found:
-        raise DataError(". ".join([f"no images in {', '.join(map(str, paths))}", *notes]) + ".")
-    return found, notes
+        raise DataError(". ".join([f"no images in {', '.join(map(str, paths))}", *said]) + ".")
+    return found
 
 
 class FolderSource:
