@@ -138,13 +138,14 @@ def track(options: Track) -> int:
     from tenfold.data.file_names import output_name
     from tenfold.data.progress import track as counted
     from tenfold.images.drawing import overlay, side_by_side, write_png
-    from tenfold.images.frames import open_frames
+    from tenfold.images.frames import open_frames, refuse_one_class
     from tenfold.vision.backbones.backbone import model_of
     from tenfold.vision.probes.correspond import dense_features
     from tenfold.vision.probes.dense import cell_labels
     from tenfold.vision.probes.tracking import propagate_labels, propagation_miou, to_pixels, tracking_floors
 
     frames = open_frames(options.clip, "mask", options.frames)
+    refuse_one_class(frames)
     clip = frames.clips(options.frames)[0]
     model = model_of(options.weights).for_inference()
     images = [frames.images[i] for i in clip]
@@ -188,7 +189,7 @@ def segment(options: Segment) -> int:
     from tenfold.data.file_names import output_name, readable_name
     from tenfold.data.progress import track as counted
     from tenfold.images.drawing import overlay, side_by_side, write_png
-    from tenfold.images.frames import open_frames
+    from tenfold.images.frames import open_frames, refuse_one_class
     from tenfold.vision.backbones.backbone import model_of
     from tenfold.vision.backbones.images import find_images, open_readable
     from tenfold.vision.probes.correspond import dense_features, object_mask
@@ -198,6 +199,8 @@ def segment(options: Segment) -> int:
     files = find_images(options.images, notes)
     frames = open_frames(options.train, "mask", options.limit) if options.train else None
     model = model_of(options.weights).for_inference()
+    if frames:
+        refuse_one_class(frames)
     head = _probe(model, frames, options.epochs) if frames else None
     names = frames.classes if frames else ("object",)
     shares: dict[str, dict[str, float]] = {}
