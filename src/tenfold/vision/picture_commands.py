@@ -61,7 +61,7 @@ def pca(options: Pca) -> int:
 
 @dataclass(frozen=True)
 class Match:
-    """Matches between two images: mutual nearest neighbours of their patch features, below a cell, as coloured lines.
+    """Matches between two images: mutual nearest neighbours of their patch features, as coloured lines.
 
     $ tenfold vision match dinov3-mini left.png right.png --out matches.png
     $ tenfold vision match dinov3-mini left.png right.png --points points.json      every match, in pixels
@@ -75,7 +75,7 @@ class Match:
     out: Path = Path("matches.png")  # the picture
     points: Path | None = None  # also write every match: left (x, y), right (x, y), similarity
     most: int = 100  # lines drawn, the most similar first
-    stride: int | None = None  # pixels between features (default: one patch)
+    stride: int | None = None  # pixels between features, to which matches are exact (default: one patch)
     json: bool = False  # print the numbers as JSON
 
 
