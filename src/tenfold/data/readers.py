@@ -38,6 +38,7 @@ MAX_JSON_BYTES = 2 * 2**20  # `[[],[],...` takes about 25 times its size in memo
 MAX_JSON_DEPTH = 100
 MAX_ARRAY_BYTES = 2**30
 ORIENTATION = 0x0112  # EXIF tag
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF tag and its value
 
 
 def read_bytes(path: Path | str, limit: int) -> bytes:
@@ -160,6 +161,8 @@ def _rgb(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
         # Pillow's own conversion clips at 255 and makes nearly every 16-bit image white.
         grey = np.asarray(image).astype(np.uint32)
+        if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            grey = 65_535 - grey  # which Pillow does for 1 and 8 bits alone
         return np.repeat(((grey * 255 + 32_767) // 65_535).astype(np.uint8)[..., None], 3, axis=2)
     if mode in ("I", "F"):
         raise DataError(f"{name} has {'32-bit' if mode == 'I' else 'floating-point'} pixels of unknown range.")

@@ -164,9 +164,15 @@ class _Curation:
         floor = min([floor, *given] if scores or found else given)
         edges = self._edges(shards, floor)
         if scores is not None:
-            found = calibration.calibrate(self.copies, scores, edges, shards, floor)
-            found.save(path)
-            self.say(calibration.show_table(found))
+            try:
+                found = calibration.calibrate(self.copies, scores, edges, shards, floor)
+                found.save(path)
+                self.say(calibration.show_table(found))
+            except calibration.CannotTell as refused:
+                self.say(calibration.show_table(refused.calibration))
+                if config.threshold is None:
+                    raise
+                self.say(f"tenfold: {refused} --threshold {config.threshold} is used.")
         duplicate = config.threshold if config.threshold is not None else found.threshold if found else None
         assert duplicate is not None, "curate() checked that something says so"
         against = config.reference_threshold
