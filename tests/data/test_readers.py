@@ -138,3 +138,12 @@ def test_a_tiff_whose_white_is_zero_is_not_read_as_its_negative(bits: int) -> No
         image = read_image(data + struct.pack("<I", 0))
         assert (image[:, :4] == left).all()
         assert (image[:, 4:] == 255 - left).all()
+
+
+def test_a_jpeg_2000_of_16_bits_a_colour_is_refused_because_its_white_would_be_black() -> None:
+    cv2 = pytest.importorskip("cv2")
+    white = np.full((32, 32, 3), 65_535, np.uint16)
+    with pytest.raises(DataError, match=r"16 bits a colour.* Allowed are 8 bits, or 16 bits of grey"):
+        read_image(cv2.imencode(".jp2", white)[1].tobytes())
+    for pixels in (white[..., 0], (white >> 8).astype(np.uint8)):
+        assert read_image(cv2.imencode(".jp2", pixels)[1].tobytes()).min() >= 254

@@ -74,7 +74,7 @@ def test_a_broken_image_is_named_and_the_others_are_written(
 def test_no_name_loses_what_was_computed(
     weights: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(photos / "0.webp", os.fsencode(photos) + b"/caf\xe9.webp")
+    shutil.copy(photos / "0.webp", photos / os.fsdecode(b"caf\xe9.webp"))
     shutil.copy(photos / "0.webp", photos / ("x" * 250 + ".webp"))
     shutil.copy(photos / "0.webp", photos / "two\nlines.webp")
     for out in (tmp_path / "f.parquet", tmp_path / "f.safetensors"):

@@ -87,6 +87,11 @@ def read_oriented(
                 raise DataError(
                     f"{name} is {width} x {height} pixels; allowed are {max_pixels:,} in all and {MAX_SIDE:,} a side."
                 )
+            if image.format == "JPEG2000" and not image.mode.startswith("I;16") and (bits := _jpeg2000_bits(data)) > 8:
+                raise DataError(
+                    f"{name} is a JPEG 2000 of {bits} bits a colour, whose white the decoder makes black. Allowed are 8 "
+                    f"bits, or 16 bits of grey: convert it to PNG or TIFF, which are read at 16 bits."
+                )
             turned = orientation_of(image) if image.format == "TIFF" else None  # loading turns it and drops the tag
             image.load()
             pixels, orientation = _rgb(image, name), orientation_of(image)
@@ -171,6 +176,13 @@ def _rgb(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
         alpha = layers[..., 3:]
         return ((layers[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
     return np.array(image if mode == "RGB" else image.convert("RGB"))
+
+
+def _jpeg2000_bits(data: bytes) -> int:
+    """Bits of the deepest channel, from the SIZ segment of the code stream; 0 when there is none."""
+    start = data.find(b"\xff\x4f\xff\x51")
+    channels = data[start + 42 : start + 42 + 3 * int.from_bytes(data[start + 40 : start + 42])] if start >= 0 else b""
+    return max(((size & 0x7F) + 1 for size in channels[::3]), default=0)
 
 
 def orientation_of(image: Any) -> int:

@@ -31,7 +31,7 @@ from tenfold.data.readers import (
 from tenfold.errors import DataError
 
 IGNORE, IGNORE_16 = 255, 65_535  # the ids that no score counts where a file names none
-MAX_COLOURS = 256  # more are no classes: a photograph, or edges that were smoothed
+MAX_COLOURS = 256  # more than that are a photograph, or edges that were smoothed
 DEPTH_AT = 24  # the byte of a PNG that has its bits per channel
 
 

@@ -161,7 +161,7 @@ def test_a_pool_that_changes_under_a_worker_is_said(place: Path, tmp_path: Path)
 
 
 def test_names_that_are_not_utf8_are_kept_as_text(place: Path) -> None:
-    shutil.copy(place / "pool/p0.bmp", os.fsencode(place / "pool") + b"/caf\xe9.bmp")
+    shutil.copy(place / "pool/p0.bmp", place / "pool" / os.fsdecode(b"caf\xe9.bmp"))
     save(place / "pool/two\nlines.bmp", 30)
     save(place / "pool/Two\nlines.bmp", 31)
     names = curated(place, "out")[0]
