@@ -42,3 +42,14 @@ def test_an_unwritable_target_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="could not write"):
         write_atomic(tmp_path / "file" / "below", b"x")
+
+
+@pytest.mark.parametrize("length", [240, 255])
+def test_a_name_as_long_as_the_disk_takes_is_written(tmp_path: Path, length: int) -> None:
+    write_atomic(tmp_path / ("x" * length), b"data")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"data"]
+
+
+def test_a_name_that_is_too_long_is_an_error_of_storage(tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        write_atomic(tmp_path / ("x" * 256), b"data")

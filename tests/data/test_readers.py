@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import resource
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,3 +117,33 @@ def test_the_largest_json_allowed_stays_within_the_memory_allowed() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert len(read_json(b"[" + b"[]," * 690_000 + b"1]")) == 690_001
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 200
+
+
+@pytest.mark.parametrize("bits", [1, 8, 16])
+def test_a_tiff_whose_white_is_zero_is_not_read_as_its_negative(bits: int) -> None:
+    """Pillow turns 1 and 8 bits over and leaves 16 as they are stored."""
+    stored = {
+        1: bytes([0xF0] * 8),
+        8: bytes([255] * 4 + [0] * 4) * 8,
+        16: struct.pack("<8H", *[65_535] * 4, *[0] * 4) * 8,
+    }[bits]
+    for photometric, left in ((0, 0), (1, 255)):
+        tags = [(256, 8), (257, 8), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 8)]
+        entries = [*((tag, 3, value) for tag, value in tags), (279, 4, len(stored))]
+        data = b"II*\0" + struct.pack("<I", 8 + len(stored)) + stored + struct.pack("<H", len(entries))
+        for tag, kind, value in entries:
+            data += struct.pack("<HHI", tag, kind, 1) + struct.pack(
+                "<HH" if kind == 3 else "<I", *(value, 0)[: 5 - kind]
+            )
+        image = read_image(data + struct.pack("<I", 0))
+        assert (image[:, :4] == left).all()
+        assert (image[:, 4:] == 255 - left).all()
+
+
+def test_a_jpeg_2000_of_16_bits_a_colour_is_refused_because_its_white_would_be_black() -> None:
+    cv2 = pytest.importorskip("cv2")
+    white = np.full((32, 32, 3), 65_535, np.uint16)
+    with pytest.raises(DataError, match=r"16 bits a colour.* Allowed are 8 bits, or 16 bits of grey"):
+        read_image(cv2.imencode(".jp2", white)[1].tobytes())
+    for pixels in (white[..., 0], (white >> 8).astype(np.uint8)):
+        assert read_image(cv2.imencode(".jp2", pixels)[1].tobytes()).min() >= 254

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -67,6 +69,23 @@ def test_a_broken_image_is_named_and_the_others_are_written(
     maps = load_file(out)
     assert len(maps) == 4
     assert maps[str(photos / "0.webp")].shape == (20, 20, 192)
+
+
+def test_no_name_loses_what_was_computed(
+    weights: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(photos / "0.webp", photos / os.fsdecode(b"caf\xe9.webp"))
+    shutil.copy(photos / "0.webp", photos / ("x" * 250 + ".webp"))
+    shutil.copy(photos / "0.webp", photos / "two\nlines.webp")
+    for out in (tmp_path / "f.parquet", tmp_path / "f.safetensors"):
+        maps = tmp_path / out.suffix[1:]
+        words = ["vision", "embed", str(weights), str(photos), "--out", str(out), "--pictures", str(maps), "--json"]
+        assert main(words) == 0
+        assert json.loads(capsys.readouterr().out)["images"] == 7
+        assert len(list(maps.glob("*.png"))) == 7
+    names = pq.read_table(tmp_path / "f.parquet")["path"].to_pylist()
+    assert str(photos / r"caf\xe9.webp") in names
+    assert set(load_file(tmp_path / "f.safetensors")) == set(names)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,30 @@ def test_pca_and_segment_write_one_picture_per_image(
     only_png(tmp_path / "classes", 2)
 
 
+@pytest.mark.parametrize("verb", ["pca", "segment"])
+def test_a_broken_image_is_named_and_the_others_are_drawn(
+    verb: str, weights: str, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG and then nothing")
+    words = ["vision", verb, weights, str(broken), str(photographs), "--out", str(tmp_path / "out"), "--json"]
+    assert main(words) == 3
+    assert "left out: " + str(broken) in capsys.readouterr().err
+    only_png(tmp_path / "out", 2)
+
+
+def test_names_of_a_data_set_never_leave_the_folder(weights: str, clip: Path, tmp_path: Path) -> None:
+    table = pq.read_table(clip).slice(0, 2)
+    names = [f"x/../../../escaped_{i}" for i in range(2)]
+    table = table.set_column(table.column_names.index("name"), "name", [names])
+    pq.write_table(table, tmp_path / "clip.parquet")
+    words = ["vision", "track", weights, str(tmp_path / "clip.parquet"), "--frames", "2", "--out"]
+    assert main([*words, str(tmp_path / "deep/out")]) == 0
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png")} == {
+        f"deep/out/{i:04d}-escaped_{i}.png" for i in range(2)
+    }
+
+
 def test_an_image_matches_itself_cell_by_cell(
     weights: str, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

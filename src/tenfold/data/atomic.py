@@ -8,6 +8,7 @@ A full disk or a missing permission becomes StorageError; what was there before 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tenfold.errors import storage_error
+
+LONGEST = 255  # bytes of a file name
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -32,6 +35,8 @@ def aside(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    if len(os.fsencode(temporary.name)) > LONGEST:
+        temporary = path.with_name(f".tmp-{os.getpid()}-{hashlib.sha256(os.fsencode(path.name)).hexdigest()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -67,8 +72,8 @@ def sync_folder(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):  # never made, or its folder is not one
+    with suppress(OSError):  # never made, its folder is not one, or no name that this disk takes
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink()

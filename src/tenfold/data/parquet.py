@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from tenfold.data.folders import FileState, file_state
 from tenfold.data.readers import read_image, read_json
 from tenfold.data.sample import Sample, by_name
 from tenfold.errors import DataError, MissingExtra
@@ -68,6 +69,12 @@ class ParquetSource:
         if data is None:
             raise DataError(f"{name} has no image bytes.")
         return Sample(read_image(data, name), None if self.labels is None else int(self.labels[index]), name)
+
+    def file_states(self, start: int, stop: int) -> list[tuple[FileState, int, int]]:
+        """Of each file that has some of these rows, and which of its rows they are."""
+        ends = [*self._firsts[1:], len(self)]
+        rows = [(max(start, first) - first, min(stop, end) - first) for first, end in zip(self._firsts, ends)]
+        return [(file_state(path), *part) for path, part in zip(self._paths, rows) if part[0] < part[1]]
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker process that is not forked: what is held is read again there."""

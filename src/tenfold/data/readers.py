@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
 from tenfold.errors import DataError, MissingExtra
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".pbm", ".pgm", ".ppm", ".pnm"),
+)
 # What users have; not EPS, PDF or WMF, whose decoders start other programs.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_IMAGE_BYTES = 256 * 2**20
@@ -35,6 +38,7 @@ MAX_JSON_BYTES = 2 * 2**20  # `[[],[],...` takes about 25 times its size in memo
 MAX_JSON_DEPTH = 100
 MAX_ARRAY_BYTES = 2**30
 ORIENTATION = 0x0112  # EXIF tag
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # TIFF tag and its value
 
 
 def read_bytes(path: Path | str, limit: int) -> bytes:
@@ -64,7 +68,14 @@ def read_image(
     its first frame. Raises DataError, naming `name` (by default the path), when the file is empty, truncated, no image,
     of a pixel type without a known range (floats, 32 bits), or larger than `max_pixels` in its header.
     """
-    PIL_Image = _pillow()
+    return read_oriented(source, name, max_pixels)[0]
+
+
+def read_oriented(
+    source: Path | str | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+    """The image as `read_image` gives it, and the EXIF orientation by which it was turned upright (1: as it is stored)."""
+    PIL_Image = pillow()
     name = name or (str(source) if not isinstance(source, bytes) else "image")
     data = source if isinstance(source, bytes) else read_bytes(source, MAX_IMAGE_BYTES)
     if not data:
@@ -76,9 +87,15 @@ def read_image(
                 raise DataError(
                     f"{name} is {width} x {height} pixels; allowed are {max_pixels:,} in all and {MAX_SIDE:,} a side."
                 )
+            if image.format == "JPEG2000" and not image.mode.startswith("I;16") and (bits := _jpeg2000_bits(data)) > 8:
+                raise DataError(
+                    f"{name} is a JPEG 2000 of {bits} bits a colour, whose white the decoder makes black. Allowed are 8 "
+                    f"bits, or 16 bits of grey: convert it to PNG or TIFF, which are read at 16 bits."
+                )
+            turned = orientation_of(image) if image.format == "TIFF" else None  # loading turns it and drops the tag
             image.load()
-            pixels = _rgb(image, name)
-            return np.ascontiguousarray(_upright(pixels, _orientation(image)))
+            pixels, orientation = _rgb(image, name), orientation_of(image)
+            return np.ascontiguousarray(upright(pixels, orientation)), turned or orientation
     except DataError:
         raise
     except PIL_Image.UnidentifiedImageError as error:
@@ -88,34 +105,6 @@ def read_image(
     except MemoryError as error:
         raise DataError(f"{name} does not fit into memory.") from error
     except Exception as error:  # decoders raise whatever their parser met: struct.error, SyntaxError, EOFError, ...
-        raise DataError(f"{name} cannot be decoded: {error or type(error).__name__}.") from error
-
-
-def read_mask(
-    source: Path | str | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS
-) -> UInt8[np.ndarray, "h w"]:
-    """A PNG of class ids: one 8-bit channel, or a palette whose indices (not colours) are the ids. Read as it is stored,
-    because a mask is drawn on the stored pixels. Raises DataError as `read_image` does, and for colours."""
-    PIL_Image = _pillow()
-    name = name or (str(source) if not isinstance(source, bytes) else "mask")
-    data = source if isinstance(source, bytes) else read_bytes(source, MAX_IMAGE_BYTES)
-    try:
-        with PIL_Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            width, height = image.size
-            if width * height > max_pixels or max(width, height) > MAX_SIDE:
-                raise DataError(
-                    f"{name} is {width} x {height} pixels; allowed are {max_pixels:,} in all and {MAX_SIDE:,} a side."
-                )
-            if image.mode not in ("L", "P"):
-                raise DataError(f"{name} is a PNG of mode {image.mode}; class ids stand in one 8-bit channel (L or P).")
-            return np.array(image)
-    except DataError:
-        raise
-    except PIL_Image.UnidentifiedImageError as error:
-        raise DataError(f"{name} is not a PNG; class ids must survive compression.") from error
-    except MemoryError as error:
-        raise DataError(f"{name} does not fit into memory.") from error
-    except Exception as error:
         raise DataError(f"{name} cannot be decoded: {error or type(error).__name__}.") from error
 
 
@@ -158,7 +147,7 @@ def read_npy(source: Path | str | bytes, name: str | None = None, max_bytes: int
 
 
 @cache
-def _pillow() -> Any:
+def pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
@@ -169,7 +158,7 @@ def _pillow() -> Any:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    return tuple(name for name in FORMATS if name in _pillow().OPEN)
+    return tuple(name for name in FORMATS if name in pillow().OPEN)
 
 
 def _rgb(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -177,6 +166,8 @@ def _rgb(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
         # Pillow's own conversion clips at 255 and makes nearly every 16-bit image white.
         grey = np.asarray(image).astype(np.uint32)
+        if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            grey = 65_535 - grey  # which Pillow does for 1 and 8 bits alone
         return np.repeat(((grey * 255 + 32_767) // 65_535).astype(np.uint8)[..., None], 3, axis=2)
     if mode in ("I", "F"):
         raise DataError(f"{name} has {'32-bit' if mode == 'I' else 'floating-point'} pixels of unknown range.")
@@ -187,8 +178,15 @@ def _rgb(image: Any, name: str) -> UInt8[np.ndarray, "h w 3"]:
     return np.array(image if mode == "RGB" else image.convert("RGB"))
 
 
-def _orientation(image: Any) -> int:
-    """Read after decoding: the TIFF reader turns the picture itself and then drops the tag."""
+def _jpeg2000_bits(data: bytes) -> int:
+    """Bits of the deepest channel, from the SIZ segment of the code stream; 0 when there is none."""
+    start = data.find(b"\xff\x4f\xff\x51")
+    channels = data[start + 42 : start + 42 + 3 * int.from_bytes(data[start + 40 : start + 42])] if start >= 0 else b""
+    return max(((size & 0x7F) + 1 for size in channels[::3]), default=0)
+
+
+def orientation_of(image: Any) -> int:
+    """1 to 8 of the EXIF standard. Read after decoding: the TIFF reader turns the picture itself and then drops the tag."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
@@ -196,10 +194,10 @@ def _orientation(image: Any) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _upright(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "H W 3"]:
+def upright(pixels: Shaped[np.ndarray, "h w *c"], orientation: int) -> Shaped[np.ndarray, "H W *c"]:
     """Values 1 to 8 of the EXIF standard; anything else leaves the picture as it is stored."""
     if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 0, 2)
+        pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     if orientation in (3, 4, 7, 8):

@@ -8,6 +8,8 @@ A source is read at random places from several threads. An image that cannot be 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from tenfold.data.archives import compressed, scan_tar
+from tenfold.data.folders import FileState, FolderSource, file_state, is_image
 from tenfold.data.parquet import ParquetSource
 from tenfold.data.progress import track
 from tenfold.data.readers import MAX_IMAGE_BYTES, SUFFIXES, read_image, read_json
@@ -46,6 +49,13 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
+def content_id(source: Source, start: int, stop: int) -> str:
+    """SHA-256 of which files images `start` to `stop` of an opened source are: names, sizes, and times of their last change.
+    Whatever is renamed, added before them, deleted or replaced changes it."""
+    states = source.file_states(start, stop)  # type: ignore[attr-defined]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+
+
 def open_source(path: Path | str) -> Source:
     """A parquet file (or a folder of them), a tar, or a folder of images, told apart by what stands there.
 
@@ -64,28 +74,6 @@ def open_source(path: Path | str) -> Source:
     raise DataError(f"{path} is neither a folder, a .parquet file nor a tar ({', '.join(TAR_ENDINGS)}).")
 
 
-class FolderSource:
-    """One subfolder per class, searched to the bottom; or images without labels, when some lie at the top."""
-
-    def __init__(self, path: Path) -> None:
-        by_class = {entry.name: _images_below(entry) for entry in sorted(path.iterdir()) if _is_class(entry)}
-        by_class = {name: files for name, files in by_class.items() if files}
-        top = [entry for entry in sorted(path.iterdir()) if entry.is_file() and _is_image(entry.name)]
-        self.classes: tuple[str, ...] = () if top else tuple(by_class)
-        self._files = top + [file for files in by_class.values() for file in files]
-        if not self._files:
-            raise DataError(f"{path} holds no images ({', '.join(SUFFIXES)}).")
-        lengths = [len(files) for files in by_class.values()]
-        self.labels = None if top else np.repeat(np.arange(len(lengths)), lengths).astype(np.int64)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Sample:
-        label = None if self.labels is None else int(self.labels[index])
-        return Sample(read_image(self._files[index]), label, str(self._files[index]))
-
-
 class TarSource:
     """A tar whose images are labelled by a `.cls` or `.json` beside them (webdataset), or by the folder they lie in.
 
@@ -101,7 +89,7 @@ class TarSource:
         held = 0
         for member in scan_tar(path):
             name = member.name
-            if _is_image(name) and member.size <= MAX_IMAGE_BYTES:
+            if is_image(name) and member.size <= MAX_IMAGE_BYTES:
                 self._members.append((name, member.offset, member.size))
                 if self._held is not None:
                     held += member.size
@@ -129,6 +117,10 @@ class TarSource:
                 data = file.read(size)
         label = None if self.labels is None else int(self.labels[index])
         return Sample(read_image(data, f"{self._path}: {name}"), label, name)
+
+    def file_states(self, start: int, stop: int) -> list[FileState]:
+        """Of the archive: its images change with it."""
+        return [file_state(self._path)]
 
     def _label(self, marks: dict[str, int | str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
         names = [name for name, _, _ in self._members]
@@ -261,22 +253,6 @@ def _check_memory(total: int, side: int) -> None:
             f"{total:,} images at {side} x {side} take {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: "
             f"choose a smaller side or fewer images."
         )
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not PurePosixPath(name).name.startswith(".")
-
-
-def _is_class(entry: Path) -> bool:
-    return entry.is_dir() and not entry.name.startswith(".")
-
-
-def _images_below(folder: Path) -> list[Path]:
-    found = []
-    for here, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(here, name) for name in sorted(files) if _is_image(name)]
-    return found
 
 
 def _key(name: str) -> str:

@@ -4,9 +4,9 @@
     frames.images[3], frames.masks[3]               uint8 (h, w, 3), int64 (h, w) of class ids
     frames.ignored                                  the id that no score counts, where the file names one
 
-Parquet columns: `image` (encoded bytes), `mask` (PNG of class ids) or `depth` (the bytes of a .npy array in metres, 0 or NaN
-where unknown), `name` (the order of a clip: what stands before the last `_` says which clip). Class names come from the
-schema's metadata entry `classes`; a last name such as Unlabelled or Void is the ignored id, not a class.
+Parquet columns: `image` (encoded bytes), `mask` (PNG of ids or colours, see masks.py) or `depth` (the bytes of a .npy array
+in metres, 0 or NaN where unknown), `name` (the order of a clip: what stands before the last `_` says which clip). Class names
+come from the schema's metadata entry `classes`; a last name such as Unlabelled or Void is the ignored id, not a class.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from tenfold.data.folders import is_image
 from tenfold.data.parquet import parquet_rows
-from tenfold.data.readers import SUFFIXES, read_image, read_mask, read_npy
+from tenfold.data.readers import read_npy, read_oriented
 from tenfold.errors import DataError
+from tenfold.images.masks import IGNORE, beside_pictures, class_ids, read_mask
 
 IGNORED_NAMES = ("unlabelled", "unlabeled", "void", "ignore", "ignored", "background/void")
-IGNORE = 255  # the id that no score counts where the file names none
 
 
 @dataclass(frozen=True)
@@ -62,39 +63,62 @@ class Frames:
         return found
 
 
+def refuse_one_class(frames: Frames) -> None:
+    """Raises DataError when every method would score 100: with fewer than two classes nothing can be wrong."""
+    if len(frames.classes) < 2:
+        left = f"class {frames.classes[0]} alone" if frames.classes else "no class"
+        raise DataError(
+            f"{frames.name}: its masks hold {left} beside {frames.ignored}, which means 'ignored', so nothing could be wrong. "
+            f"Give masks of two classes or more."
+        )
+
+
 def open_frames(path: Path, kind: Literal["mask", "depth"] = "mask", limit: int | None = None) -> Frames:
     """The first `limit` frames of a parquet file or a folder. Raises DataError that names the file and the row or field."""
     if path.is_dir():
         rows, classes = _folder_rows(path, kind), ()
     else:
         rows, classes = _parquet_rows(path, kind)
-    images, masks, depths, names = [], [], [], []
-    for where, name, image, target in rows[:limit]:
-        picture = torch.from_numpy(read_image(image, f"{where}, image"))
-        labels = _target(target, f"{where}, {kind}", kind)
-        if labels.shape != picture.shape[:2]:
+    pictures, turns, targets, own = [], [], [], []
+    for where, _, image, target in rows[:limit]:
+        picture, orientation = read_oriented(image, f"{where}, image")
+        pictures.append(torch.from_numpy(picture))
+        turns.append(orientation)
+        targets.append(read_mask(target, f"{where}, mask") if kind == "mask" else _depth(target, f"{where}, depth"))
+    if not pictures:
+        raise DataError(f"{path} has no frames.")
+    ignored, names = IGNORE, tuple(name for _, name, _, _ in rows[:limit])
+    if kind == "mask":
+        own = [mask.orientation for mask in targets]
+        for (where, *_), mask in zip(rows, targets):
+            if classes and mask.colours:
+                raise DataError(
+                    f"{where}, mask is a PNG of mode RGB, and the file names its classes: ids stand in one channel, grey or a "
+                    f"palette. Convert it, or leave `classes` out of the metadata, and every colour is a class."
+                )
+        targets, colours, ignored = class_ids(targets, str(path), declared=bool(classes))
+        classes = classes or colours
+    placed = [(picture.shape[:2], turn) for picture, turn in zip(pictures, turns)]
+    labels = [torch.from_numpy(t) for t in beside_pictures(targets, own or [None] * len(targets), placed)]
+    for (where, *_), target, picture in zip(rows, labels, pictures):
+        if target.shape != picture.shape[:2]:
             raise DataError(
-                f"{where}: {kind} has {labels.shape[0]} x {labels.shape[1]} pixels and its image {picture.shape[0]} x "
+                f"{where}: {kind} has {target.shape[0]} x {target.shape[1]} pixels and its image {picture.shape[0]} x "
                 f"{picture.shape[1]}; they must be of one size."
             )
-        names.append(name)
-        images.append(picture)
-        (masks if kind == "mask" else depths).append(labels)
-    if not images:
-        raise DataError(f"{path} has no frames.")
-    ignored = IGNORE
     if classes and classes[-1].lower() in IGNORED_NAMES:
         classes, ignored = classes[:-1], len(classes) - 1
-    if kind == "mask":
-        classes = classes or _counted(masks, ignored)
-        for name, mask in zip(names, masks):
-            strange = mask[(mask >= len(classes)) & (mask != ignored)]
-            if len(strange):
-                raise DataError(
-                    f"{path}, mask of {name}: class id {int(strange[0])}; allowed are 0 to {len(classes) - 1} and "
-                    f"{ignored} (ignored)."
-                )
-    return Frames(str(path), tuple(names), tuple(images), tuple(masks), tuple(depths), classes, ignored)
+    if kind == "depth":
+        return Frames(str(path), names, tuple(pictures), (), tuple(labels), classes, ignored)
+    classes = classes or _counted(labels, ignored)
+    for name, mask in zip(names, labels):
+        strange = mask[(mask >= len(classes)) & (mask != ignored)]
+        if len(strange):
+            raise DataError(
+                f"{path}, mask of {name}: class id {int(strange[0])}; allowed are 0 to {len(classes) - 1} and "
+                f"{ignored} (ignored)."
+            )
+    return Frames(str(path), names, tuple(pictures), tuple(labels), (), classes, ignored)
 
 
 def matching(train: Frames, val: Frames) -> None:
@@ -111,13 +135,11 @@ def _counted(masks: list[Tensor], ignored: int) -> tuple[str, ...]:
     return tuple(str(i) for i in range(max(seen, default=-1) + 1))
 
 
-def _target(data: Path | bytes, where: str, kind: str) -> Tensor:
-    if kind == "mask":
-        return torch.from_numpy(read_mask(data, where).astype(np.int64))
+def _depth(data: Path | bytes, where: str) -> np.ndarray:
     depth = read_npy(data, where)
     if depth.ndim != 2 or depth.dtype.kind not in "fiu":
         raise DataError(f"{where} is {depth.dtype} of shape {depth.shape}; a depth map is numbers (h, w), in metres.")
-    return torch.nan_to_num(torch.from_numpy(depth.astype(np.float32)), 0.0, 0.0, 0.0)
+    return np.nan_to_num(depth.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _parquet_rows(path: Path, kind: str) -> tuple[list[tuple[str, str, bytes, bytes]], tuple[str, ...]]:
@@ -141,7 +163,7 @@ def _folder_rows(path: Path, kind: str) -> list[tuple[str, str, Path, Path]]:
             )
     ending = ".png" if kind == "mask" else ".npy"
     rows: list[tuple[str, str, Path, Path]] = []
-    for image in sorted(p for p in images.iterdir() if p.suffix.lower() in SUFFIXES):
+    for image in sorted(p for p in images.iterdir() if is_image(p.name)):
         target = targets / f"{image.stem}{ending}"
         if not target.exists():
             raise DataError(f"{image} has no {kind}: {target} does not exist.")

@@ -25,7 +25,7 @@ import json
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +41,7 @@ from tenfold.shards.shard_names import check_names, clear_temporaries, refuse_st
 
 Item = TypeVar("Item")
 F = TypeVar("F", bound=Callable[..., object])
+FormerItem = tuple[Any, Callable[[], bool]]
 LOCK = ".lock"
 LISTED = 20  # failures that a message names; the journal has all
 
@@ -120,6 +121,7 @@ def map_shards(
     retries: int = 2,
     name: Callable[[Item], str] = str,
     label: str = "shards",
+    former_item: Callable[[Item, Path], FormerItem] | None = None,
 ) -> Shards:
     """Calls `function(item, target)` for every item in a worker process; `target` becomes `out / name(item)`.
 
@@ -130,6 +132,8 @@ def map_shards(
     settings: whatever else the bytes depend on (a dataclass or JSON values). Other settings, another function or another
         number of threads refuse the folder.
     threads: threads of each worker's libraries. retries: further attempts of a failed item. label: for the progress line.
+    former_item: what an earlier version gave for an item whose shard lies at a path, and a function that says whether that
+        shard is still right. If it is, it counts as this item's, and is journalled so.
 
     Raises FailedShards (exit 3) at the end when items failed in every attempt; UsageError for names that clash, a folder
     that other settings made, or when the function raised one; LockHeld when another process works in `out`; StorageError
@@ -149,7 +153,7 @@ def map_shards(
         finished = False
         try:
             clear_temporaries(out, named)
-            run = _Run(out, journal, named, retries)
+            run = _Run(out, journal, named, retries, former_item)
             if run.pending:
                 with (
                     Progress(label, len(named), done=run.skipped) as progress,
@@ -169,8 +173,16 @@ def map_shards(
 class _Run:
     """The state of one call: what is pending, how often each item was tried, what came of it."""
 
-    def __init__(self, out: Path, journal: Journal, named: dict[str, Any], retries: int) -> None:
+    def __init__(
+        self,
+        out: Path,
+        journal: Journal,
+        named: dict[str, Any],
+        retries: int,
+        former_item: Callable[[Any, Path], FormerItem] | None = None,
+    ) -> None:
         self.out, self.journal, self.named, self.retries = out, journal, named, retries
+        self.former_item = former_item
         self.fingerprints = {name: fingerprint(item) for name, item in named.items()}
         self.pending = deque(name for name in named if not self._is_finished(name))
         self.skipped = len(named) - len(self.pending)
@@ -195,7 +207,17 @@ class _Run:
 
     def _is_finished(self, name: str) -> bool:
         entry = self.journal.finished(name)
-        return entry is not None and entry.item == self.fingerprints[name] and entry.holds(self.out / name)
+        if entry is None or not entry.holds(self.out / name):
+            return False
+        if entry.item == self.fingerprints[name]:
+            return True
+        if self.former_item is None:
+            return False
+        former, still = self.former_item(self.named[name], self.out / name)
+        if entry.item != fingerprint(former) or not still():
+            return False
+        self.journal.add(replace(entry, item=self.fingerprints[name]))
+        return True
 
     def _job(self, name: str) -> Job:
         return Job(name, _pickled(self.named[name]), self.out / name, item_seed(self.journal.header["hash"], name))

@@ -33,7 +33,7 @@ class Embed:
     images: tyro.conf.Positional[tuple[Path, ...]]  # image files, or folders of them
     out: Path  # features.parquet or features.safetensors, by its ending
     features: Literal["cls", "patch-mean", "both", "map"] = "both"  # both = [CLS ; mean patch]; map = every patch
-    size: int | None = None  # shorter side in pixels (default: as it is, at most 512)
+    size: int | None = None  # shorter side in pixels (default: as it is, at most 512 on the longer side)
     pictures: Path | None = None  # folder for PCA pictures, one PNG beside each image
     json: bool = False  # print the summary as JSON
 
@@ -46,30 +46,26 @@ def embed(options: Embed) -> int:
     import torch
 
     from tenfold.data.atomic import write_atomic
+    from tenfold.data.file_names import output_name
     from tenfold.data.progress import track
     from tenfold.vision.backbones.backbone import model_of
-    from tenfold.vision.backbones.images import find_images, normalize, open_image
+    from tenfold.vision.backbones.images import find_images, normalize, open_image, open_readable
     from tenfold.vision.probes.correspond import beside, pca_map
 
     if options.out.suffix not in (".parquet", ".safetensors"):
         raise UsageError(f"--out {options.out}: the ending says the format; allowed are .parquet and .safetensors.")
     if options.features == "map" and options.out.suffix == ".parquet":
         raise UsageError("--features map has a grid per image: write it to a .safetensors file.")
-    files = find_images(options.images)
-    if not files:
-        raise DataError(f"no images in {', '.join(map(str, options.images))}.")
+    notes: list[str] = []
+    files = find_images(options.images, notes)
     model = model_of(options.weights).for_inference()
 
     kept: list[Path] = []
     rows: list[Tensor] = []
     grids: list[Tensor] = []
     failures: list[str] = []
-    for file in track(files, "embedding", len(files)):
-        try:
-            image = open_image(file, options.size, model.config.patch_size)
-        except DataError as error:
-            failures.append(str(error))
-            continue
+    readable = open_readable(files, options.size, model.config.patch_size, failures)
+    for file, image in track(readable, "embedding", len(files)):
         with torch.inference_mode():
             output = model(normalize(image, model.config)[None])
         kept.append(file)
@@ -83,9 +79,9 @@ def embed(options: Embed) -> int:
             image = open_image(file, options.size, model.config.patch_size)
             buffer = io.BytesIO()
             PIL.Image.fromarray(beside(image, picture).numpy()).save(buffer, "PNG")
-            write_atomic(options.pictures / f"{number:04d}-{file.stem}.png", buffer.getvalue())
-    for failure in failures:
-        print(f"tenfold: left out: {failure}", file=sys.stderr)
+            write_atomic(options.pictures / output_name(number, file.stem, ".png"), buffer.getvalue())
+    for line in [f"left out: {failure}" for failure in failures] + notes:
+        print(f"tenfold: {line}", file=sys.stderr)
     summary = {
         "out": str(options.out) if rows else None,
         "images": len(rows),
@@ -109,24 +105,27 @@ def _feature(kind: str, cls_token: Tensor, patch_tokens: Tensor) -> Tensor:
 
 
 def _write(out: Path, files: list[Path], rows: list[Tensor]) -> None:
-    from tenfold.data.atomic import aside
+    import torch
 
+    from tenfold.data.atomic import aside
+    from tenfold.data.file_names import readable_name
+
+    names = [readable_name(file) for file in files]
     if out.suffix == ".safetensors":
         from safetensors.torch import save_file
 
         with aside(out) as temporary:
-            save_file({str(f): r.contiguous() for f, r in zip(files, rows)}, temporary)
+            save_file({name: row.contiguous() for name, row in zip(names, rows)}, temporary)
         return
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingExtra("pyarrow", "vision", "it writes parquet") from error
-    vectors = pa.FixedSizeListArray.from_arrays(
-        pa.array([v for row in rows for v in row.tolist()], pa.float32()), rows[0].shape[-1]
-    )
+    values = torch.stack(rows).float().numpy().ravel()
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float32()), rows[0].shape[-1])
     with aside(out) as temporary:
-        pq.write_table(pa.table({"path": [str(f) for f in files], "feature": vectors}), temporary)
+        pq.write_table(pa.table({"path": names, "feature": vectors}), temporary)
 
 
 @dataclass(frozen=True)

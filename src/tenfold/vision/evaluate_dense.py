@@ -15,7 +15,7 @@ import tyro
 from torch import Tensor
 
 from tenfold.data.progress import track
-from tenfold.images.frames import Frames, matching, open_frames
+from tenfold.images.frames import Frames, matching, open_frames, refuse_one_class
 from tenfold.vision.backbones.backbone import Backbone, model_of
 from tenfold.vision.probes.correspond import dense_features, object_mask, raw_patches
 from tenfold.vision.probes.dense import EPOCHS, depth_probe, segmentation_probe
@@ -85,6 +85,8 @@ class Matching:
 def segmentation(options: DenseProbe) -> dict[str, Any]:
     """Mean IoU, per cent, of BN + 1 x 1 on frozen patch features."""
     train, val = (open_frames(path, "mask", options.limit) for path in (options.train, options.val))
+    for frames in (train, val):
+        refuse_one_class(frames)
     matching(train, val)
     rows: dict[str, Any] = {"train images": len(train), "val images": len(val), "classes": len(train.classes)}
     patch, epochs = options.stride or 1, options.epochs
@@ -144,6 +146,7 @@ def tracking(options: Tracking) -> dict[str, Any]:
     """Mean IoU, per cent, of the first frame's labels carried through clips of --frames frames. The temperature is chosen on
     clips of --train; without it the middle of the grid is taken and said."""
     val = open_frames(options.val, "mask", options.limit)
+    refuse_one_class(val)
     clips = val.clips(options.frames)
     rows: dict[str, Any] = {"clips": len(clips), "frames of a clip": options.frames}
     train = open_frames(options.train, "mask", TRAINING_CLIPS * options.frames) if options.train else None

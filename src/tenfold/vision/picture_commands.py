@@ -7,7 +7,8 @@ standard output.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,32 +34,34 @@ class Pca:
     weights: tyro.conf.Positional[Path]  # a weights file, Hugging Face folder, run folder, or dinov3-mini, which ships
     images: tyro.conf.Positional[tuple[Path, ...]]  # image files, or folders of them
     out: Path = Path("pca")  # folder for one PNG per image
-    size: int | None = None  # shorter side in pixels (default: as it is)
+    size: int | None = None  # shorter side in pixels (default: as it is, at most 512 on the longer side)
     json: bool = False  # print the numbers as JSON
 
 
 def pca(options: Pca) -> int:
+    from tenfold.data.file_names import output_name
     from tenfold.data.progress import track as counted
     from tenfold.images.drawing import write_png
     from tenfold.vision.backbones.backbone import model_of
-    from tenfold.vision.backbones.images import find_images, open_image
+    from tenfold.vision.backbones.images import find_images, open_readable
     from tenfold.vision.probes.correspond import beside, dense_features, pca_map
 
-    files = find_images(options.images)
-    if not files:
-        raise DataError(f"no images in {', '.join(map(str, options.images))}.")
+    notes: list[str] = []
+    files = find_images(options.images, notes)
     model = model_of(options.weights).for_inference()
     patch = model.config.patch_size
-    images = [open_image(file, options.size, patch) for file in files]
-    cells = [dense_features(model, image) for image in counted(images, "features", len(images))]
-    for number, (file, image, picture) in enumerate(zip(files, images, pca_map(cells))):
-        write_png(options.out / f"{number:04d}-{file.stem}.png", beside(image, picture))
-    return _say(options.json, {"images": len(files), "pictures": str(options.out)})
+    failures: list[str] = []
+    images = list(open_readable(files, options.size, patch, failures))
+    cells = [dense_features(model, image) for _, image in counted(images, "features", len(images))]
+    for number, ((file, image), picture) in enumerate(zip(images, pca_map(cells) if cells else [])):
+        write_png(options.out / output_name(number, file.stem, ".png"), beside(image, picture))
+    _say(options.json, {"images": len(images), "pictures": str(options.out)})
+    return _left_out(failures, notes)
 
 
 @dataclass(frozen=True)
 class Match:
-    """Matches between two images: mutual nearest neighbours of their patch features, below a cell, as coloured lines.
+    """Matches between two images: mutual nearest neighbours of their patch features, as coloured lines.
 
     $ tenfold vision match dinov3-mini left.png right.png --out matches.png
     $ tenfold vision match dinov3-mini left.png right.png --points points.json      every match, in pixels
@@ -72,7 +75,7 @@ class Match:
     out: Path = Path("matches.png")  # the picture
     points: Path | None = None  # also write every match: left (x, y), right (x, y), similarity
     most: int = 100  # lines drawn, the most similar first
-    stride: int | None = None  # pixels between features (default: one patch)
+    stride: int | None = None  # pixels between features, to which matches are exact (default: one patch)
     json: bool = False  # print the numbers as JSON
 
 
@@ -132,15 +135,17 @@ class Track:
 
 
 def track(options: Track) -> int:
+    from tenfold.data.file_names import output_name
     from tenfold.data.progress import track as counted
     from tenfold.images.drawing import overlay, side_by_side, write_png
-    from tenfold.images.frames import open_frames
+    from tenfold.images.frames import open_frames, refuse_one_class
     from tenfold.vision.backbones.backbone import model_of
     from tenfold.vision.probes.correspond import dense_features
     from tenfold.vision.probes.dense import cell_labels
     from tenfold.vision.probes.tracking import propagate_labels, propagation_miou, to_pixels, tracking_floors
 
     frames = open_frames(options.clip, "mask", options.frames)
+    refuse_one_class(frames)
     clip = frames.clips(options.frames)[0]
     model = model_of(options.weights).for_inference()
     images = [frames.images[i] for i in clip]
@@ -152,7 +157,7 @@ def track(options: Track) -> int:
         truth = frames.masks[i]
         carried = to_pixels(labels, *truth.shape)
         pair = [overlay(images[i], truth, classes), overlay(images[i], carried, classes)]
-        write_png(options.out / f"{i:04d}-{frames.names[i]}.png", side_by_side(pair))
+        write_png(options.out / output_name(i, frames.names[i], ".png"), side_by_side(pair))
     score = propagation_miou(frames, cells, [clip], options.temperature)
     floors = {f"mIoU, {name}": value for name, value in tracking_floors(frames, [clip]).items()}
     return _say(
@@ -176,40 +181,45 @@ class Segment:
     train: Path | None = None  # images with masks that a linear probe learns from: parquet, or images/ and masks/
     limit: int | None = None  # use only its first rows
     epochs: int = 60  # passes over it
-    size: int | None = None  # shorter side of the images in pixels (default: as it is)
+    size: int | None = None  # shorter side of the images in pixels (default: as it is, at most 512 on the longer side)
     json: bool = False  # print the numbers as JSON
 
 
 def segment(options: Segment) -> int:
+    from tenfold.data.file_names import output_name, readable_name
     from tenfold.data.progress import track as counted
     from tenfold.images.drawing import overlay, side_by_side, write_png
-    from tenfold.images.frames import open_frames
+    from tenfold.images.frames import open_frames, refuse_one_class
     from tenfold.vision.backbones.backbone import model_of
-    from tenfold.vision.backbones.images import find_images, open_image
+    from tenfold.vision.backbones.images import find_images, open_readable
     from tenfold.vision.probes.correspond import dense_features, object_mask
     from tenfold.vision.probes.dense import segment as segment_cells
 
-    files = find_images(options.images)
-    if not files:
-        raise DataError(f"no images in {', '.join(map(str, options.images))}.")
+    notes: list[str] = []
+    files = find_images(options.images, notes)
     frames = open_frames(options.train, "mask", options.limit) if options.train else None
     model = model_of(options.weights).for_inference()
+    if frames:
+        refuse_one_class(frames)
     head = _probe(model, frames, options.epochs) if frames else None
     names = frames.classes if frames else ("object",)
     shares: dict[str, dict[str, float]] = {}
-    for number, file in counted(enumerate(files), "segmenting", len(files)):
-        image = open_image(file, options.size, model.config.patch_size)
+    failures: list[str] = []
+    readable = open_readable(files, options.size, model.config.patch_size, failures)
+    for number, (file, image) in counted(enumerate(readable), "segmenting", len(files)):
         cells = dense_features(model, image)
         if head is None:
             mask = (~object_mask(cells, *image.shape[:2])).long()  # 1 is not a class here, and stays untinted
         else:
             mask = segment_cells(head, cells, *image.shape[:2])
         write_png(
-            options.out / f"{number:04d}-{file.stem}.png", side_by_side([image, overlay(image, mask, len(names))])
+            options.out / output_name(number, file.stem, ".png"),
+            side_by_side([image, overlay(image, mask, len(names))]),
         )
         found = {name: float((mask == i).float().mean()) for i, name in enumerate(names)}
-        shares[str(file)] = {name: round(share, 4) for name, share in found.items() if share > 0}
-    return _say(options.json, {"pictures": str(options.out), "share of pixels": shares})
+        shares[readable_name(file)] = {name: round(share, 4) for name, share in found.items() if share > 0}
+    _say(options.json, {"pictures": str(options.out), "share of pixels": shares})
+    return _left_out(failures, notes)
 
 
 @dataclass(frozen=True)
@@ -228,48 +238,50 @@ class Zeroshot:
     classes: tuple[str, ...]  # the words to choose from, two or more
     backbone: Path | None = None  # the backbone of a dino.txt file, which comes without
     out: Path | None = None  # folder for one PNG per image: the photograph, and the class of each patch over it
-    size: int | None = None  # shorter side in pixels (default: as it is)
+    size: int | None = None  # shorter side in pixels (default: as it is, at most 512 on the longer side)
     json: bool = False  # print the numbers as JSON
 
 
 def zeroshot(options: Zeroshot) -> int:
     import torch
 
+    from tenfold.data.file_names import output_name, readable_name
     from tenfold.data.progress import track as counted
     from tenfold.images.drawing import overlay, side_by_side, write_png
     from tenfold.images.resize import resize
-    from tenfold.vision.backbones.images import find_images, open_image
+    from tenfold.vision.backbones.images import find_images, open_readable
     from tenfold.vision.evaluate_text import aligned_of
     from tenfold.vision.text.captions import templates
     from tenfold.vision.text.zeroshot import class_vectors, image_vectors, segment_by_text
 
     if len(set(options.classes)) < 2:
         raise UsageError(f"--classes {' '.join(options.classes)}: give two or more different words.")
-    files = find_images(options.images)
-    if not files:
-        raise DataError(f"no images in {', '.join(map(str, options.images))}.")
+    notes: list[str] = []
+    files = find_images(options.images, notes)
     model = aligned_of(options.weights, options.backbone)
     assert model.backbone is not None
     config, names = model.backbone.config, options.classes
-    images = [open_image(file, options.size, config.patch_size) for file in files]  # before any picture is written
+    failures: list[str] = []
+    readable = open_readable(files, options.size, config.patch_size, failures)
     classes = class_vectors(model, names, templates("all"))
     scale = float(model.logit_scale.detach().exp())
     found: dict[str, dict[str, float]] = {}
-    for number, (file, image) in counted(enumerate(zip(files, images)), "reading", len(files)):
+    for number, (file, image) in counted(enumerate(readable), "reading", len(files)):
         square = resize(image, config.image_size, config.image_size)
         shares = (scale * image_vectors(model, square[None].numpy()) @ classes.T).softmax(1)[0]
         order = shares.argsort(descending=True)
-        found[str(file)] = {names[i]: round(float(shares[i]), 4) for i in order.tolist()}
+        found[readable_name(file)] = {names[i]: round(float(shares[i]), 4) for i in order.tolist()}
         if options.out:
             with torch.inference_mode():
                 where = segment_by_text(model, image, classes)
             picture = side_by_side([image, overlay(image, where, len(names))])
-            write_png(options.out / f"{number:04d}-{file.stem}.png", picture)
+            write_png(options.out / output_name(number, file.stem, ".png"), picture)
     if options.json:
-        return _say(True, {"pictures": str(options.out) if options.out else None, "images": found})
+        _say(True, {"pictures": str(options.out) if options.out else None, "images": found})
+        return _left_out(failures, notes)
     for file, shares in found.items():
         print(f"{file}  " + "  ".join(f"{name} {share:.2f}" for name, share in list(shares.items())[:3]))
-    return 0
+    return _left_out(failures, notes)
 
 
 def _probe(model: Backbone, frames: Frames, epochs: int) -> Any:
@@ -280,6 +292,13 @@ def _probe(model: Backbone, frames: Frames, epochs: int) -> Any:
     images = counted(frames.images, "features of the training images", len(frames))
     cells = [dense_features(model, image).half() for image in images]
     return segmentation_head(cells, frames.masks, len(frames.classes), frames.ignored, epochs)
+
+
+def _left_out(failures: Sequence[str], notes: Sequence[str]) -> int:
+    """Says what was not read, on standard error; the exit code."""
+    for line in [f"left out: {failure}" for failure in failures] + [*notes]:
+        print(f"tenfold: {line}", file=sys.stderr)
+    return DataError.exit_code if failures else 0
 
 
 def _say(as_json: bool, numbers: Mapping[str, Any]) -> int:

@@ -7,6 +7,8 @@ standard deviation.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,10 +16,16 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from tenfold.config import require
-from tenfold.data.readers import SUFFIXES, read_image
+from tenfold.data.file_names import readable_name
+from tenfold.data.folders import find_images as find_images
+from tenfold.data.readers import read_image
+from tenfold.errors import DataError
 from tenfold.images.resize import resize
 from tenfold.vision.backbones.backbone import BackboneConfig
 from tenfold.vision.backbones.vit import VitConfig
+
+LIMIT = 512  # pixels of the longer side, when no size is asked for
+LONGEST = 4  # times as long as wide: a longer image is not enlarged to the size asked for
 
 
 def normalize(images: UInt8[Tensor, "*b h w 3"], config: BackboneConfig) -> Float[Tensor, "*b 3 h w"]:
@@ -28,9 +36,16 @@ def normalize(images: UInt8[Tensor, "*b h w 3"], config: BackboneConfig) -> Floa
 
 
 def fit(height: int, width: int, size: int | None, patch: int) -> tuple[int, int]:
-    """Height and width for the network: the shorter side becomes `size` (as it is with None), both are rounded to
-    multiples of the patch, and neither is below one patch."""
-    scale = 1.0 if size is None else size / min(height, width)
+    """Height and width for the network, rounded to multiples of the patch, neither below one patch.
+
+    The shorter side becomes `size`, or less for an image longer than LONGEST to 1, so that the area stays below LONGEST
+    squares of that side. With None the image is as it is, at most LIMIT on its longer side.
+    """
+    if size is None:
+        scale = min(1.0, LIMIT / max(height, width))
+    else:
+        area = LONGEST * size**2
+        scale = min(size / min(height, width), math.sqrt(area / (height * width)), area / patch / max(height, width))
     rounded = [max(patch, round(side * scale / patch) * patch) for side in (height, width)]
     return rounded[0], rounded[1]
 
@@ -50,12 +65,14 @@ def load_image(
     return normalize(open_image(path, size, config.patch_size), config)
 
 
-def find_images(paths: tuple[Path, ...]) -> list[Path]:
-    """The image files named, and those below the folders named, in sorted order."""
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        else:
-            found.append(path)
-    return found
+def open_readable(
+    files: Sequence[Path], size: int | None, patch: int, failures: list[str]
+) -> Iterator[tuple[Path, UInt8[Tensor, "h w 3"]]]:
+    """The images that can be read, one at a time; why the others cannot goes to `failures`."""
+    for file in files:
+        try:
+            image = open_image(file, size, patch)
+        except DataError as error:
+            failures.append(readable_name(str(error)))
+            continue
+        yield file, image

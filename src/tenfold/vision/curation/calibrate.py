@@ -5,7 +5,9 @@
 Copies of some images of the pool are re-encoded (JPEG, quality 40), halved in size, and cropped (95 % of each side, at a
 random place). `recall` at a threshold is the share of copies above it. Pairs of the pool's own images above it are called
 false: some may be true duplicates of the pool, so their number is an upper bound. What counts is the largest component
-that they form, because one false bridge costs a whole component.
+that they form, because one false bridge costs a whole component. Pairs as alike as the better half of the planted copies are
+taken for the pool's own copies (sizes of a photograph, frames of a video), and an encoder is refused when the threshold joins
+more than a tenth of the pool besides.
 
 DINOv2's 0.6 and 0.45 (arXiv 2304.07193) belong to SSCD. For any encoder the choice here is: for duplicates the largest
 threshold with the wanted recall; against references the smallest one below it whose largest component stays small, since
@@ -37,16 +39,19 @@ PLANTED = 1000  # images that are copied
 STEP = 0.01  # of the thresholds that are tried
 BELOW = 0.10  # how far below the threshold for duplicates that against references may lie
 RECALL = 0.995  # share of planted copies that must be found: other copies then stay above 0.99
-LARGEST = 0.001  # largest component allowed, as a share of the pool
+LARGEST = 0.001  # largest component allowed against references, as a share of the pool
+BLIND = 0.1  # share of the pool that one component joins when an encoder cannot tell copies from other images
 
 
 @dataclass(frozen=True)
 class Plant:
-    """Images of the pool, by their ids, to be copied; the crops are drawn from `seed` and the id."""
+    """Images of the pool, by their ids, to be copied; the crops are drawn from `seed` and the id. `inputs` is the digest of the
+    pool's shards: other images under the same ids are planted again."""
 
     source: Path
     ids: tuple[int, ...]
     seed: int
+    inputs: str
 
     @property
     def name(self) -> str:
@@ -68,6 +73,14 @@ class Calibration:
         write_atomic(path, (json.dumps(asdict(self), indent=2) + "\n").encode())
 
 
+class CannotTell(UsageError):
+    """No threshold separates copies from other images; `calibration` has the table that says so."""
+
+    def __init__(self, said: str, calibration: Calibration) -> None:
+        super().__init__(said)
+        self.calibration = calibration
+
+
 def load_calibration(path: Path, encoder: Encoder) -> Calibration:
     """Raises UsageError when another encoder was calibrated, DataError when the file cannot be used."""
     from tenfold.config import from_dict
@@ -87,8 +100,13 @@ def load_calibration(path: Path, encoder: Encoder) -> Calibration:
 
 
 def choose_planted(shards: Sequence[Path], seed: int, planted: int = PLANTED) -> np.ndarray:
-    """Ids of the images that are copied, sorted."""
-    ids = np.concatenate([read_column(path, "id") for path in shards])
+    """Ids of the images that are copied, sorted; not those in which the encoder sees nothing (a blank image)."""
+    seen = np.concatenate([np.linalg.norm(part, axis=1) > 0.5 for part in Vectors(shards)])
+    ids = np.concatenate([read_column(path, "id") for path in shards])[seen]
+    if not len(ids):
+        raise UsageError(
+            "the encoder sees nothing in any image of the pool, so no copy can be planted: set --threshold."
+        )
     return np.sort(np.random.default_rng((seed, 2)).choice(ids, min(planted, len(ids)), replace=False))
 
 
@@ -145,7 +163,7 @@ def wanted_floor(scores: dict[str, np.ndarray]) -> float:
 def calibrate(
     encoder: Encoder, scores: dict[str, np.ndarray], edges: Sequence[Path], shards: Sequence[Path], floor: float
 ) -> Calibration:
-    """The table from `floor` to 1 and the choice. Raises UsageError when no threshold finds copies without joining
+    """The table from `floor` to 1 and the choice. Raises CannotTell when no threshold finds copies without joining
     images that are none; its message has the numbers."""
     marks = hashes(list(shards))
     left, right, similarity = (np.concatenate(part) for part in zip(*(read_edges(path) for path in edges)))
@@ -161,15 +179,39 @@ def calibrate(
         row |= {kind: _share(values, threshold) for kind, values in scores.items()}
         table.append({**row, "false pairs": int(above.sum()), "largest component": largest})
     chosen = _by_recall(scores)
-    small = [row["threshold"] for row in table if row["largest component"] <= allowed]
-    if not small or min(small) > chosen:
-        at = next(row for row in table if row["threshold"] >= chosen)
-        raise UsageError(
+    largest = {row["threshold"]: row["largest component"] for row in table}
+    at = next(row for row in table if row["threshold"] >= chosen)
+    small = [t for t in largest if t <= chosen and largest[t] <= max(allowed, at["largest component"])]
+    found = Calibration(encoder, chosen, min(small, default=chosen), floor, len(marks), table)
+    joined = _other_images_joined(len(marks), left, right, similarity, float(at["threshold"]), float(np.median(every)))
+    limit = max(allowed, math.floor(BLIND * len(marks)))
+    if joined > limit:
+        raise CannotTell(
             f"{encoder.by} cannot tell copies from other images here: the threshold {at['threshold']:.2f}, which finds "
-            f"{at['recall']:.1%} of the copies, joins {at['largest component']} images of {len(marks):,} into one "
-            f"component; allowed are {allowed}. Give another encoder with --copies, or set --threshold yourself."
+            f"{at['recall']:.1%} of the copies, joins {joined} images of {len(marks):,} into one component; allowed are "
+            f"{limit}. Give another encoder with --copies, or set --threshold yourself.",
+            found,
         )
-    return Calibration(encoder, chosen, min(small), floor, len(marks), table)
+    return found
+
+
+def _other_images_joined(
+    images: int, left: np.ndarray, right: np.ndarray, similarity: np.ndarray, threshold: float, sure: float
+) -> int:
+    """Images in the largest component above a threshold, where those that are as alike as the better half of the planted copies
+    (`sure`) count as one: they are the pool's own copies. Not where that would be most of the pool: an encoder for which all
+    images are alike has no copies to tell."""
+    above = similarity > threshold
+    groups = np.arange(images)
+    copies = similarity >= sure
+    own = components(images, left[copies], right[copies])
+    if np.bincount(own).max() <= images / 2:
+        groups = own
+    labels = components(
+        images, np.concatenate([left[above], np.arange(images)]), np.concatenate([right[above], groups])
+    )
+    _, first = np.unique(groups, return_index=True)
+    return int(np.bincount(labels[first]).max())
 
 
 def show_table(calibration: Calibration) -> str:

@@ -24,14 +24,22 @@ import numpy as np
 
 from tenfold.data.atomic import aside, write_atomic
 from tenfold.data.lock import held
-from tenfold.data.sources import open_source, too_many_unreadable
+from tenfold.data.sources import NAMED, Source, content_id, open_source, too_many_unreadable
 from tenfold.errors import DataError, UsageError
 from tenfold.shards.executor import map_function, map_shards
 from tenfold.shards.journal import NAME as JOURNAL
 from tenfold.vision.curation import calibrate as calibration
 from tenfold.vision.curation import duplicates, selection
 from tenfold.vision.curation.config import CurateConfig
-from tenfold.vision.curation.embeddings import Encoder, Rows, Vectors, embed_rows, read_column, unreadable_of
+from tenfold.vision.curation.embeddings import (
+    Encoder,
+    Rows,
+    Vectors,
+    embed_rows,
+    former_rows,
+    read_column,
+    unreadable_of,
+)
 from tenfold.vision.curation.neighbors import BLOCK
 
 CALIBRATION, MANIFEST, REPORT = "calibration.json", "manifest.parquet", "report.json"
@@ -49,8 +57,11 @@ def curate(config: CurateConfig, say: Callable[[str], None] = lambda line: None)
             f"nothing says which similarity of {config.copies!r} is a duplicate, so the dedup stage cannot run. Add "
             f"--calibrate to measure it on planted copies, or --threshold NUMBER (0.6 is right for SSCD and nothing else)."
         )
-    sizes = {path: len(open_source(path)) for path in (config.pool, *config.reference, *config.query)}
-    stages = _Curation(config, sizes, say)
+    sources = {path: open_source(path.absolute()) for path in (config.pool, *config.reference, *config.query)}
+    for source in sources.values():
+        if note := getattr(source, "skipped", ""):
+            say(f"tenfold: {note}")
+    stages = _Curation(config, sources, say)
     with held(config.out / ".lock", "folder of a curation"):
         return stages.run()
 
@@ -66,8 +77,9 @@ def default_levels(images: int) -> tuple[int, ...]:
 class _Curation:
     """One run: the stages in their order, the digest of each, and what the report says of them."""
 
-    def __init__(self, config: CurateConfig, sizes: dict[Path, int], say: Callable[[str], None]) -> None:
-        self.config, self.sizes, self.say = config, sizes, say
+    def __init__(self, config: CurateConfig, sources: dict[Path, Source], say: Callable[[str], None]) -> None:
+        self.config, self.sources, self.say = config, sources, say
+        self.sizes = {path: len(source) for path, source in sources.items()}
         self.copies, self.features = Encoder.of(config.copies, config.size), Encoder.of(config.weights, config.size)
         self.report: dict[str, Any] = {}
 
@@ -95,11 +107,17 @@ class _Curation:
         return self.report
 
     def _map(
-        self, folder: str, function: Any, items: Sequence[Any], settings: Any, name: Callable[[Any], str]
+        self,
+        folder: str,
+        function: Any,
+        items: Sequence[Any],
+        settings: Any,
+        name: Callable[[Any], str],
+        former_item: Callable[[Any, Path], Any] | None = None,
     ) -> list[Path]:
         """A stage, or part of one."""
         out = self.config.out / folder
-        place: Any = {"executor": self.config.executor, "workers": self.config.workers}
+        place: Any = {"executor": self.config.executor, "workers": self.config.workers, "former_item": former_item}
         return list(map_shards(function, items, out, settings=settings, name=name, label=folder, **place).paths)
 
     def _digest(self, *paths: Path) -> str:
@@ -112,11 +130,12 @@ class _Curation:
         return total.hexdigest()
 
     def _embed(self, folder: str, encoder: Encoder, source: Path, name: str) -> list[Path]:
-        source, total = source.absolute(), self.sizes[source]
-        step = self.config.shard_rows
-        rows = [Rows(source, start, min(start + step, total)) for start in range(0, total, step)]
-        function = functools.partial(embed_rows, encoder)
-        return self._map(f"{folder}/{name}", function, rows, {"shard_rows": step}, lambda r: r.name)
+        images, step, rows = self.sources[source], self.config.shard_rows, []
+        for start in range(0, len(images), step):
+            stop = min(start + step, len(images))
+            rows.append(Rows(source.absolute(), start, stop, content_id(images, start, stop)))
+        function, former = functools.partial(embed_rows, encoder), functools.partial(former_rows, images)
+        return self._map(f"{folder}/{name}", function, rows, {"shard_rows": step}, lambda r: r.name, former)
 
     def _count_unreadable(self, shards: Sequence[Path]) -> None:
         total = self.sizes[self.config.pool]
@@ -132,7 +151,8 @@ class _Curation:
         if config.calibrate:
             ids = calibration.choose_planted(shards, config.seed).tolist()
             parts = [tuple(ids[start : start + PLANT_ROWS]) for start in range(0, len(ids), PLANT_ROWS)]
-            plants = [calibration.Plant(config.pool.absolute(), part, config.seed) for part in parts]
+            inputs = self._digest(*shards)
+            plants = [calibration.Plant(config.pool.absolute(), part, config.seed, inputs) for part in parts]
             function = functools.partial(calibration.plant_copies, self.copies)
             planted = self._map("calibrate", function, plants, {"seed": config.seed}, lambda p: p.name)
             scores = calibration.copy_scores(planted, shards)
@@ -144,9 +164,15 @@ class _Curation:
         floor = min([floor, *given] if scores or found else given)
         edges = self._edges(shards, floor)
         if scores is not None:
-            found = calibration.calibrate(self.copies, scores, edges, shards, floor)
-            found.save(path)
-            self.say(calibration.show_table(found))
+            try:
+                found = calibration.calibrate(self.copies, scores, edges, shards, floor)
+                found.save(path)
+                self.say(calibration.show_table(found))
+            except calibration.CannotTell as refused:
+                self.say(calibration.show_table(refused.calibration))
+                if config.threshold is None:
+                    raise
+                self.say(f"tenfold: {refused} --threshold {config.threshold} is used.")
         duplicate = config.threshold if config.threshold is not None else found.threshold if found else None
         assert duplicate is not None, "curate() checked that something says so"
         against = config.reference_threshold
@@ -209,6 +235,8 @@ class _Curation:
         first = Vectors(shards).starts
         for number, reference in enumerate(config.reference):
             others = self._embed("copies", self.copies, reference, f"reference-{number}")
+            if blind := [reason for path in others for reason in unreadable_of(path).values()]:
+                self.say(f"tenfold: {len(blind)} reference images cannot be compared: {' '.join(blind[:NAMED])}")
             starts, inputs = Vectors(others).starts, self._digest(*shards, *others)
             pairs = [
                 duplicates.Pair(a, b, int(first[i]), int(starts[j]), 1, thresholds[1], inputs)

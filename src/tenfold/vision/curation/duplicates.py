@@ -154,13 +154,22 @@ def group_pool(group: Group, target: Path) -> None:
 
 @map_function("vision.touch_references", formerly=("tenfold.vision.duplicates:touch_references",))
 def touch_references(pair: Pair, target: Path) -> None:
-    """For every row of the pool's shard (left) its nearest image of a reference shard (right), above `floor`."""
+    """For every row of the pool's shard (left) its nearest image of a reference shard (right), above `floor`; equal pixels
+    always count, though the embedding may see nothing in them (a blank image)."""
     left = read_vectors(pair.left)
     right = read_vectors(pair.right, left.shape[1] if len(left) else None)
     best = TopK(len(left), 1, pair.floor)
     if len(left) and len(right):
         across(left, right, best, None, pair.first_left, pair.first_right)
-    write_edges(target, best.result().edges(pair.first_left))
+    query, neighbor, similarity = best.result().edges(pair.first_left)
+    marks, others = read_column(pair.left, "sha256"), read_column(pair.right, "sha256")
+    at = {digest: number for number, digest in enumerate(others)}
+    near = set(query.tolist())
+    equal = [row for row, digest in enumerate(marks) if digest in at and row + pair.first_left not in near]
+    added = np.array(equal, query.dtype), np.array([at[marks[row]] for row in equal], neighbor.dtype)
+    ones = np.ones(len(equal), similarity.dtype)
+    sides = (query, added[0] + pair.first_left), (neighbor, added[1] + pair.first_right), (similarity, ones)
+    write_edges(target, tuple(np.concatenate(both) for both in sides))  # type: ignore[arg-type]
 
 
 def drop_touched(group: Group, target: Path) -> None:

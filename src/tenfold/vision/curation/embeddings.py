@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from tenfold.data.file_names import readable_name
 from tenfold.data.sample import Sample
 from tenfold.errors import DataError, MissingExtra
 from tenfold.shards.executor import map_function
@@ -72,11 +73,13 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Rows:
-    """Images `start` to `stop` of a source (see tenfold.data.sources.open_source)."""
+    """Images `start` to `stop` of a source (see tenfold.data.sources.open_source), and which files they are (`content_id`):
+    other files under the same numbers make another item, which is done again."""
 
     source: Path
     start: int
     stop: int
+    files: str = ""
 
     @property
     def name(self) -> str:
@@ -86,8 +89,30 @@ class Rows:
 @map_function("vision.embed_rows", formerly=("tenfold.vision.embeddings:embed_rows",))
 def embed_rows(encoder: Encoder, rows: Rows, target: Path) -> None:
     """Writes the shard of some rows of a source."""
+    from tenfold.data.sources import content_id
+
     source = opened(rows.source)
     write_shard(target, encoder, ((i, *read_sample(source, i)) for i in range(rows.start, rows.stop)))
+    if rows.files and content_id(source, rows.start, rows.stop) != rows.files:
+        opened.cache_clear()  # the next attempt looks again
+        raise DataError(f"{rows.source} changed while it was read: files came, went or were written to.")
+
+
+def former_rows(source: Any, rows: Rows, shard: Path) -> tuple[dict[str, Any], Callable[[], bool]]:
+    """The item by which version 0.1 knew a shard, which had no files in it; and what says whether the shard is still of these
+    files: its images are decoded once more, and compared with its names and the SHA-256 of its pixels."""
+
+    def still() -> bool:
+        names, digests = read_column(shard, "name"), read_column(shard, "sha256")
+        known = dict(zip(read_column(shard, "id").tolist(), zip(names, digests)))
+        for number in range(rows.start, rows.stop):
+            sample, _ = read_sample(source, number)
+            now = None if sample is None else (readable_name(sample.name), _pixels_digest(sample.image))
+            if now != known.get(number):
+                return False
+        return True
+
+    return {"source": str(rows.source), "start": rows.start, "stop": rows.stop}, still
 
 
 def read_sample(source: Any, index: int) -> tuple[Sample | None, str]:
@@ -118,8 +143,8 @@ def write_shard(target: Path, encoder: Encoder, samples: Any) -> None:
             continue
         image = sample.image
         columns["id"].append(number)
-        columns["name"].append(sample.name)
-        columns["sha256"].append(hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest())
+        columns["name"].append(readable_name(sample.name))
+        columns["sha256"].append(_pixels_digest(image))
         columns["pixels"].append(image.shape[0] * image.shape[1])
         waiting.append(image)
         if len(waiting) == BATCH:
@@ -134,6 +159,10 @@ def write_shard(target: Path, encoder: Encoder, samples: Any) -> None:
         "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
     }
     pq.write_table(pa.table(fields).replace_schema_metadata({"unreadable": json.dumps(unreadable)}), target)
+
+
+def _pixels_digest(image: np.ndarray) -> str:
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
 
 def read_column(path: Path, name: str) -> Any:

@@ -29,7 +29,7 @@ from tenfold.data.sources import InMemory, Source, open_source
 from tenfold.engine.task import Shard
 from tenfold.errors import DataError
 from tenfold.vision.backbones.backbone import BackboneConfig
-from tenfold.vision.backbones.images import SUFFIXES, normalize
+from tenfold.vision.backbones.images import find_images, normalize
 from tenfold.vision.pretraining.crops import Crops, MultiCrop, MultiCropConfig, collate_crops
 from tenfold.vision.probes.probe import knn_accuracy, pixel_features
 
@@ -150,7 +150,7 @@ def open_photographs(
         from tenfold.data.samples import fetch
 
         folder = fetch("scikit-image")
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and "motorcycle" not in p.name)
+        files = [p for p in find_images((folder,)) if "motorcycle" not in p.name]
         source: Source = TileSource(files, held_back=False)
         held: Source | None = TileSource(files, held_back=True)
         name = f"tiles of {len(files)} sample photographs"

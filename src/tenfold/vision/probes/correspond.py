@@ -4,7 +4,8 @@
     found = match(cells_left, cells_right)                    found.source, found.target: (n, 2) rows of (x, y) in cells
     pixels = (found.target + 0.5) * 8
 
-Matches: mutual nearest neighbours by cosine, refined below a cell by the parabola through the neighbouring similarities.
+Matches: mutual nearest neighbours by cosine, at the centres of cells (a smaller stride places them finer; a parabola through
+the neighbouring similarities was tried, and moved matches away from known shifts).
 Object: LOST (arXiv 2109.14279, section 3): the seed is the patch that resembles fewest others, for an object covers less of
 an image than its surroundings; what resembles the seed is joined to it.
 
@@ -106,12 +107,11 @@ def match(
     source: Float[Tensor, "h w d"],
     target: Float[Tensor, "H W d"],
     mutual: bool = True,
-    subcell: bool = True,
     most: int | None = None,
 ) -> Matches:
     """Nearest neighbours of the source's cells in the target, most similar first, at most `most` of them.
 
-    mutual: only pairs that choose each other. subcell: positions in the target between cells.
+    mutual: only pairs that choose each other.
     """
     index, similarity = nearest(source, target)
     chosen = torch.arange(len(index))
@@ -120,31 +120,11 @@ def match(
         chosen = chosen[back[index] == chosen]
     chosen = chosen[similarity[chosen].argsort(descending=True, stable=True)][:most]
     index, similarity = index[chosen], similarity[chosen]
-    position = _xy(index, target.shape[1])
-    if subcell:
-        position = position + _below_a_cell(source.flatten(0, 1)[chosen], target, index)
-    return Matches(_xy(chosen, source.shape[1]), position, similarity)
+    return Matches(_xy(chosen, source.shape[1]), _xy(index, target.shape[1]), similarity)
 
 
 def _xy(index: Tensor, columns: int) -> Tensor:
     return torch.stack([index % columns, index // columns], dim=1).float()
-
-
-def _below_a_cell(query: Tensor, target: Tensor, index: Tensor) -> Tensor:
-    """(n, 2) in [-0.5, 0.5]: the top of the parabola through three similarities, along x and y; 0 at a border."""
-    rows, columns = target.shape[:2]
-    bank, query = F.normalize(target.float(), dim=2), F.normalize(query.float(), dim=1)
-    y, x = index // columns, index % columns
-    moved = []
-    for dy, dx, inside in ((0, 1, (x > 0) & (x < columns - 1)), (1, 0, (y > 0) & (y < rows - 1))):
-        low, middle, high = (
-            (query * bank[(y + s * dy).clamp(0, rows - 1), (x + s * dx).clamp(0, columns - 1)]).sum(1)
-            for s in (-1, 0, 1)
-        )
-        bend = low - 2 * middle + high
-        top = 0.5 * (low - high) / torch.where(bend < 0, bend, -torch.inf)  # no top where it does not bend down
-        moved.append(torch.where(inside, top.clamp(-0.5, 0.5), 0.0))
-    return torch.stack(moved, dim=1)
 
 
 def discover(patch_tokens: Float[Tensor, "h w d"], seeds: int = 100) -> Bool[Tensor, "h w"]:
