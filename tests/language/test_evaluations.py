@@ -26,7 +26,7 @@ def test_every_file_has_figures_beside_the_baselines_and_the_text_stays(
     found = speculative(SpeculativeTask(pair[1], tmp_path, target=str(pair[0]), limit=1))
     for name in "ab":
         assert found[f"{name}/answers"] == 1
-        assert found[f"{name}/TPC no drafter (floor)"] == 1
+        assert found[f"{name}/TPC no drafter (baseline)"] == 1
         assert found[f"{name}/same text as without a drafter"].startswith("1 of 1 in ")
         # The replay and the engine count the same calls of the same answer: 8 tokens, the end among them.
         replayed, counted = (found[f"{name}/{kind} tree 16, all answers"] for kind in ("TPC", "engine TPC"))

@@ -80,5 +80,5 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         open_run(tmp_path)
     (tmp_path / "config.json").write_text('{"recipe": "x", "config": {"widt": 3}}')
-    with pytest.raises(CheckpointError, match="no run of a language model"):
+    with pytest.raises(CheckpointError, match="not a run of a language model"):
         open_run(tmp_path)

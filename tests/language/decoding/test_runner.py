@@ -46,6 +46,10 @@ def test_steps_emit_the_greedy_text_and_keep_its_rows() -> None:
     runner.prefill([(own, 9)])
     longest = 0
     for _ in range(6):
+        assert own.table is not None
+        assert runner.pages.cover(
+            own.table, len(own.tokens) + TREE.nodes
+        )  # tail pages were given back after the step before
         step = runner.decode([own], TREE, "top_k")
         assert len(step.paths[0]) == len(step.emitted[0])
         longest = max(longest, len(step.emitted[0]))

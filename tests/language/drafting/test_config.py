@@ -29,7 +29,7 @@ def test_a_layout_is_recognised_by_what_is_written_for_it(layout: Any) -> None:
     ("changes", "layout", "message"),
     [
         ({"method": "eagle1"}, "sglang", "layout eagle only"),
-        ({"aux_layers": (0, 3, 5)}, "sglang", "input of layer 0 is no layer's output"),
+        ({"aux_layers": (0, 3, 5)}, "sglang", "input of layer 0 is not the output of a layer"),
         ({"norm_output": True}, "eagle", "no norm_output"),
         ({"fc_norm": True, "norm_before_residual": True}, "eagle", "no norm_before_residual, fc_norm"),
     ],

@@ -48,10 +48,10 @@ def test_a_temperature_too_small_for_fp32_is_greedy() -> None:
     assert cold.tolist() == [[1, 0, 0]]
 
 
-def test_a_grammar_takes_tokens_out_but_never_all_of_them() -> None:
+def test_a_grammar_takes_tokens_out_and_a_row_without_any_stays_masked() -> None:
     allowed = torch.tensor([[True, False, True], [False, False, False]])
     found = allow(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), allowed)
-    assert found.tolist() == [[1, -torch.inf, 3], [4, 5, 6]]
+    assert found.tolist() == [[1, -torch.inf, 3], [-torch.inf] * 3]
 
 
 @settings(max_examples=30, deadline=None)

@@ -70,7 +70,7 @@ def test_greedy_answers_are_replayed_and_every_shape_stands_beside_the_baselines
     assert [a.tokens[a.prompt :].tolist() for a in answers] == [alone(model, prompt, 16) for prompt in prompts]
     own = replay(drafter, target, answers)
     found = figures(drafter, own)
-    assert found["TPC no drafter (floor)"] == 1
+    assert found["TPC no drafter (baseline)"] == 1
     assert 1 <= found["TPC chain 4, all answers"] <= found["TPC tree 16, all answers"] <= 7
     assert 0 < found["draft vocabulary covers"] <= 1
     right = Replayed(answers, [torch.zeros_like(ranks) for ranks in own.ranks], own.looked_up)
