@@ -49,7 +49,7 @@ def steps(path: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in found if "loss" in row]
 
 
-@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="the folder's paths go through /proc")
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="this machine has no /proc for the folder's paths")
 def test_an_unfinished_curation_goes_on_and_ends_in_the_manifest_of_an_undisturbed_one(place: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in place.glob("curated/**/*.parquet")}
     tenfold_command(place, CURATE)

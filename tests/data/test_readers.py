@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from needed import package
 from refusals import refused
 from tenfold.data.archives import read_zip
 from tenfold.data.readers import read_bytes, read_image, read_json, read_npy
@@ -141,7 +142,7 @@ def test_a_tiff_whose_white_is_zero_is_not_read_as_its_negative(bits: int) -> No
 
 
 def test_a_jpeg_2000_of_16_bits_a_colour_is_refused_because_its_white_would_be_black() -> None:
-    cv2 = pytest.importorskip("cv2")
+    cv2 = package("cv2")
     white = np.full((32, 32, 3), 65_535, np.uint16)
     with pytest.raises(DataError, match=r"16 bits a colour.* Allowed are 8 bits, or 16 bits of grey"):
         read_image(cv2.imencode(".jp2", white)[1].tobytes())

@@ -49,7 +49,7 @@ def test_bf16_units_are_those_that_the_kernel_lists() -> None:
     """/proc/cpuinfo is another witness, where there is one."""
     flags = machine.processor_facts().get("flags")
     if flags is None:
-        pytest.skip("no x86 /proc/cpuinfo here")
+        pytest.skip("this machine has no x86 /proc/cpuinfo")
     listed = bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
     assert listed == (machine.bf16_refusal() is None)
     assert machine.amx() == ("amx_tile" in flags.split())

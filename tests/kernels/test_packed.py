@@ -13,7 +13,7 @@ from tenfold.export.gguf import open_gguf
 from tenfold.kernels.formats import pack, quickest
 from tenfold.kernels.packed import Int4Linear, PackedWeight, PlainLinear, unpack_q4_1
 
-needs_bf16 = pytest.mark.skipif(quickest() != "bf16", reason="nothing here multiplies bf16 quickly")
+needs_bf16 = pytest.mark.skipif(quickest() != "bf16", reason="this machine has no fast bf16")
 
 
 def error(form: str, rows: int) -> float:

@@ -23,7 +23,7 @@ def compiled(source: Path, structures: tuple[type[ctypes.Structure], ...]) -> ct
     library, reason = native.build(source, structures)
     if library is None:
         assert reason.startswith(("no C++ compiler", "TENFOLD_NATIVE=0")), reason
-        pytest.skip(reason)
+        pytest.skip(f"this machine: {reason}")
     return library
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from needed import package
 from tenfold.data.readers import read_image
 from tenfold.tour.tiles import CHANGES, HELD, TRAIN, change, cut, most_frequent, save, write_tiles
 from tenfold.tour.vision import question_picture
 from tenfold.vision.pretraining.photographs import TILE
 
-pytest.importorskip("PIL")
+package("PIL")
 
 
 @pytest.fixture
